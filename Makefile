@@ -1,0 +1,64 @@
+# Every target works alone on a machine with make and Python 3.11 or newer:
+# it first creates .venv and installs what it needs there.
+
+PYTHON ?= python3
+WORKERS ?= 2
+TESTFLAGS ?=
+DEV_EXTRAS ?= all,docs,test
+# The wheels installed here are the CPU ones; JAX should not look for another device.
+export JAX_PLATFORMS ?= cpu
+
+BIN := .venv/bin
+STUDIES := from gradhpo.experiments.registry import STUDIES; print(*STUDIES)
+
+.PHONY: demo test test-x64 lint types docs reproduce bench clean
+
+demo: .venv/demo.stamp
+	$(BIN)/gradhpo demo
+
+# One pytest run: the tests, the blocks of README and docs, the doctests, the notebooks.
+test: .venv/dev.stamp
+	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term --cov-report=xml $(TESTFLAGS)
+
+# The same tests with 64-bit floats as JAX's default; documents print 32-bit numbers.
+test-x64: .venv/dev.stamp
+	JAX_ENABLE_X64=1 $(BIN)/pytest -n $(WORKERS) tests --ignore=tests/test_documents.py $(TESTFLAGS)
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp
+	$(BIN)/pyright
+
+docs: .venv/dev.stamp
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+
+# Hours, not minutes: the slow tests, then every study at full size, results in out/.
+reproduce: .venv/dev.stamp
+	$(BIN)/pytest -m slow --timeout=0 $(TESTFLAGS)
+	set -e; studies=$$($(BIN)/python -c "$(STUDIES)"); \
+	for study in $$studies; do $(BIN)/gradhpo run $$study --out out/$$study; done
+
+bench: .venv/dev.stamp
+	$(BIN)/python benchmarks/run.py
+
+# Results in out/ stay.
+clean:
+	rm -rf .venv build dist docs/_build docs/api coverage.xml .coverage .coverage.*
+	rm -rf .hypothesis .pytest_cache .ruff_cache
+	find src tests code benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Stamps: a second call installs nothing, a change of pyproject.toml installs again.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"gradhpo needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[cli,data,plot]'
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(DEV_EXTRAS)]'
+	@touch $@ .venv/demo.stamp

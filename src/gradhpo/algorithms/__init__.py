@@ -1,0 +1,1 @@
+"""The methods as classes: constructor and docstring; the mathematics is in `estimators`."""

@@ -1,0 +1,351 @@
+"""The one body of `init`, `step`, `compute_hypergradient` and `run`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradhpo.algorithms._programs import (
+    Programs,
+    complain_of,
+    dynamics_of,
+    initializer,
+    inspect,
+    problem_of,
+    programs,
+    resolve,
+)
+from gradhpo.core import loop as loops
+from gradhpo.core.base import BilevelOptimizer
+from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.problem import Window
+from gradhpo.core.source import BatchSource, Resident, as_arrays, draw, stack
+from gradhpo.core.state import BilevelState
+from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, UpdateFn
+from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.validation import (
+    check_callable,
+    check_count,
+    check_fraction,
+    check_hyperparams,
+    check_params,
+)
+
+__all__ = ["EstimatorOptimizer"]
+
+LOSS = "(params, hyperparams, batch) -> scalar"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimatorOptimizer(BilevelOptimizer):
+    """A method as an object with settings and no state; frozen and hashable.
+
+    Args:
+        update_fn: The training step, `update_fn(params, hyperparams, batch) -> params`; or
+        inner_optimizer: an Optax optimizer, or a factory `hyperparams -> optimizer`, run on
+            `train_loss_fn`. Exactly one of the two.
+        outer_optimizer: An Optax optimizer for the hyperparameters. Without one, give
+            `lr_hyper` to `step` or `run`: plain steps.
+        T: Inner steps per episode, for `run` (which may override it).
+        loop: How steps are looped over: "scan", "unroll", "host", or "auto", which avoids
+            compiled loops for convolutions on CPU, where they are 15-20 times slower.
+        strict: Raise instead of warning when a hyperparameter has no effect, a parameter no
+            gradient, or something is compiled again and again.
+    """
+
+    update_fn: UpdateFn | None = None
+    inner_optimizer: optax.GradientTransformation | MakeOptimizer | None = None
+    outer_optimizer: optax.GradientTransformation | None = None
+    T: int | None = None
+    loop: str = "auto"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.update_fn is None) == (self.inner_optimizer is None):
+            given = "neither" if self.update_fn is None else "both"
+            raise ValueError(
+                f"{type(self).__name__} takes either update_fn= (your own training step) or "
+                f"inner_optimizer= (an Optax optimizer on train_loss_fn), but got {given}."
+            )
+        if self.update_fn is not None:
+            check_callable("update_fn", self.update_fn, "(params, hyperparams, batch) -> params")
+        outer = self.outer_optimizer
+        if outer is not None and not (hasattr(outer, "init") and hasattr(outer, "update")):
+            raise TypeError(
+                f"outer_optimizer must be an Optax GradientTransformation, got {outer!r}."
+            )
+        if self.T is not None:
+            self._settle(T=check_count("T", self.T))
+        if self.loop not in ("auto", "scan", "unroll", "host"):
+            raise ValueError(
+                f"loop must be 'auto', 'scan', 'unroll' or 'host', got {self.loop!r}."
+            )
+
+    def _settle(self, **fields: Any) -> None:
+        """Store checked settings, for use in `__post_init__` only."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        """The method as a pure `Estimator`, for `gradhpo.bilevel_step`."""
+        raise NotImplementedError
+
+    @property
+    def estimation_interval(self) -> int:
+        """Episodes between two calls of `estimator.start`."""
+        return 1
+
+    # -- one step at a time ---------------------------------------------------------------
+
+    def init(
+        self, params: Params, hyperparams: Hyper, train_batch: Batch | None = None
+    ) -> BilevelState:
+        """A fresh state.
+
+        Args:
+            params: Initial weights; leaves that are not floating point are carried along.
+            hyperparams: Initial hyperparameters; every leaf floating point.
+            train_batch: One batch, whose shape methods that keep data need (HyperDistill)
+                if `step` is to be traced by a transformation of yours; `run` does not need it.
+
+        Raises:
+            TypeError: a leaf has the wrong type; the message names it.
+        """
+        check_params(params)
+        check_hyperparams(hyperparams)
+        window = None
+        if train_batch is not None:
+            train = jax.tree.map(lambda x: jnp.asarray(x)[None], as_arrays(train_batch))
+            window = Window(train, ())
+        return initializer(self)(params, hyperparams, window)
+
+    def step(
+        self,
+        state: BilevelState,
+        train_batch: Batch,
+        val_batch: Batch,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+        lr_hyper: Any = None,
+    ) -> BilevelState:
+        """One outer update; a method with a window of several steps repeats the batch.
+
+        Args:
+            state: From `init` or an earlier step; never donated.
+            train_batch, val_batch: One batch each.
+            train_loss_fn, val_loss_fn: `(params, hyperparams, batch) -> scalar`; the same
+                function objects at every call, or everything is compiled again.
+            lr_hyper: Outer rate, used as given; required without `outer_optimizer`.
+
+        Returns:
+            The new state; `metadata["status"]` says what happened.
+        """
+        self._check_rates(lr_hyper)
+        train_batch, val_batch = self._check_call(state, train_batch, val_batch)
+        rate = None if lr_hyper is None else _rate(lr_hyper, state.hyperparams)
+        compiled = self._cached(programs, train_loss_fn, val_loss_fn, self.loop)
+        return compiled.step(state, train_batch, val_batch, rate)
+
+    def compute_hypergradient(
+        self,
+        state: BilevelState,
+        train_batch: Batch,
+        val_batch: Batch,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+    ) -> Hyper:
+        """The very hypergradient that `step` would apply; the state is untouched."""
+        train_batch, val_batch = self._check_call(state, train_batch, val_batch)
+        compiled = self._cached(programs, train_loss_fn, val_loss_fn, self.loop)
+        return compiled.hypergradient(state, train_batch, val_batch)
+
+    def start_episode(self, state: BilevelState) -> BilevelState:
+        """For a loop of your own around `step`: fresh slots and memory, phi kept."""
+        return loops.start_episode(self.estimator("scan"), dynamics_of(self, None), state)
+
+    def end_episode(self, state: BilevelState, lr_reptile: float = 1.0) -> BilevelState:
+        """For a loop of your own: move from phi towards w_T (1: go on from w_T; 0: restart)."""
+        lr_reptile = check_fraction("lr_reptile", lr_reptile)
+        if lr_reptile != 1 and state.phi == ():
+            raise ValueError("end_episode needs a state that start_episode has seen.")
+        return loops.end_episode(state, lr_reptile)
+
+    # -- a whole run ------------------------------------------------------------------------
+
+    def run(
+        self,
+        state: BilevelState,
+        M: int,
+        *,
+        T: int | None = None,
+        get_train_batch: BatchSource,
+        get_val_batch: BatchSource,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+        lr_reptile: float = 1.0,
+        lr_hyper: float | None = None,
+        callback: Callable[[int, BilevelState], Any] | None = None,
+    ) -> BilevelState:
+        """M episodes of T inner steps, the hyperparameters tuned all along.
+
+        Every episode starts with fresh optimizer slots and a fresh memory (theta and keys
+        survive) and is one compiled call. It draws exactly T train and T validation batches,
+        alternately and in order, so all methods see the same batches from the same sources.
+
+        Args:
+            state: From `init` or an earlier run; it stays valid.
+            M: Episodes; callbacks count them from 1.
+            T: Inner steps per episode; overrides the constructor's.
+            get_train_batch, get_val_batch: Functions of no argument returning one batch, or
+                `gradhpo.Resident` data sets. All batches of one shape.
+            train_loss_fn, val_loss_fn: `(params, hyperparams, batch) -> scalar`.
+            lr_reptile: Where the next episode starts: 1 at w_T, 0 where this one did.
+            lr_hyper: Outer rate in episode m is `lr_hyper (1 - (m - 1) / M)`. Either this or
+                `outer_optimizer`, which is never decayed.
+            callback: `callback(m, state)` after every episode, with `state.params = w_T`.
+
+        Returns:
+            The final state; its `params` are phi (equal to w_T at `lr_reptile=1`).
+
+        Raises:
+            TypeError, ValueError: at the first call, naming what is wrong and the remedy.
+        """
+        M = check_count("M", M)
+        T = self._episode_length(T)
+        self._check_rates(lr_hyper)
+        lr_reptile = check_fraction("lr_reptile", lr_reptile)
+        for name, source in (("get_train_batch", get_train_batch), ("get_val_batch", get_val_batch)):
+            if not isinstance(source, Resident):
+                check_callable(name, source, "() -> batch, or a gradhpo.Resident")
+        if callback is not None:
+            check_callable("callback", callback, "(episode, state)")
+
+        keep_phi = lr_reptile != 1
+        resident = Window(*(getattr(s, "data", None) for s in (get_train_batch, get_val_batch)))
+        drawn_before = int(state.step)
+        loop, compiled = "scan", None
+        for m in range(1, M + 1):
+            train, val = draw(get_train_batch, get_val_batch, drawn_before + m, T)
+            window = Window(stack(train), stack(val))
+            rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), state.hyperparams)
+            if compiled is None:
+                state = _copy(self._with_batch_shape(state, window, resident))
+                loop = self._choose_loop(train_loss_fn, val_loss_fn, state, window, resident)
+                compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
+            if self.estimator(loop).start is not None and (m - 1) % self.estimation_interval == 0:
+                state = compiled.estimate_theta(state, window, resident)
+            state = self._episode(compiled, loop, state, window, rate, resident, keep_phi)
+            if callback is not None:
+                callback(m, _copy(state))
+            if keep_phi:
+                state = _end_episode(state, lr_reptile)
+        return state
+
+    def _episode(
+        self,
+        compiled: Programs,
+        loop: Loop,
+        state: BilevelState,
+        window: Window,
+        rate: Any,
+        resident: Window,
+        keep_phi: bool,
+    ) -> BilevelState:
+        if loop != "host":
+            return compiled.episode(state, window, rate, resident, keep_phi=keep_phi)
+        state = _copy(compiled.start_episode(state, keep_phi=keep_phi))
+        windows = loops.in_windows(window, self.estimator(loop).window)
+        for i in range(jax.tree.leaves(windows)[0].shape[0]):
+            part = jax.tree.map(lambda x: x[i], windows)  # noqa: B023
+            state = compiled.window_step(state, part, rate, resident)
+        return state
+
+    # -- what the above share ---------------------------------------------------------------
+
+    def _cached(self, make: Callable, train_loss: LossFn, val_loss: LossFn, *loop: Loop) -> Any:
+        check_callable("train_loss_fn", train_loss, LOSS)
+        check_callable("val_loss_fn", val_loss, LOSS)
+        try:
+            return make(self, train_loss, val_loss, *loop)
+        except TypeError as error:
+            if "unhashable" in str(error):
+                error.add_note(
+                    "gradhpo: settings and losses are static under jit and must be hashable; wrap "
+                    "the one that is not in a function."
+                )
+            raise
+
+    def _choose_loop(
+        self, train_loss: LossFn, val_loss: LossFn, state: BilevelState, window: Window, resident
+    ) -> Loop:
+        """Check the problem on the first window, warn once for this run, settle "auto"."""
+        problem = self._cached(problem_of, train_loss, val_loss)
+        shapes = jax.eval_shape(loops.fetch, resident, window)
+        findings = inspect(self, problem, state, shapes)
+        complain_of(self, findings)
+        return resolve(self.loop, findings)
+
+    def _with_batch_shape(self, state: BilevelState, window: Window, resident) -> BilevelState:
+        """A memory that holds data, allocated once the shape of a batch is known."""
+        if getattr(state.memory, "data", ()) is not None:
+            return state
+        batch = jax.eval_shape(loops.fetch, resident, window).train
+        data = jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), batch)
+        return state.update(memory=state.memory._replace(data=data))
+
+    def _episode_length(self, T: int | None) -> int:
+        T = self.T if T is None else check_count("T", T)
+        window = self.estimator("scan").window
+        if T is None:
+            raise ValueError(
+                f"{type(self).__name__} does not know how many inner steps an episode has: give "
+                "T= to the constructor or to run (T=20, say)."
+            )
+        if T % window:
+            raise ValueError(
+                f"T must be a multiple of the {window} steps this method unrolls, got T={T}."
+            )
+        return T
+
+    def _check_rates(self, lr_hyper: Any) -> None:
+        if (lr_hyper is None) != (self.outer_optimizer is None):
+            return
+        given = "neither" if lr_hyper is None else "both"
+        raise ValueError(
+            f"{type(self).__name__} moves the hyperparameters by outer_optimizer= (of the "
+            f"constructor) or by plain steps of lr_hyper= (of step and run), but got {given}."
+        )
+
+    def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
+        if not isinstance(state, BilevelState):
+            raise TypeError(f"state must be a BilevelState from init, got {type(state).__name__}.")
+        if getattr(state.memory, "data", ()) is None and any(
+            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, train_batch))
+        ):
+            raise ValueError(
+                f"{type(self).__name__} keeps a batch in its memory, whose shape must be known "
+                "before step is traced by jit, vmap or scan: make the state by "
+                "init(params, hyperparams, train_batch)."
+            )
+        return as_arrays(train_batch), as_arrays(val_batch)
+
+
+def _rate(lr_hyper: Any, hyperparams: Hyper) -> Any:
+    """One dtype whatever the user passes, so that every value is the same program."""
+    dtype = scalar_dtype(hyperparams)
+    if isinstance(lr_hyper, jax.Array):
+        return lr_hyper if lr_hyper.dtype == dtype else lr_hyper.astype(dtype)
+    return np.asarray(lr_hyper, dtype)
+
+
+@jax.jit
+def _copy(state: BilevelState) -> BilevelState:
+    """Buffers of their own for every leaf: a run donates its state, the caller keeps theirs."""
+    return jax.tree.map(jnp.copy, state)
+
+
+_end_episode = jax.jit(loops.end_episode)

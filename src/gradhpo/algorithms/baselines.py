@@ -1,0 +1,50 @@
+"""The two baselines: exact one-step lookahead, and the direct term alone."""
+
+import dataclasses
+
+from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.estimators.first_order import first_order
+from gradhpo.estimators.one_step import one_step
+
+__all__ = ["FOOptimizer", "OneStepOptimizer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneStepOptimizer(EstimatorOptimizer):
+    """Exact one-step lookahead: `dL_val/dlam + alpha_t B_t` after every inner step.
+
+    Source:
+        Luketina et al. (2016), section 2. See `gradhpo.estimators.one_step`.
+
+    >>> opt = OneStepOptimizer(update_fn=lambda w, lam, batch: w - lam * (w - batch))
+    >>> judge = lambda w, lam, batch: (w - batch) ** 2
+    >>> state = opt.step(opt.init(1.0, 0.5), 2.0, 2.0, judge, judge, lr_hyper=0.1)
+    >>> print(state.params, state.hyperparams)
+    1.5 0.6
+    """
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        del loop  # one step at a time
+        return one_step()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FOOptimizer(EstimatorOptimizer):
+    """First-order: `dL_val/dlam` with the weights held fixed.
+
+    Zero, with a warning, for hyperparameters that are not in the validation loss.
+
+    Source:
+        Liu et al. (2019), section 2.3 with xi = 0. See `gradhpo.estimators.first_order`.
+
+    >>> opt = FOOptimizer(update_fn=lambda w, lam, batch: w - 0.5 * (w - batch))
+    >>> judge = lambda w, lam, batch: (w + lam - batch) ** 2
+    >>> state = opt.init(1.0, 0.5)
+    >>> print(opt.compute_hypergradient(state, 2.0, 3.0, judge, judge))
+    -2.0
+    """
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        del loop  # one step at a time
+        return first_order()

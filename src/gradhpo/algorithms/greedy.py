@@ -1,0 +1,50 @@
+"""Generalized greedy hypergradients."""
+
+import dataclasses
+
+from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.estimators.greedy import greedy
+from gradhpo.utils.validation import check_count, check_fraction
+
+__all__ = ["GreedyOptimizer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GreedyOptimizer(EstimatorOptimizer):
+    """Discounted one-step terms summed over a window: `sum_t gamma^(T-t) alpha_t B_t`.
+
+    `run` draws a batch for every inner step (the paper's setting) and updates the
+    hyperparameters once per `unroll_steps`; `step` has one batch and repeats it.
+
+    Args:
+        unroll_steps: Inner steps per outer update.
+        gamma: Discount in [0, 1]; 0 is the one-step method.
+        T: Inner steps per episode, a multiple of `unroll_steps` and by default equal to it.
+
+    Source:
+        "Generalized Greedy Gradient-Based Hyperparameter Optimization" (under review, ICLR
+        2025). See `gradhpo.estimators.greedy`.
+
+    >>> opt = GreedyOptimizer(update_fn=lambda w, lam, batch: w - lam * (w - batch), unroll_steps=2)
+    >>> judge = lambda w, lam, batch: (w - batch) ** 2
+    >>> state = opt.init(1.0, 0.5)
+    >>> print(opt.compute_hypergradient(state, 2.0, 2.0, judge, judge))
+    -1.15
+    """
+
+    unroll_steps: int = 5
+    gamma: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._settle(
+            unroll_steps=check_count("unroll_steps", self.unroll_steps),
+            gamma=check_fraction("gamma", self.gamma),
+        )
+        if self.T is None:
+            self._settle(T=self.unroll_steps)
+        self._episode_length(self.T)
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        return greedy(self.gamma, self.unroll_steps, loop=loop)

@@ -1,0 +1,118 @@
+"""HyperDistill: online hypergradient distillation."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms._programs import programs
+from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.problem import Window
+from gradhpo.core.source import as_arrays, stack
+from gradhpo.core.state import BilevelState
+from gradhpo.core.types import Batch, LossFn
+from gradhpo.estimators.distill import hyperdistill
+from gradhpo.utils.validation import check_batches, check_count, check_fraction
+
+__all__ = ["OnlineHypergradientOptimizer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineHypergradientOptimizer(EstimatorOptimizer):
+    """HyperDistill: `dL_val/dlam + theta S_t alpha_t dPhi(w*_t, lam; D*_t)/dlam` at every step.
+
+    Args:
+        gamma: Discount in [0, 1]; 0 with `theta=1.0` is the one-step method.
+        estimation_period: Episodes between two fits of theta (before episodes 1, 1 +
+            period, …); a fit costs about as much as three episodes.
+        theta: "estimate" fits it; a number (or "fixed", which is 1.0) keeps it there. `step`
+            never fits: theta is 1 until `run` or `estimate_theta` does.
+        theta_guard: Reject a fit that is not positive, keep the one before, say so in the
+            status.
+        points: "line" (constant memory) or "trajectory" (eq. 17 as printed) in the fit.
+        sampling: "bernoulli" or "round", how D* takes examples in.
+        seed: Of those draws.
+
+    Source:
+        Lee et al. (2022), algorithms 3 and 4. See `gradhpo.estimators.distill`.
+
+    >>> opt = OnlineHypergradientOptimizer(
+    ...     update_fn=lambda w, lam, batch: w - lam * (w - batch), gamma=0.9, T=20)
+    >>> judge = lambda w, lam, batch: (w - batch) ** 2
+    >>> state = opt.init(1.0, 0.5)
+    >>> print(opt.compute_hypergradient(state, 2.0, 2.0, judge, judge))
+    -1.0
+    """
+
+    gamma: float = 0.99
+    estimation_period: int = 50
+    theta: float | str = "estimate"
+    theta_guard: bool = True
+    points: str = "line"
+    sampling: str = "bernoulli"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._settle(
+            gamma=check_fraction("gamma", self.gamma),
+            estimation_period=check_count("estimation_period", self.estimation_period),
+            seed=check_count("seed", self.seed, minimum=0),
+        )
+        if isinstance(self.theta, str):
+            if self.theta not in ("estimate", "fixed"):
+                raise ValueError(f"theta must be 'estimate', 'fixed' or a number, got {self.theta!r}.")
+        else:
+            self._settle(theta=float(self.theta))
+            if not np.isfinite(self.theta):
+                raise ValueError(f"theta must be finite, got {self.theta}.")
+        for name, choices in (("points", ("line", "trajectory")), ("sampling", ("bernoulli", "round"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        fixed = {"estimate": None, "fixed": 1.0}
+        return hyperdistill(
+            self.gamma,
+            theta=fixed.get(self.theta, self.theta),  # type: ignore[arg-type]
+            points=self.points,
+            sampling=self.sampling,
+            theta_guard=self.theta_guard,
+            seed=self.seed,
+            loop=loop,
+        )
+
+    @property
+    def estimation_interval(self) -> int:
+        return self.estimation_period
+
+    def estimate_theta(
+        self,
+        state: BilevelState,
+        train_batches: list[Batch],
+        val_batch: Batch,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+    ) -> BilevelState:
+        """Fit theta for the coming episode, for a loop of your own around `step`.
+
+        Args:
+            state: At the start of an episode: its `params` are w_0.
+            train_batches: The T train batches of the episode, as a list.
+            val_batch: The validation batch that judges w_T.
+
+        Returns:
+            The state with `theta` (see `state.get_metric("theta")`), its fit's `theta_r2` and
+            `theta_cosine`; parameters and hyperparameters are untouched.
+        """
+        if self.theta != "estimate":
+            raise ValueError(f"theta is fixed (theta={self.theta!r}); construct with theta='estimate'.")
+        if not isinstance(train_batches, list) or not train_batches:
+            raise TypeError("train_batches must be a non-empty list of batches, one per inner step.")
+        batches: list[Any] = [as_arrays(batch) for batch in train_batches]
+        check_batches("train_batches", batches)
+        vals = [as_arrays(val_batch)] * len(batches)
+        loop: Loop = "scan" if self.loop == "auto" else self.loop
+        compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
+        return compiled.estimate_theta(state, Window(stack(batches), stack(vals)))

@@ -1,0 +1,1 @@
+"""The mechanism every method shares: dynamics, problem, estimator, state, loop."""

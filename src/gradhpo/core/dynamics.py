@@ -1,0 +1,243 @@
+"""Inner dynamics: `s_t = Phi(s_{t-1}, lam; D_t)`, its step and its pullback.
+
+Where the step is an Optax update `w + U(g, z, lam)` with `g = grad_w L_train`, the
+pullback of a cotangent `alpha` on `s_t` uses
+
+    (a_w, a_z, q, c) = pullback of alpha through U alone, with g an independent input
+    (q H, q M)       = d/deps grad_{w,lam} L_train(w + eps q) at eps = 0
+    alpha A = (a_w + q H, a_z),    alpha B = c + q M
+
+one forward-over-reverse product in place of reverse over reverse (`H` is the Hessian,
+`M` the mixed derivative of the training loss). The identity holds because second
+derivatives commute; the idea of running it this way is MixFlow-MG (Kemaev et al. 2025).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from gradhpo.core.types import (
+    Batch,
+    Hyper,
+    LossFn,
+    MakeOptimizer,
+    OptState,
+    Params,
+    PyTree,
+    UpdateFn,
+)
+from gradhpo.utils._partition import merge, split
+
+__all__ = [
+    "Dynamics",
+    "InnerState",
+    "from_optax",
+    "from_update",
+    "linearize",
+    "pull_through_update",
+    "zero_cotangent",
+]
+
+
+class InnerState(NamedTuple):
+    """`s_t = (w_t, z_t)`: all that Phi reads and writes.
+
+    A cotangent on a state is an `InnerState` too, with None at the leaves that are not
+    differentiated and `()` for `model_state`.
+    """
+
+    params: Params
+    opt_state: OptState
+    model_state: PyTree = ()  # batch statistics, PRNG keys: carried, never differentiated
+
+
+class Dynamics(NamedTuple):
+    """Phi: how training moves. Make one with `from_optax` or `from_update`."""
+
+    init: Callable[[Params, Hyper], InnerState]
+    step: Callable[[InnerState, Hyper, Batch], InnerState]
+    parts: tuple[LossFn, MakeOptimizer] | None = None  # (L_train, lam -> optimizer)
+
+
+Pullback = Callable[[InnerState], tuple[InnerState, Hyper]]
+
+
+def from_update(update_fn: UpdateFn) -> Dynamics:
+    """Dynamics of a user's own step `update_fn(params, hyperparams, batch) -> params`.
+
+    Optimizer slots, if the step has any, are part of `params`.
+
+    >>> dynamics = from_update(lambda w, lam, batch: w - lam * (w - batch))
+    >>> print(dynamics.step(InnerState(1.0, ()), 0.5, 3.0).params)
+    2.0
+    """
+
+    def init(params, hyperparams):
+        del hyperparams
+        return InnerState(params, ())
+
+    def step(inner, hyperparams, batch):
+        return inner._replace(params=update_fn(inner.params, hyperparams, batch))
+
+    return Dynamics(init, step)
+
+
+def from_optax(
+    train_loss: LossFn, optimizer: optax.GradientTransformation | MakeOptimizer
+) -> Dynamics:
+    """Dynamics of an Optax optimizer on `train_loss`.
+
+    Args:
+        train_loss: `loss(params, hyperparams, batch) -> scalar`.
+        optimizer: A `GradientTransformation` (hyperparameters enter through the loss), or
+            a factory `hyperparams -> GradientTransformation`, called inside the traced
+            step, so that learning rates, momenta … can be hyperparameters. The factory's
+            `init` must give the same structure for every value.
+
+    The optimizer sees the floating-point leaves of the parameters only. With Adam give
+    `eps_root > 0`: its square root has no derivative at zero, and one feature that is
+    always zero would make the hypergradient NaN.
+
+    >>> dynamics = from_optax(lambda w, lam, batch: (w - batch) ** 2, lambda lam: optax.sgd(lam))
+    >>> inner = dynamics.init(jax.numpy.array(1.0), 0.25)
+    >>> print(dynamics.step(inner, 0.25, 3.0).params)
+    2.0
+    """
+    make_optimizer = as_factory(optimizer)
+
+    def init(params, hyperparams):
+        return InnerState(params, make_optimizer(hyperparams).init(split(params)[0]))
+
+    def step(inner, hyperparams, batch):
+        return _Step(train_loss, make_optimizer, inner, hyperparams, batch).new
+
+    return Dynamics(init, step, (train_loss, make_optimizer))
+
+
+def as_factory(optimizer: optax.GradientTransformation | MakeOptimizer) -> MakeOptimizer:
+    """A factory from either form; told apart by `init` and `update`, as `MultiSteps` has them too."""
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return _Constant(optimizer)
+    return optimizer  # type: ignore[return-value]
+
+
+class _Constant(NamedTuple):
+    """`lam -> optimizer`, ignoring lam; a tuple so that equal optimizers make equal factories."""
+
+    optimizer: Any
+
+    def __call__(self, hyperparams: Hyper) -> Any:
+        del hyperparams
+        return self.optimizer
+
+
+class _Step:
+    """One Optax step with `g` kept as an independent input of the update."""
+
+    def __init__(self, train_loss, make_optimizer, inner, lam, batch):
+        self.w, w_rest = split(inner.params)
+        self.lam = lam
+
+        def loss(w, lam):
+            return train_loss(merge(w, w_rest), lam, batch)
+
+        def update(g, w, z, lam):
+            updates, z = make_optimizer(lam).update(g, merge(z, z_rest), w)
+            z, z_rest_new = split(z)
+            return (optax.apply_updates(w, updates), z), z_rest_new
+
+        z, z_rest = split(inner.opt_state)
+        self.loss = loss
+        g = jax.grad(loss)(self.w, lam)
+        (w, z), self.pull_update, z_rest_new = jax.vjp(update, g, self.w, z, lam, has_aux=True)
+        self.new = InnerState(merge(w, w_rest), merge(z, z_rest_new), inner.model_state)
+
+    def second_order(self, q):
+        """`(q H, q M)` by one derivative of the full gradient along q."""
+        gradient = jax.grad(self.loss, argnums=(0, 1))
+        try:
+            return jax.jvp(lambda w: gradient(w, self.lam), (self.w,), (q,))[1]
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            # A custom_vjp-only operation has no forward mode; by symmetry reverse over
+            # reverse gives the same two products at a higher price.
+            return jax.vjp(jax.grad(self.loss), self.w, self.lam)[1](q)
+
+    def pullback(self, alpha: InnerState) -> tuple[InnerState, Hyper]:
+        q, a_w, a_z, c = self.pull_update((alpha.params, alpha.opt_state))
+        q_hessian, q_mixed = self.second_order(q)
+        return InnerState(optax.tree.add(a_w, q_hessian), a_z), optax.tree.add(c, q_mixed)
+
+
+def linearize(
+    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch
+) -> tuple[InnerState, Pullback]:
+    """Take one inner step and return it with its pullback.
+
+    Args:
+        dynamics: The map Phi.
+        inner: `s_{t-1}`. Integer and key leaves (step counts, PRNG keys) are carried
+            through and never differentiated.
+        lam: Hyperparameters as the user stores them; every leaf floating point.
+        batch: One batch, without a window axis. Not differentiated.
+
+    Returns:
+        `(s_t, pullback)`. For a cotangent `alpha` on `s_t` (see `zero_cotangent`),
+        `pullback(alpha)` is `(alpha A_t, alpha B_t)`, shaped like a cotangent and like
+        `lam`, in units of loss per unit of the leaf. Costs one further gradient and one
+        Hessian-vector product; under `jit` what is not used is not computed.
+
+    Source:
+        `A_t` and `B_t` of Lee et al. (2022), eq. (3), with `w_t` replaced by
+        `s_t = (w_t, z_t)` so that momentum is part of the state.
+    """
+    if dynamics.parts is not None:
+        taken = _Step(*dynamics.parts, inner, lam, batch)
+        return taken.new, taken.pullback
+
+    floating, rest = split((inner.params, inner.opt_state))
+
+    def phi(floating, lam):
+        params, opt_state = merge(floating, rest)
+        new = dynamics.step(InnerState(params, opt_state, inner.model_state), lam, batch)
+        new_floating, new_rest = split((new.params, new.opt_state))
+        return new_floating, (new_rest, new.model_state)
+
+    new_floating, pull, (new_rest, model_state) = jax.vjp(phi, floating, lam, has_aux=True)
+
+    def pullback(alpha: InnerState) -> tuple[InnerState, Hyper]:
+        (a_w, a_z), alpha_b = pull((alpha.params, alpha.opt_state))
+        return InnerState(a_w, a_z), alpha_b
+
+    return InnerState(*merge(new_floating, new_rest), model_state), pullback
+
+
+def pull_through_update(
+    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch, alpha: InnerState
+) -> tuple[Params, Hyper]:
+    """`(q, c)`: `alpha` pulled through the optimizer update alone, to the gradient and to `lam`.
+
+    `alpha B = c + q M`, and `c` is exact and cheap: learning rates live there.
+
+    Raises:
+        ValueError: the dynamics have no `parts` (an opaque `update_fn`).
+    """
+    if dynamics.parts is None:
+        raise ValueError(
+            "finite differences need to know the training loss and the optimizer apart, but these "
+            "dynamics come from an opaque update_fn; give inner_optimizer= instead, or use the "
+            "exact product (one_step)."
+        )
+    taken = _Step(*dynamics.parts, inner, lam, batch)
+    q, _, _, c = taken.pull_update((alpha.params, alpha.opt_state))
+    return q, c
+
+
+def zero_cotangent(inner: InnerState) -> InnerState:
+    """Zeros on the differentiable leaves of a state, None on the others."""
+    w, _ = split(inner.params)
+    z, _ = split(inner.opt_state)
+    return InnerState(optax.tree.zeros_like(w), optax.tree.zeros_like(z))

@@ -1,0 +1,124 @@
+"""The estimator: one hypergradient method as a pair of pure functions.
+
+`estimate` consumes a window of inner steps and returns the hypergradient, the advanced
+inner state, the method's memory and diagnostics. The horizon of a method is the window it
+sees plus what its memory carries.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradhpo.core.dynamics import Dynamics, InnerState
+from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.types import Batch, Hyper, Memory, PyTree, Scalar
+from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.gradients import tree_l2_norm
+
+__all__ = ["Estimate", "Estimator", "Loop", "fold", "report", "roll"]
+
+Loop = str
+"""How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
+"host" (a Python loop over one compiled step). The numbers are the same."""
+
+
+class Estimate(NamedTuple):
+    """What one outer update learns from one window."""
+
+    hypergrad: Hyper  # dL_val/dlam, or the method's approximation of it
+    inner: InnerState  # the state after the window
+    memory: Memory
+    info: Mapping[str, jax.Array]  # scalars worth looking at; see `report`
+
+
+class Estimator(NamedTuple):
+    """One method; its settings are closed over by the factory that makes it."""
+
+    init: Callable[[InnerState, Hyper, Window], Memory]  # reads shapes only
+    estimate: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Estimate]
+    window: int = 1  # inner steps per outer update
+    start: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Memory] | None = None
+    # before every estimation_period-th episode, with the data of that whole episode
+    reset: Callable[[Memory, InnerState, Hyper], Memory] | None = None
+    # at every episode start: what belongs to one episode restarts, the rest survives
+    metrics: tuple[str, ...] = ()  # names in `info` beyond the ones every method reports
+    indirect: bool = True  # False: only the direct term dL_val/dlam is used (first-order)
+
+
+def report(
+    val_loss: Scalar, direct: Hyper, indirect: Hyper | None = None, **extra: jax.Array
+) -> dict[str, jax.Array]:
+    """The `info` of an estimate: validation loss and the norms of the two terms, and extras."""
+    dtype = scalar_dtype(direct)
+    norm = jnp.zeros((), dtype) if indirect is None else tree_l2_norm(indirect)
+    return {
+        "val_loss": val_loss,
+        "direct_norm": tree_l2_norm(direct),
+        "indirect_norm": norm,
+        **extra,
+    }
+
+
+Body = Callable[[BilevelProblem, Any, Any, Any], tuple[Any, Any]]
+
+
+def fold(
+    body: Body,
+    problem: BilevelProblem,
+    consts: PyTree,
+    carry: PyTree,
+    xs: PyTree,
+    *,
+    loop: Loop = "scan",
+    reverse: bool = False,
+) -> tuple[PyTree, PyTree]:
+    """Run `carry, y = body(problem, consts, carry, x)` over the leading axis of `xs`.
+
+    On CPU a convolution inside a compiled loop runs 15-20 times slower than outside
+    (jax issue 12868), so every loop over steps of the user's model goes through here.
+
+    Args:
+        body: A function with a lasting identity (module level, or made once by the
+            estimator's factory): the host loop compiles it once per identity.
+        problem: Static; consts: constants of the loop; carry, xs: as in `jax.lax.scan`.
+        loop: "scan", "unroll" or "host".
+        reverse: Run from the last entry to the first.
+
+    Returns:
+        `(carry, ys)`, with the `ys` stacked in the order of `xs`.
+    """
+    if loop != "host":
+        return lax.scan(
+            lambda carry, x: body(problem, consts, carry, x),
+            carry,
+            xs,
+            reverse=reverse,
+            unroll=loop == "unroll",
+        )
+    compiled = jax.jit(body, static_argnums=0)  # jit caches by the identity of `body`
+    steps = range(jax.tree.leaves(xs)[0].shape[0])
+    ys = []
+    for t in reversed(steps) if reverse else steps:
+        carry, y = compiled(problem, consts, carry, jax.tree.map(lambda x: x[t], xs))  # noqa: B023
+        ys.append(y)
+    ys = ys[::-1] if reverse else ys
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys) if ys else None
+
+
+def roll(
+    dynamics: Dynamics, inner: InnerState, lam: Hyper, batches: Batch, *, loop: Loop = "scan"
+) -> InnerState:
+    """Advance the state over a stack of batches, keeping only the end."""
+    problem = BilevelProblem(dynamics, _no_loss)
+    return fold(_advance, problem, lam, inner, batches, loop=loop)[0]
+
+
+def _advance(problem, lam, inner, batch):
+    return problem.dynamics.step(inner, lam, batch), None
+
+
+def _no_loss(params, hyperparams, batch):
+    raise NotImplementedError("this problem only rolls its dynamics")

@@ -1,0 +1,119 @@
+"""The state of a bilevel run: one immutable pytree."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradhpo.core.dynamics import InnerState
+from gradhpo.core.status import Status
+from gradhpo.core.types import Hyper, Memory, MetricDict, OptState, Params, PyTree
+from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.validation import check_same_structure
+
+__all__ = ["METRICS", "BilevelState"]
+
+METRICS = ("train_loss", "val_loss", "hypergrad_norm", "direct_norm", "indirect_norm")
+"""Floating-point metrics every method reports; NaN until the first step."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BilevelState:
+    """Everything a bilevel run carries; a pytree through `jit`, `vmap`, `scan` and checkpoints.
+
+    Attributes:
+        params: Model parameters `w`.
+        hyperparams: Hyperparameters `lam`, unconstrained.
+        inner_opt_state: Slots of the inner optimizer; `()` for an `update_fn`.
+        outer_opt_state: Slots of the outer optimizer; `()` for `lr_hyper`.
+        step: int32 array: outer updates since `init`, never reset.
+        metadata: Scalar metrics with keys fixed by `init`: `train_loss` (first batch of the
+            window, before its first step), `val_loss` (after its last), `hypergrad_norm`,
+            `direct_norm`, `indirect_norm`, `status` (see `gradhpo.core.status`),
+            `first_bad_step` (step of the first rejection, -1 if none) and `n_rejected`.
+            Keys of your own are carried along.
+        memory: What the method remembers between updates.
+        model_state: Batch statistics, PRNG keys … of dynamics that have them.
+        phi: Where the episode began, for Reptile; `()` when it is not needed.
+    """
+
+    params: Params
+    hyperparams: Hyper
+    inner_opt_state: OptState
+    outer_opt_state: OptState
+    step: jax.Array
+    metadata: MetricDict
+    memory: Memory = ()
+    model_state: PyTree = ()
+    phi: Params = ()
+
+    @classmethod
+    def create(
+        cls,
+        params: Params,
+        hyperparams: Hyper,
+        inner_opt_state: OptState = (),
+        outer_opt_state: OptState = (),
+        **fields: Any,
+    ) -> "BilevelState":
+        """A state at step 0 with the standard metrics, all unknown (NaN) so far.
+
+        >>> state = BilevelState.create(jnp.zeros(3), jnp.array(0.1))
+        >>> int(state.step), sorted(state.metadata)[:2]
+        (0, ['direct_norm', 'first_bad_step'])
+        """
+        step = np.zeros((), np.int32)
+        metadata = empty_metadata(hyperparams) | dict(fields.pop("metadata", {}))
+        return cls(
+            params, hyperparams, inner_opt_state, outer_opt_state, step, metadata, **fields
+        )
+
+    @property
+    def inner(self) -> InnerState:
+        """The inner state `s = (w, z)`, as estimators see it."""
+        return InnerState(self.params, self.inner_opt_state, self.model_state)
+
+    def update(self, **fields: Any) -> "BilevelState":
+        """A copy with some fields replaced; `metadata` is merged, `step` becomes an int32 array.
+
+        Raises:
+            TypeError: unknown field.
+            ValueError: new `params` or `hyperparams` of another structure than the old.
+
+        >>> state = BilevelState.create(jnp.zeros(3), jnp.array(0.1))
+        >>> print(state.update(step=3).step, state.update(metadata={"note": 1.0}).get_metric("note"))
+        3 1.0
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        if unknown := sorted(set(fields) - known):
+            raise TypeError(f"BilevelState has no field {unknown[0]!r}; fields are {sorted(known)}")
+        for name in ("params", "hyperparams"):
+            if name in fields:
+                check_same_structure(name, getattr(self, name), fields[name])
+        if "step" in fields:
+            fields["step"] = jnp.asarray(fields["step"], jnp.int32)
+        if "metadata" in fields:
+            fields["metadata"] = {**self.metadata, **fields["metadata"]}
+        return dataclasses.replace(self, **fields)
+
+    def get_metric(self, name: str, default: Any = None) -> Any:
+        """A metric by name; falls back to a field of the method's memory (`theta` …)."""
+        if name in self.metadata:
+            return self.metadata[name]
+        if isinstance(self.memory, Mapping):
+            return self.memory.get(name, default)
+        return getattr(self.memory, name, default)
+
+
+def empty_metadata(hyperparams: Hyper, metrics: tuple[str, ...] = ()) -> MetricDict:
+    """The metrics before the first step, every leaf of a fixed dtype."""
+    unknown = np.full((), np.nan, scalar_dtype(hyperparams))
+    metadata: dict[str, Any] = dict.fromkeys(METRICS + metrics, unknown)
+    metadata["status"] = np.full((), Status.OK, np.int32)
+    metadata["first_bad_step"] = np.full((), -1, np.int32)
+    metadata["n_rejected"] = np.zeros((), np.int32)
+    return metadata

@@ -1,0 +1,74 @@
+"""Names for the things that pass between modules.
+
+Shapes are in `docs/notation.md`; every alias here is a pytree or a callable, so
+plain dictionaries, tuples and functions are accepted wherever one is named.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import optax
+
+__all__ = [
+    "Batch",
+    "DataBatch",
+    "Hyper",
+    "LossFn",
+    "LossFunctions",
+    "MakeOptimizer",
+    "Memory",
+    "MetricDict",
+    "OptState",
+    "Params",
+    "PyTree",
+    "Scalar",
+    "UpdateFn",
+]
+
+PyTree: TypeAlias = Any
+"""Any nesting of dictionaries, tuples, dataclasses … with arrays at the leaves."""
+
+Params: TypeAlias = PyTree
+"""Model parameters `w`. Integer and key leaves are carried, never differentiated."""
+
+Hyper: TypeAlias = PyTree
+"""Hyperparameters `lam`, unconstrained; every leaf is floating point."""
+
+Batch: TypeAlias = PyTree
+"""One batch `D_t` or `V_t`: whatever the losses take as their last argument."""
+
+OptState: TypeAlias = PyTree
+"""Optimizer slots `z` (velocity, moments, counts)."""
+
+Memory: TypeAlias = PyTree
+"""What an estimator carries from one outer update to the next."""
+
+Scalar: TypeAlias = jax.Array
+"""A floating-point array of shape ()."""
+
+MetricDict: TypeAlias = dict[str, jax.Array]
+"""Scalar metrics by name."""
+
+LossFn: TypeAlias = Callable[[Params, Hyper, Batch], Scalar]
+"""`loss(params, hyperparams, batch)`, a floating-point scalar."""
+
+UpdateFn: TypeAlias = Callable[[Params, Hyper, Batch], Params]
+"""`update_fn(params, hyperparams, batch)`, one training step written by the user."""
+
+MakeOptimizer: TypeAlias = Callable[[Hyper], optax.GradientTransformation]
+"""`hyperparams -> optimizer`, called inside the traced step."""
+
+
+class DataBatch(NamedTuple):
+    """Inputs and targets with a shared leading axis; plain tuples do as well."""
+
+    inputs: Any
+    targets: Any
+
+
+class LossFunctions(NamedTuple):
+    """The two losses of a bilevel problem."""
+
+    train: LossFn
+    val: LossFn

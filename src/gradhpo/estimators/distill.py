@@ -1,0 +1,212 @@
+"""HyperDistill: online hypergradient distillation.
+
+Lee et al. (2022), "Online Hyperparameter Meta-Learning with Hypergradient Distillation".
+The second-order term of the whole episode so far is replaced by one product at distilled
+weights and data, scaled by one fitted number (eqs. 10-12):
+
+    h_t = dL_val/dlam + pi_t f_t,    f_t = v_t / ||v_t||,    pi_t = theta ||v_t|| S_t
+    v_t = alpha_t dPhi(w*_t, lam; D*_t)/dlam,    S_t = 1 + gamma + ... + gamma^(t-1)
+
+The norm cancels, pi_t f_t = theta S_t v_t; that is what is computed, so nothing is divided
+by zero. The distilled point is a running average (eq. 13), S_t = gamma S_{t-1} + 1:
+
+    w*_t = p_t w*_{t-1} + (1 - p_t) w_{t-1},    1 - p_t = 1 / S_t
+    D*_t = every slot keeps its example with probability p_t, else takes D_t's  (eq. 14)
+
+theta is fitted by walking DrMAD's line backwards (eqs. 15-18, algorithm 4); see `fit`.
+
+Exact when the products B_t depend on neither w nor D and A_t = gamma I; gamma = 0 with
+theta = 1 is the one-step method.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradhpo.core.dynamics import InnerState, linearize
+from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
+from gradhpo.core.problem import outer_gradients
+from gradhpo.core.status import Status
+from gradhpo.core.types import Batch
+from gradhpo.estimators.one_step import average, fresh_average
+from gradhpo.utils._partition import merge, scalar_dtype, split
+from gradhpo.utils.gradients import tree_dot, tree_last, tree_lerp, tree_scale
+
+__all__ = ["DistillMemory", "hyperdistill"]
+
+
+class DistillMemory(NamedTuple):
+    """What HyperDistill carries; independent of the horizon."""
+
+    w_star: InnerState  # w*_t over the floating leaves of s, None elsewhere
+    weight: jax.Array  # S_t
+    data: Batch  # D*_t; None until the shape of a batch is known
+    theta: jax.Array  # scale of the distilled term
+    theta_fit: jax.Array  # the last fitted value, accepted or not; NaN before the first fit
+    theta_r2: jax.Array  # R^2 of that fit (of y_s by theta x_s); NaN before it
+    theta_cosine: jax.Array  # mean cosine between v_s and g_s; NaN before the fit
+    status: jax.Array  # THETA_REJECTED after a fit that was not positive
+    key: jax.Array  # root key, never consumed: draws use fold_in(key, count)
+    count: jax.Array  # draws so far, over all episodes
+
+
+def hyperdistill(
+    gamma: float = 0.99,
+    *,
+    theta: float | None = None,
+    points: str = "line",
+    sampling: str = "bernoulli",
+    theta_guard: bool = True,
+    seed: int = 0,
+    loop: Loop = "scan",
+) -> Estimator:
+    """Online hypergradients with the memory of one step and a horizon beyond it.
+
+    Args:
+        gamma: Discount in [0, 1]. The paper chooses among 0.9, 0.99, 0.999, 0.9999.
+        theta: None fits it in `start`; a number fixes it (the paper uses 1 where the
+            direct term vanishes).
+        points: "line" averages points of DrMAD's line in the fit (constant memory);
+            "trajectory" averages the true states, as eq. (17) prints, and stores T of them.
+        sampling: "bernoulli" draws every slot of D* by itself; "round" replaces exactly
+            n - round(n p) of n slots, as in the paper. Beware: it admits no new example
+            once n (1 - p) < 1/2.
+        theta_guard: Keep the previous theta when the fit is not positive (a negative theta
+            would reverse every update); the status says so.
+        seed: Of the draws of D*.
+        loop: How the fit loops over steps, see `gradhpo.core.estimator.fold`.
+
+    Cost per update: one training gradient, one validation gradient, one mixed product at
+    (w*, D*); per fit over T steps: T training gradients and about 2T products. Memory: one
+    state and one batch; in the fit four states and two trees of hyperparameters.
+    """
+
+    def init(inner, lam, window):
+        dtype = scalar_dtype(lam)
+        nan = jnp.full((), jnp.nan, dtype)
+        batch = None if window is None else tree_last(window.train)
+        return DistillMemory(
+            *fresh_average(inner, lam),
+            data=batch if _slots(batch) else None,  # its weight is zero at first
+            theta=jnp.full((), 1.0 if theta is None else theta, dtype),
+            theta_fit=nan,
+            theta_r2=nan,
+            theta_cosine=nan,
+            status=jnp.zeros((), jnp.int32),
+            key=jax.random.key(seed),
+            count=jnp.zeros((), jnp.int32),
+        )
+
+    def distill(memory, batch, keep) -> DistillMemory:
+        """`D*_t = SS(D*_{t-1}, p) u SS(D_t, 1 - p)`, and the next draw."""
+        n = _slots(batch)
+        if not n:  # no example axis: nothing to sample from, D*_t = D_t
+            return memory
+        key = jax.random.fold_in(memory.key, memory.count)
+        if sampling == "round":
+            rank = jax.random.permutation(key, n)
+            old = rank < jnp.floor(n * keep + 0.5)
+        else:
+            old = jax.random.bernoulli(key, keep, (n,))
+        data = batch if memory.data is None else memory.data
+        data = jax.tree.map(
+            lambda a, b: jnp.where(old.reshape((n,) + (1,) * (jnp.ndim(b) - 1)), a, b), data, batch
+        )
+        return memory._replace(data=data, count=optax.safe_increment(memory.count))
+
+    def product(problem, memory, point, lam, batch, alpha):
+        """`v = alpha dPhi(w*, lam; D*)/dlam`."""
+        data = batch if memory.data is None else memory.data
+        return linearize(problem.dynamics, point, lam, data)[1](alpha)[1]
+
+    def estimate(problem, memory, inner, lam, window):
+        batch = tree_last(window)
+        memory, point = average(memory, inner, gamma)  # w*_t
+        memory = distill(memory, batch.train, 1 - 1 / memory.weight)  # D*_t
+        inner = problem.dynamics.step(inner, lam, batch.train)  # s_t
+        loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
+        v = product(problem, memory, point, lam, batch.train, alpha)
+        indirect = tree_scale(memory.theta * memory.weight, v)  # theta S_t v_t
+        hypergrad = optax.tree.add(direct, indirect)
+        info = report(loss, direct, indirect, status=memory.status)
+        return Estimate(hypergrad, inner, memory, info)
+
+    def reset(memory, inner, lam):
+        w_star, weight = fresh_average(inner, lam)
+        return memory._replace(w_star=w_star, weight=weight)
+
+    def forward(problem, lam, inner, batch):
+        # Integer leaves of s_{t-1} take their true value on the way back; floating ones
+        # only if the true trajectory is asked for.
+        floating, rest = split((inner.params, inner.opt_state))
+        kept = floating if points == "trajectory" else None
+        return problem.dynamics.step(inner, lam, batch), (rest, inner.model_state, kept)
+
+    def backward(problem, consts, carry, x):
+        lam, first, last, alpha_T = consts
+        alpha, g, memory, sums = carry
+        beta, batch, (rest, model_state, kept) = x
+        line = tree_lerp(first, last, beta)  # w^_{t-1}
+        at = InnerState(*merge(line, rest), model_state)
+        alpha, term = linearize(problem.dynamics, at, lam, batch)[1](alpha)
+        g = optax.tree.add(g, term)  # g_s: the indirect term of the last s steps
+        weight = gamma * memory.weight + 1  # S_s; the added point is the oldest
+        keep = memory.weight / weight  # p_s = S_{s-1} / S_s
+        w_star = tree_lerp(tuple(memory.w_star[:2]), line if kept is None else kept, 1 - keep)
+        memory = memory._replace(w_star=InnerState(*w_star), weight=weight)
+        memory = distill(memory, batch, keep)
+        point = InnerState(*merge(w_star, rest), model_state)
+        v = product(problem, memory, point, lam, batch, alpha_T)
+        # x_s = ||v|| S_s and y_s = v.g / ||v||, so that x y and x^2 need no division.
+        vg, vv, gg = tree_dot(v, g), tree_dot(v, v), tree_dot(g, g)
+        yy, cosine = _ratio(vg**2, vv), _ratio(vg, jnp.sqrt(vv) * jnp.sqrt(gg))
+        terms = jnp.stack([weight * vg, weight**2 * vv, yy, cosine]).astype(sums.dtype)
+        return (alpha, g, memory, sums + terms), None
+
+    def fit(problem, memory, inner, lam, window):
+        """LinearEstimation (algorithm 4): theta = sum x_s y_s / sum x_s^2 over s = 1..T.
+
+        The episode is rolled out with lam frozen; its end points span the line
+        `w^_{t-1} = (1 - (t-1)/T) w_0 + ((t-1)/T) w_T` on which reverse mode is run.
+        """
+        steps = jax.tree.leaves(window.train)[0].shape[0]
+        dtype = memory.theta.dtype
+        first, _ = split((inner.params, inner.opt_state))
+        inner, kept = fold(forward, problem, lam, inner, window.train, loop=loop)
+        last, _ = split((inner.params, inner.opt_state))
+        _, alpha, _ = outer_gradients(problem, inner, lam, tree_last(window.val))
+        consts = (lam, first, last, alpha)
+        start = reset(memory, inner, lam)
+        if start.data is None and _slots(tree_last(window.train)):
+            start = start._replace(data=tree_last(window.train))
+        carry = (alpha, optax.tree.zeros_like(lam), start, jnp.zeros((4,), dtype))
+        xs = (jnp.arange(steps, dtype=dtype) / steps, window.train, kept)
+        (_, _, walked, sums), _ = fold(
+            backward, problem, consts, carry, xs, loop=loop, reverse=True
+        )
+        xy, xx, yy, cosines = sums
+        fitted = _ratio(xy, xx)
+        good = jnp.isfinite(fitted) & ((fitted > 0) | (not theta_guard))
+        return memory._replace(
+            theta=jnp.where(good, fitted, memory.theta),
+            theta_fit=fitted,
+            theta_r2=_ratio(xy * fitted, yy),
+            theta_cosine=cosines / steps,
+            status=jnp.where(good, Status.OK, Status.THETA_REJECTED).astype(jnp.int32),
+            count=walked.count,
+        )
+
+    return Estimator(init, estimate, start=fit if theta is None else None, reset=reset)
+
+
+def _slots(batch: Any) -> int:
+    """Number of examples: the leading length that every leaf shares; 0 if there is none."""
+    lengths = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(batch)}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a / b`, and 0 where b is 0."""
+    return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))

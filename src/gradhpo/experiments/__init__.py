@@ -1,0 +1,1 @@
+"""Studies: one file each, with a frozen `Config` and `run(config) -> StudyResult`."""

@@ -1,0 +1,84 @@
+"""The look of our figures: bare axes, names at the ends of lines, files without pyplot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLORS", "DASHES", "FAINT", "INK", "label_ends", "new_axes", "new_figure", "save"]
+
+# Okabe and Ito's colours, told apart by colour-blind readers; their yellow is too pale for lines.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":")  # the next seven lines repeat the colours
+INK, FAINT = "#333333", "#B8B8B8"
+
+LineEnd = tuple[str, str, np.ndarray, np.ndarray]
+"""Name, colour, and x and y of a line's last point: shape (1,), or (0,) if it has none."""
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches, whose layout makes room for what stands beside the axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need Matplotlib: pip install ".[plot]"') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def new_axes(figure: "Figure", title: str, xlabel: str, ylabel: str, pad: float = 10) -> "Axes":
+    """Axes without the box, with a faint horizontal grid and the title `pad` points above."""
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", color=INK, fontsize=11, pad=pad)
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=9)
+    axes.grid(axis="y", color="#EBEBEB", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def label_ends(axes: "Axes", ends: Sequence[LineEnd]) -> None:
+    """Write each name beside the end of its line, moved where two names would touch."""
+    gap = 0.065  # of the axes' height: one line of text
+    (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = []
+    for name, color, x, y in ends:
+        point = (float(x[0]), float(y[0])) if len(x) else (right, top)
+        places.append((float(to_axes.transform(point)[1]), name, color, point, len(x) > 0))
+    places.sort()
+    heights = np.array([place[0] for place in places])
+    for _ in range(200):  # neighbours that touch push each other apart
+        push = np.maximum(gap - np.diff(heights), 0.0) / 2
+        heights[:-1] -= push
+        heights[1:] += push
+    for height, (_, name, color, point, visible) in zip(heights, places, strict=True):
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
+        axes.annotate(
+            name if visible else f"{name} (diverged)",
+            xy=point,
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            color=color,
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+            arrowprops=leader if visible else None,
+        )
+
+
+def save(figure: "Figure", path: str | Path) -> Path:
+    """Write the figure in the format of the path's suffix; parents are created."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(file, dpi=160, facecolor="white")
+    return file

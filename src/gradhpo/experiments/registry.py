@@ -1,0 +1,60 @@
+"""The studies by name. Nothing is imported until a study is loaded."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+__all__ = ["STUDIES", "Study", "load"]
+
+
+class Study(NamedTuple):
+    """Where a study lives and what it shows.
+
+    Its module holds a frozen dataclass `Config`, usually a subclass of
+    `gradhpo.experiments.study.StudyConfig`, and `run(config, progress=silent) -> StudyResult`.
+    """
+
+    module: str
+    description: str  # one line, shown by `gradhpo list`
+
+
+STUDIES: dict[str, Study] = {
+    "tutorial": Study(
+        "gradhpo.experiments.tutorial",
+        "one learning rate per weight of a small network, tuned by each method (the tutorial)",
+    ),
+    "hyper_cleaning": Study(
+        "gradhpo.experiments.hyper_cleaning",
+        "one weight per training example finds the wrong labels in a corrupted training set",
+    ),
+    "regularisation": Study(
+        "gradhpo.experiments.regularisation",
+        "a penalty per weight of a classifier of handwritten digits, tuned while it trains",
+    ),
+    "learning_rate": Study(
+        "gradhpo.experiments.learning_rate",
+        "the learning rate itself follows its hypergradient (SGD-HD, SGDN-HD, Adam-HD)",
+    ),
+    "augmentation": Study(
+        "gradhpo.experiments.augmentation",
+        "the strength of data augmentation, learned from the validation loss",
+    ),
+}
+
+
+def load(name: str) -> ModuleType:
+    """Import the module of a study.
+
+    Raises:
+        ValueError: no study has this name; the message lists those that exist.
+        ImportError: the study needs a package that is not installed.
+
+    >>> load("tutorials")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
+learning_rate, augmentation.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
+    return import_module(STUDIES[name].module)

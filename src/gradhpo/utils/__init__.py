@@ -1,0 +1,1 @@
+"""Tree maths, validation, logging: what the rest of the library stands on."""
