@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from gradhpo.algorithms._programs import (
     Programs,
@@ -81,9 +82,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         if self.T is not None:
             self._settle(T=check_count("T", self.T))
         if self.loop not in ("auto", "scan", "unroll", "host"):
-            raise ValueError(
-                f"loop must be 'auto', 'scan', 'unroll' or 'host', got {self.loop!r}."
-            )
+            raise ValueError(f"loop must be 'auto', 'scan', 'unroll' or 'host', got {self.loop!r}.")
 
     def _settle(self, **fields: Any) -> None:
         """Store checked settings, for use in `__post_init__` only."""
@@ -218,7 +217,10 @@ class EstimatorOptimizer(BilevelOptimizer):
         T = self._episode_length(T)
         self._check_rates(lr_hyper)
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
-        for name, source in (("get_train_batch", get_train_batch), ("get_val_batch", get_val_batch)):
+        for name, source in (
+            ("get_train_batch", get_train_batch),
+            ("get_val_batch", get_val_batch),
+        ):
             if not isinstance(source, Resident):
                 check_callable(name, source, "() -> batch, or a gradhpo.Resident")
         if callback is not None:
@@ -231,7 +233,9 @@ class EstimatorOptimizer(BilevelOptimizer):
         for m in range(1, M + 1):
             train, val = draw(get_train_batch, get_val_batch, drawn_before + m, T)
             window = Window(stack(train), stack(val))
-            rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), state.hyperparams)
+            rate = (
+                None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), state.hyperparams)
+            )
             if compiled is None:
                 state = _copy(self._with_batch_shape(state, window, resident))
                 loop = self._choose_loop(train_loss_fn, val_loss_fn, state, window, resident)
@@ -324,7 +328,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         if not isinstance(state, BilevelState):
             raise TypeError(f"state must be a BilevelState from init, got {type(state).__name__}.")
         if getattr(state.memory, "data", ()) is None and any(
-            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, train_batch))
+            isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))
         ):
             raise ValueError(
                 f"{type(self).__name__} keeps a batch in its memory, whose shape must be known "

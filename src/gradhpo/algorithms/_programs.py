@@ -160,9 +160,7 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
     )
 
 
-def look(
-    optimizer: Any, problem: BilevelProblem, state: BilevelState, window: Window
-) -> Findings:
+def look(optimizer: Any, problem: BilevelProblem, state: BilevelState, window: Window) -> Findings:
     """Check a problem at its first call and see what it ignores.
 
     Args:
@@ -249,7 +247,8 @@ def _note_compilation(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> N
     known.append(ids)
     if len(known) == MANY_COMPILATIONS:
         changing = [
-            name for name, values in zip(named, zip(*known, strict=True), strict=True)
+            name
+            for name, values in zip(named, zip(*known, strict=True), strict=True)
             if len(set(values)) == MANY_COMPILATIONS
         ]
         if changing:

@@ -38,7 +38,8 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
         Lee et al. (2022), algorithms 3 and 4. See `gradhpo.estimators.distill`.
 
     >>> opt = OnlineHypergradientOptimizer(
-    ...     update_fn=lambda w, lam, batch: w - lam * (w - batch), gamma=0.9, T=20)
+    ...     update_fn=lambda w, lam, batch: w - lam * (w - batch), gamma=0.9, T=20
+    ... )
     >>> judge = lambda w, lam, batch: (w - batch) ** 2
     >>> state = opt.init(1.0, 0.5)
     >>> print(opt.compute_hypergradient(state, 2.0, 2.0, judge, judge))
@@ -62,12 +63,17 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
         )
         if isinstance(self.theta, str):
             if self.theta not in ("estimate", "fixed"):
-                raise ValueError(f"theta must be 'estimate', 'fixed' or a number, got {self.theta!r}.")
+                raise ValueError(
+                    f"theta must be 'estimate', 'fixed' or a number, got {self.theta!r}."
+                )
         else:
             self._settle(theta=float(self.theta))
             if not np.isfinite(self.theta):
                 raise ValueError(f"theta must be finite, got {self.theta}.")
-        for name, choices in (("points", ("line", "trajectory")), ("sampling", ("bernoulli", "round"))):
+        for name, choices in (
+            ("points", ("line", "trajectory")),
+            ("sampling", ("bernoulli", "round")),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
 
@@ -107,9 +113,13 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
             `theta_cosine`; parameters and hyperparameters are untouched.
         """
         if self.theta != "estimate":
-            raise ValueError(f"theta is fixed (theta={self.theta!r}); construct with theta='estimate'.")
+            raise ValueError(
+                f"theta is fixed (theta={self.theta!r}); construct with theta='estimate'."
+            )
         if not isinstance(train_batches, list) or not train_batches:
-            raise TypeError("train_batches must be a non-empty list of batches, one per inner step.")
+            raise TypeError(
+                "train_batches must be a non-empty list of batches, one per inner step."
+            )
         batches: list[Any] = [as_arrays(batch) for batch in train_batches]
         check_batches("train_batches", batches)
         vals = [as_arrays(val_batch)] * len(batches)

@@ -50,10 +50,13 @@ class T1T2Optimizer(EstimatorOptimizer):
         elif self.eps is not None:
             self._settle(eps=float(self.eps))
             if not self.eps > 0:
-                raise ValueError(f"eps, the displacement of the weights, must be positive, got {self.eps}.")
+                raise ValueError(
+                    f"eps (a displacement of the weights) must be positive, got {self.eps}."
+                )
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         del loop  # one step at a time
         if self.eps is None or self.update_fn is not None:
             return one_step(self.gamma)
-        return finite_difference(None if self.eps == "auto" else self.eps, self.gamma)
+        radius = None if isinstance(self.eps, str) else self.eps
+        return finite_difference(radius, self.gamma)

@@ -35,6 +35,7 @@ __all__ = [
     "InnerState",
     "from_optax",
     "from_update",
+    "join",
     "linearize",
     "pull_through_update",
     "zero_cotangent",
@@ -117,7 +118,7 @@ def from_optax(
 
 
 def as_factory(optimizer: optax.GradientTransformation | MakeOptimizer) -> MakeOptimizer:
-    """A factory from either form; told apart by `init` and `update`, as `MultiSteps` has them too."""
+    """A factory from either form, told apart by `init` and `update` (`MultiSteps` has them too)."""
     if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
         return _Constant(optimizer)
     return optimizer  # type: ignore[return-value]
@@ -201,8 +202,7 @@ def linearize(
     floating, rest = split((inner.params, inner.opt_state))
 
     def phi(floating, lam):
-        params, opt_state = merge(floating, rest)
-        new = dynamics.step(InnerState(params, opt_state, inner.model_state), lam, batch)
+        new = dynamics.step(join(floating, rest, inner.model_state), lam, batch)
         new_floating, new_rest = split((new.params, new.opt_state))
         return new_floating, (new_rest, new.model_state)
 
@@ -212,7 +212,7 @@ def linearize(
         (a_w, a_z), alpha_b = pull((alpha.params, alpha.opt_state))
         return InnerState(a_w, a_z), alpha_b
 
-    return InnerState(*merge(new_floating, new_rest), model_state), pullback
+    return join(new_floating, new_rest, model_state), pullback
 
 
 def pull_through_update(
@@ -234,6 +234,12 @@ def pull_through_update(
     taken = _Step(*dynamics.parts, inner, lam, batch)
     q, _, _, c = taken.pull_update((alpha.params, alpha.opt_state))
     return q, c
+
+
+def join(floating: tuple[Any, Any], rest: tuple[Any, Any], model_state: PyTree) -> InnerState:
+    """The state from the two halves that `split((params, opt_state))` made."""
+    params, opt_state = merge(floating, rest)
+    return InnerState(params, opt_state, model_state)
 
 
 def zero_cotangent(inner: InnerState) -> InnerState:

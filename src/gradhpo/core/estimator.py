@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 class Estimator(NamedTuple):
     """One method; its settings are closed over by the factory that makes it."""
 
-    init: Callable[[InnerState, Hyper, Window], Memory]  # reads shapes only
+    init: Callable[[InnerState, Hyper, Window | None], Memory]  # reads shapes only
     estimate: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Estimate]
     window: int = 1  # inner steps per outer update
     start: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Memory] | None = None

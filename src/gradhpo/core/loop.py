@@ -42,6 +42,7 @@ __all__ = [
     "strengthen",
 ]
 
+ON_HOST = Window(None, None)  # no resident data set: windows hold the batches themselves
 OuterOptimizer = optax.GradientTransformation | None
 StepFn = Callable[..., BilevelState]
 
@@ -105,9 +106,7 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
     def step(
         problem: BilevelProblem, state: BilevelState, window: Window, lr_hyper: Any = None
     ) -> BilevelState:
-        estimate = estimator.estimate(
-            problem, state.memory, state.inner, state.hyperparams, window
-        )
+        estimate = estimator.estimate(problem, state.memory, state.inner, state.hyperparams, window)
         return _apply(outer_optimizer, problem, state, estimate, window, lr_hyper)
 
     return step
@@ -222,7 +221,7 @@ def run_episode(
     window: Window,
     lr_hyper: Any = None,
     *,
-    resident: Window = Window(None, None),
+    resident: Window = ON_HOST,
     keep_phi: bool = False,
     loop: Loop = "scan",
 ) -> BilevelState:
@@ -281,7 +280,7 @@ def run_episodes(
     *,
     lr_reptile: float = 1.0,
     estimation_period: int = 1,
-    resident: Window = Window(None, None),
+    resident: Window = ON_HOST,
     observe: Callable[[BilevelState], PyTree] = lambda state: state.metadata,
     loop: Loop = "scan",
 ) -> tuple[BilevelState, PyTree]:
@@ -333,7 +332,7 @@ def estimate_theta(
     problem: BilevelProblem,
     state: BilevelState,
     window: Window,
-    resident: Window = Window(None, None),
+    resident: Window = ON_HOST,
 ) -> BilevelState:
     """Run `estimator.start` on the data of the coming episode, from fresh slots.
 

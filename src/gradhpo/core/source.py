@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gradhpo.core.types import Batch
 from gradhpo.utils.validation import check_batches, check_count
@@ -47,7 +48,7 @@ class Resident:
         self.data = jax.tree.map(jnp.asarray, data)
 
     def indices(self, episode: int, steps: int) -> np.ndarray:
-        """int32 indices (steps, batch_size) of one episode; the same whenever they are asked for."""
+        """int32 indices (steps, batch_size) of one episode, the same at every call."""
         generator = np.random.default_rng((self.seed, episode))
         return generator.integers(0, self.length, (steps, self.batch_size), dtype=np.int32)
 
@@ -115,6 +116,6 @@ def stack(batches: list[Batch]) -> Batch:
 
 
 def _on_host(x: jax.Array) -> bool:
-    if isinstance(x, jax.core.Tracer) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+    if isinstance(x, Tracer) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return False
     return all(device.platform == "cpu" for device in x.devices())

@@ -66,11 +66,9 @@ class BilevelState:
         >>> int(state.step), sorted(state.metadata)[:2]
         (0, ['direct_norm', 'first_bad_step'])
         """
-        step = np.zeros((), np.int32)
+        step: Any = np.zeros((), np.int32)
         metadata = empty_metadata(hyperparams) | dict(fields.pop("metadata", {}))
-        return cls(
-            params, hyperparams, inner_opt_state, outer_opt_state, step, metadata, **fields
-        )
+        return cls(params, hyperparams, inner_opt_state, outer_opt_state, step, metadata, **fields)
 
     @property
     def inner(self) -> InnerState:
@@ -85,8 +83,8 @@ class BilevelState:
             ValueError: new `params` or `hyperparams` of another structure than the old.
 
         >>> state = BilevelState.create(jnp.zeros(3), jnp.array(0.1))
-        >>> print(state.update(step=3).step, state.update(metadata={"note": 1.0}).get_metric("note"))
-        3 1.0
+        >>> print(state.update(step=3, metadata={"note": 1.0}).get_metric("note"))
+        1.0
         """
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(set(fields) - known):

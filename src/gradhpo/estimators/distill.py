@@ -25,13 +25,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradhpo.core.dynamics import InnerState, linearize
+from gradhpo.core.dynamics import InnerState, join, linearize
 from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch
 from gradhpo.estimators.one_step import average, fresh_average
-from gradhpo.utils._partition import merge, scalar_dtype, split
+from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_dot, tree_last, tree_lerp, tree_scale
 
 __all__ = ["DistillMemory", "hyperdistill"]
@@ -48,8 +48,8 @@ class DistillMemory(NamedTuple):
     theta_r2: jax.Array  # R^2 of that fit (of y_s by theta x_s); NaN before it
     theta_cosine: jax.Array  # mean cosine between v_s and g_s; NaN before the fit
     status: jax.Array  # THETA_REJECTED after a fit that was not positive
-    key: jax.Array  # root key, never consumed: draws use fold_in(key, count)
-    count: jax.Array  # draws so far, over all episodes
+    key: jax.Array  # root key, never consumed: draws use fold_in(key, draws)
+    draws: jax.Array  # so far, over all episodes
 
 
 def hyperdistill(
@@ -96,7 +96,7 @@ def hyperdistill(
             theta_cosine=nan,
             status=jnp.zeros((), jnp.int32),
             key=jax.random.key(seed),
-            count=jnp.zeros((), jnp.int32),
+            draws=jnp.zeros((), jnp.int32),
         )
 
     def distill(memory, batch, keep) -> DistillMemory:
@@ -104,7 +104,7 @@ def hyperdistill(
         n = _slots(batch)
         if not n:  # no example axis: nothing to sample from, D*_t = D_t
             return memory
-        key = jax.random.fold_in(memory.key, memory.count)
+        key = jax.random.fold_in(memory.key, memory.draws)
         if sampling == "round":
             rank = jax.random.permutation(key, n)
             old = rank < jnp.floor(n * keep + 0.5)
@@ -114,7 +114,7 @@ def hyperdistill(
         data = jax.tree.map(
             lambda a, b: jnp.where(old.reshape((n,) + (1,) * (jnp.ndim(b) - 1)), a, b), data, batch
         )
-        return memory._replace(data=data, count=optax.safe_increment(memory.count))
+        return memory._replace(data=data, draws=optax.safe_increment(memory.draws))
 
     def product(problem, memory, point, lam, batch, alpha):
         """`v = alpha dPhi(w*, lam; D*)/dlam`."""
@@ -149,7 +149,7 @@ def hyperdistill(
         alpha, g, memory, sums = carry
         beta, batch, (rest, model_state, kept) = x
         line = tree_lerp(first, last, beta)  # w^_{t-1}
-        at = InnerState(*merge(line, rest), model_state)
+        at = join(line, rest, model_state)
         alpha, term = linearize(problem.dynamics, at, lam, batch)[1](alpha)
         g = optax.tree.add(g, term)  # g_s: the indirect term of the last s steps
         weight = gamma * memory.weight + 1  # S_s; the added point is the oldest
@@ -157,7 +157,7 @@ def hyperdistill(
         w_star = tree_lerp(tuple(memory.w_star[:2]), line if kept is None else kept, 1 - keep)
         memory = memory._replace(w_star=InnerState(*w_star), weight=weight)
         memory = distill(memory, batch, keep)
-        point = InnerState(*merge(w_star, rest), model_state)
+        point = join(w_star, rest, model_state)
         v = product(problem, memory, point, lam, batch, alpha_T)
         # x_s = ||v|| S_s and y_s = v.g / ||v||, so that x y and x^2 need no division.
         vg, vv, gg = tree_dot(v, g), tree_dot(v, v), tree_dot(g, g)
@@ -195,7 +195,7 @@ def hyperdistill(
             theta_r2=_ratio(xy * fitted, yy),
             theta_cosine=cosines / steps,
             status=jnp.where(good, Status.OK, Status.THETA_REJECTED).astype(jnp.int32),
-            count=walked.count,
+            draws=walked.draws,
         )
 
     return Estimator(init, estimate, start=fit if theta is None else None, reset=reset)

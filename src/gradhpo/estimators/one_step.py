@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradhpo.core.dynamics import InnerState, linearize
+from gradhpo.core.dynamics import InnerState, join, linearize
 from gradhpo.core.estimator import Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Hyper
-from gradhpo.utils._partition import merge, scalar_dtype, split
+from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
 
 __all__ = ["AverageMemory", "Product", "exact_product", "lookahead", "one_step"]
@@ -99,6 +99,4 @@ def average(
     floating, rest = split((inner.params, inner.opt_state))
     w_star = tree_lerp(tuple(memory.w_star[:2]), floating, 1 / weight)
     memory = memory._replace(w_star=InnerState(*w_star), weight=weight)
-    return memory, InnerState(*merge(w_star, rest), inner.model_state)
-
-
+    return memory, join(w_star, rest, inner.model_state)

@@ -19,7 +19,7 @@ def is_differentiable(leaf: Any) -> bool:
 
 
 def split(tree: Any) -> tuple[Any, Any]:
-    """`(differentiable, rest)`: two trees of the same outline, with None where the other has the leaf.
+    """`(differentiable, rest)`: two trees of one outline, None where the other has the leaf.
 
     >>> split({"w": 1.0, "count": 3})
     ({'count': None, 'w': 1.0}, {'count': 3, 'w': None})

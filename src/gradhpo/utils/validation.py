@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 __all__ = [
     "GradhpoWarning",
@@ -136,7 +137,7 @@ def _dtype(what: str, name: str, leaf: Any) -> Any:
 
 
 def _short(leaf: Any) -> str:
-    text = str(leaf) if np.size(leaf) <= 4 and not isinstance(leaf, jax.core.Tracer) else ""
+    text = str(leaf) if np.size(leaf) <= 4 and not isinstance(leaf, Tracer) else ""
     return text or f"of shape {np.shape(leaf)}"
 
 
