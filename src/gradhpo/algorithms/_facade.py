@@ -24,7 +24,7 @@ from gradhpo.core import loop as loops
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.problem import Window
-from gradhpo.core.source import BatchSource, Resident, as_arrays, draw, stack
+from gradhpo.core.source import BatchSource, Resident, as_arrays, draw
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, UpdateFn
 from gradhpo.utils._partition import scalar_dtype
@@ -145,7 +145,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         """
         self._check_rates(lr_hyper)
         train_batch, val_batch = self._check_call(state, train_batch, val_batch)
-        rate = None if lr_hyper is None else _rate(lr_hyper, state.hyperparams)
+        rate = _rate(lr_hyper, scalar_dtype(state.hyperparams))
         compiled = self._cached(programs, train_loss_fn, val_loss_fn, self.loop)
         return compiled.step(state, train_batch, val_batch, rate)
 
@@ -228,14 +228,12 @@ class EstimatorOptimizer(BilevelOptimizer):
 
         keep_phi = lr_reptile != 1
         resident = Window(*(getattr(s, "data", None) for s in (get_train_batch, get_val_batch)))
+        dtype = scalar_dtype(state.hyperparams)
         drawn_before = int(state.step)
         loop, compiled = "scan", None
         for m in range(1, M + 1):
-            train, val = draw(get_train_batch, get_val_batch, drawn_before + m, T)
-            window = Window(stack(train), stack(val))
-            rate = (
-                None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), state.hyperparams)
-            )
+            window = draw(get_train_batch, get_val_batch, drawn_before + m, T)
+            rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
             if compiled is None:
                 state = _copy(self._with_batch_shape(state, window, resident))
                 loop = self._choose_loop(train_loss_fn, val_loss_fn, state, window, resident)
@@ -338,9 +336,10 @@ class EstimatorOptimizer(BilevelOptimizer):
         return as_arrays(train_batch), as_arrays(val_batch)
 
 
-def _rate(lr_hyper: Any, hyperparams: Hyper) -> Any:
+def _rate(lr_hyper: Any, dtype: Any) -> Any:
     """One dtype whatever the user passes, so that every value is the same program."""
-    dtype = scalar_dtype(hyperparams)
+    if lr_hyper is None:
+        return None
     if isinstance(lr_hyper, jax.Array):
         return lr_hyper if lr_hyper.dtype == dtype else lr_hyper.astype(dtype)
     return np.asarray(lr_hyper, dtype)

@@ -13,7 +13,7 @@ from gradhpo.core.source import as_arrays, stack
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, LossFn
 from gradhpo.estimators.distill import hyperdistill
-from gradhpo.utils.validation import check_batches, check_count, check_fraction
+from gradhpo.utils.validation import check_count, check_fraction
 
 __all__ = ["OnlineHypergradientOptimizer"]
 
@@ -121,8 +121,9 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
                 "train_batches must be a non-empty list of batches, one per inner step."
             )
         batches: list[Any] = [as_arrays(batch) for batch in train_batches]
-        check_batches("train_batches", batches)
         vals = [as_arrays(val_batch)] * len(batches)
         loop: Loop = "scan" if self.loop == "auto" else self.loop
         compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
-        return compiled.estimate_theta(state, Window(stack(batches), stack(vals)))
+        return compiled.estimate_theta(
+            state, Window(stack("train_batches", batches), stack("val_batch", vals))
+        )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from gradhpo.core.problem import Window
 from gradhpo.core.types import Batch
 from gradhpo.utils.validation import check_batches, check_count
 
@@ -56,22 +57,21 @@ class Resident:
 BatchSource = Callable[[], Batch] | Resident
 
 
-def draw(
-    train: BatchSource, val: BatchSource, episode: int, steps: int
-) -> tuple[list[Any], list[Any]]:
-    """`steps` batches (or index rows) of each side, drawn alternately and in order."""
-    rows = [
-        source.indices(episode, steps) if isinstance(source, Resident) else None
-        for source in (train, val)
-    ]
-    drawn: tuple[list[Any], list[Any]] = ([], [])
-    names = ("get_train_batch", "get_val_batch")
+def draw(train: BatchSource, val: BatchSource, episode: int, steps: int) -> Window:
+    """The stacked batches (or index rows) of one episode, drawn alternately and in order."""
+    sources = {"get_train_batch": train, "get_val_batch": val}
+    called = {name: [] for name, source in sources.items() if not isinstance(source, Resident)}
     for t in range(steps):
-        for name, source, row, out in zip(names, (train, val), rows, drawn, strict=True):
-            out.append(row[t] if row is not None else _call(name, source, episode, t, steps))
-    for name, out in zip(names, drawn, strict=True):
-        check_batches(name, out)
-    return drawn
+        for name, batches in called.items():
+            batches.append(_call(name, sources[name], episode, t, steps))
+    return Window(
+        *(
+            source.indices(episode, steps)
+            if isinstance(source, Resident)
+            else stack(name, called[name])
+            for name, source in sources.items()
+        )
+    )
 
 
 def _call(name: str, source: Any, episode: int, t: int, steps: int) -> Batch:
@@ -100,12 +100,14 @@ def _is_numbers(x: Any) -> bool:
     return isinstance(x, list) and not any(hasattr(y, "shape") for y in jax.tree.leaves(x))
 
 
-def stack(batches: list[Batch]) -> Batch:
-    """Batches on a new leading axis.
+def stack(name: str, batches: list[Batch]) -> Batch:
+    """Batches on a new leading axis; `name` is who made them, for the error message.
 
     NumPy does it in a tenth of the time of `jnp.stack`; arrays on an accelerator and typed
     PRNG keys stay where they are.
     """
+
+    check_batches(name, batches)
 
     def leaf(*xs):
         if any(isinstance(x, jax.Array) and not _on_host(x) for x in xs):

@@ -216,14 +216,17 @@ def check_batches(what: str, batches: list[Any]) -> None:
     first = batches[0]
     if any(np.ndim(x) and np.shape(x)[0] == 0 for x in jax.tree.leaves(first)):
         raise ValueError(f"{what} returned an empty batch: a mean over no examples is NaN.")
+    structure = jax.tree.structure(first)
+    shapes = [np.shape(x) for x in jax.tree.leaves(first)]
     for t, batch in enumerate(batches[1:], start=2):
-        check_same_structure(f"{what} (batch {t} of the episode)", first, batch)
-        for (name, a), (_, b) in zip(
-            leaves_with_names(first), leaves_with_names(batch), strict=True
-        ):
-            if np.shape(a) != np.shape(b):
+        leaves, other = jax.tree.flatten(batch)
+        if other != structure:
+            check_same_structure(f"{what} (batch {t} of the episode)", first, batch)
+        for i, (shape, leaf) in enumerate(zip(shapes, leaves, strict=True)):
+            if np.shape(leaf) != shape:
+                name, _ = leaves_with_names(first)[i]
                 raise ValueError(
-                    f"{what} must return batches of one shape, but leaf {name} is {np.shape(a)} "
-                    f"in batch 1 and {np.shape(b)} in batch {t} of the episode. Drop or pad the "
-                    "last partial batch of an epoch."
+                    f"{what} must return batches of one shape, but leaf {name} is {shape} in batch "
+                    f"1 and {np.shape(leaf)} in batch {t} of the episode. Drop or pad the last "
+                    "partial batch of an epoch."
                 )
