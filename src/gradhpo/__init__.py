@@ -14,11 +14,12 @@ from gradhpo.algorithms.unrolled import ReverseOptimizer
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.dynamics import Dynamics, InnerState, from_optax, from_update, linearize
 from gradhpo.core.estimator import Estimate, Estimator
-from gradhpo.core.loop import bilevel_step, init_state, linear_decay, run_episode, run_episodes
+from gradhpo.core.loop import linear_decay, run_episode, run_episodes
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.source import Resident
 from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status, status_message
+from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.core.types import DataBatch, LossFn, LossFunctions, MetricDict, PyTree
 from gradhpo.estimators.distill import hyperdistill
 from gradhpo.estimators.finite_difference import finite_difference

@@ -23,6 +23,7 @@ from gradhpo.core.inspect import (
 )
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.state import BilevelState
+from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.core.types import LossFn
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import complain
@@ -74,9 +75,7 @@ def initializer(optimizer: Any) -> Callable[..., BilevelState]:
     """`(params, hyperparams, window) -> state`, jitted: helpers such as zeros compile as one."""
     problem = BilevelProblem(dynamics_of(optimizer, None), _unused)
     estimator = optimizer.estimator("scan")
-    return jax.jit(
-        functools.partial(loops.init_state, problem, estimator, optimizer.outer_optimizer)
-    )
+    return jax.jit(functools.partial(init_state, problem, estimator, optimizer.outer_optimizer))
 
 
 def _unused(params, hyperparams, batch):
@@ -118,7 +117,7 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
 
     def step(state, train_batch, val_batch, lr_hyper):
         estimator, window = repeated(state, train_batch, val_batch)
-        return loops.bilevel_step(estimator, outer)(problem, state, window, lr_hyper)
+        return bilevel_step(estimator, outer)(problem, state, window, lr_hyper)
 
     def hypergradient(state, train_batch, val_batch):
         estimator, window = repeated(state, train_batch, val_batch)
@@ -147,7 +146,7 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
 
     def window_step(state, window, lr_hyper, resident):
         window = loops.fetch(resident, window)
-        return loops.bilevel_step(estimator, outer)(problem, state, window, lr_hyper)
+        return bilevel_step(estimator, outer)(problem, state, window, lr_hyper)
 
     fit = functools.partial(loops.estimate_theta, optimizer.estimator(loop), problem)
     return Programs(
