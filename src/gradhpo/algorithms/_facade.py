@@ -225,20 +225,26 @@ class EstimatorOptimizer(BilevelOptimizer):
                 check_callable(name, source, "() -> batch, or a gradhpo.Resident")
         if callback is not None:
             check_callable("callback", callback, "(episode, state)")
+        _check_state(state)
+        problem = self._cached(problem_of, train_loss_fn, val_loss_fn)
 
         keep_phi = lr_reptile != 1
         resident = Window(*(getattr(s, "data", None) for s in (get_train_batch, get_val_batch)))
         dtype = scalar_dtype(state.hyperparams)
-        drawn_before = int(state.step)
+        estimator = self.estimator("scan")
+        taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
         loop, compiled = "scan", None
         for m in range(1, M + 1):
-            window = draw(get_train_batch, get_val_batch, drawn_before + m, T)
+            window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
             if compiled is None:
                 state = _copy(self._with_batch_shape(state, window, resident))
-                loop = self._choose_loop(train_loss_fn, val_loss_fn, state, window, resident)
+                shapes = jax.eval_shape(loops.fetch, resident, window)
+                findings = inspect(self, problem, state, shapes)
+                complain_of(self, findings)
+                loop = resolve(self.loop, findings)
                 compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
-            if self.estimator(loop).start is not None and (m - 1) % self.estimation_interval == 0:
+            if estimator.start is not None and (m - 1) % self.estimation_interval == 0:
                 state = compiled.estimate_theta(state, window, resident)
             state = self._episode(compiled, loop, state, window, rate, resident, keep_phi)
             if callback is not None:
@@ -281,16 +287,6 @@ class EstimatorOptimizer(BilevelOptimizer):
                 )
             raise
 
-    def _choose_loop(
-        self, train_loss: LossFn, val_loss: LossFn, state: BilevelState, window: Window, resident
-    ) -> Loop:
-        """Check the problem on the first window, warn once for this run, settle "auto"."""
-        problem = self._cached(problem_of, train_loss, val_loss)
-        shapes = jax.eval_shape(loops.fetch, resident, window)
-        findings = inspect(self, problem, state, shapes)
-        complain_of(self, findings)
-        return resolve(self.loop, findings)
-
     def _with_batch_shape(self, state: BilevelState, window: Window, resident) -> BilevelState:
         """A memory that holds data, allocated once the shape of a batch is known."""
         if getattr(state.memory, "data", ()) is not None:
@@ -323,8 +319,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         )
 
     def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
-        if not isinstance(state, BilevelState):
-            raise TypeError(f"state must be a BilevelState from init, got {type(state).__name__}.")
+        _check_state(state)
         if getattr(state.memory, "data", ()) is None and any(
             isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))
         ):
@@ -334,6 +329,11 @@ class EstimatorOptimizer(BilevelOptimizer):
                 "init(params, hyperparams, train_batch)."
             )
         return as_arrays(train_batch), as_arrays(val_batch)
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, BilevelState):
+        raise TypeError(f"state must be a BilevelState from init, got {type(state).__name__}.")
 
 
 def _rate(lr_hyper: Any, dtype: Any) -> Any:

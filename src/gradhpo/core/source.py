@@ -32,7 +32,7 @@ class Resident:
         seed: Of the draws. The same seed draws the same batches for every method.
 
     >>> source = Resident((np.zeros((100, 8)), np.zeros(100)), batch_size=32)
-    >>> source.indices(episode=1, steps=20).shape
+    >>> source.indices(first=0, steps=20).shape
     (20, 32)
     """
 
@@ -48,25 +48,28 @@ class Resident:
         self.seed = check_count("seed", seed, minimum=0)
         self.data = jax.tree.map(jnp.asarray, data)
 
-    def indices(self, episode: int, steps: int) -> np.ndarray:
-        """int32 indices (steps, batch_size) of one episode, the same at every call."""
-        generator = np.random.default_rng((self.seed, episode))
+    def indices(self, first: int, steps: int) -> np.ndarray:
+        """int32 indices (steps, batch_size) of the episode that begins with step `first`.
+
+        The same at every call, so every method sees the same batches and a run can go on.
+        """
+        generator = np.random.default_rng((self.seed, first))
         return generator.integers(0, self.length, (steps, self.batch_size), dtype=np.int32)
 
 
 BatchSource = Callable[[], Batch] | Resident
 
 
-def draw(train: BatchSource, val: BatchSource, episode: int, steps: int) -> Window:
+def draw(train: BatchSource, val: BatchSource, first: int, steps: int) -> Window:
     """The stacked batches (or index rows) of one episode, drawn alternately and in order."""
     sources = {"get_train_batch": train, "get_val_batch": val}
     called = {name: [] for name, source in sources.items() if not isinstance(source, Resident)}
     for t in range(steps):
         for name, batches in called.items():
-            batches.append(_call(name, sources[name], episode, t, steps))
+            batches.append(_call(name, sources[name], t, steps))
     return Window(
         *(
-            source.indices(episode, steps)
+            source.indices(first, steps)
             if isinstance(source, Resident)
             else stack(name, called[name])
             for name, source in sources.items()
@@ -74,12 +77,12 @@ def draw(train: BatchSource, val: BatchSource, episode: int, steps: int) -> Wind
     )
 
 
-def _call(name: str, source: Any, episode: int, t: int, steps: int) -> Batch:
+def _call(name: str, source: Any, t: int, steps: int) -> Batch:
     try:
         return as_arrays(source())
     except StopIteration:
         raise ValueError(
-            f"{name} ran out of data at batch {t + 1} of {steps} in episode {episode}: run draws "
+            f"{name} ran out of data at batch {t + 1} of {steps} of an episode: run draws "
             "T batches per episode from it. Cycle over the data (itertools.cycle, or a new "
             "permutation per epoch), or lower M or T."
         ) from None
