@@ -20,13 +20,12 @@ UNTRACEABLE = (
 )
 
 
-def central_difference(
-    f: Callable[[PyTree], Any], x: PyTree, step: float | None = None
-) -> PyTree:
+def central_difference(f: Callable[[PyTree], Any], x: PyTree, step: float | None = None) -> PyTree:
     """Gradient of a scalar function, `(f(x + h_i e_i) - f(x - h_i e_i)) / (2 h_i)` for every entry.
 
-    All entries are evaluated as one compiled, vectorised call; a function that cannot be
-    traced (it looks at values) is called once per point instead.
+    All entries are evaluated in one vectorised call; a function that cannot be traced (it
+    looks at values) is called once per point instead. For speed let `f` be jitted, or made of
+    jitted steps.
 
     Args:
         f: Scalar function of a tree.
@@ -70,7 +69,7 @@ def _difference(f: Callable[[PyTree], Any], x: PyTree, step: float) -> PyTree:
         return out
 
     try:
-        values = jax.jit(jax.vmap(value))(points)
+        values = jax.vmap(value)(points)
     except UNTRACEABLE:
         values = jnp.stack([jnp.asarray(value(point)) for point in points])
     upper, lower = jnp.split(values, 2)

@@ -1,0 +1,1 @@
+"""Short scripts to read first; each runs as `python -m gradhpo.examples.NAME`."""

@@ -1,0 +1,110 @@
+"""A learning rate for each layer, learned over many short training runs.
+
+    python -m gradhpo.examples.learning_rate --dataset mnist --seeds 5
+
+The budget is small: a hundred steps. With the usual first guess of 0.01, SGD does not get far in
+them. Each episode trains from the same initial weights, and the rates follow the gradient of
+the validation loss. Methods with a short horizon see what a rate does to the next step only and
+ask for rates that are too small in the long run (Wu et al. 2018); full reverse mode sees the
+whole run. The table printed at the end shows both.
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gradhpo
+from gradhpo import datasets
+from gradhpo.examples.mnist import BATCH, batches, cross_entropy, init, logits
+
+__all__ = [
+    "HYPERPARAMS",
+    "INNER",
+    "OUTER",
+    "batches",
+    "init",
+    "logits",
+    "loss",
+    "main",
+    "train_loss",
+    "tune",
+    "val_loss",
+]
+
+# The logarithms of the rates, one for each layer of the network of the first example.
+HYPERPARAMS = {name: np.float32(np.log(0.01)) for name in ("layer1", "layer2", "layer3")}
+OUTER = optax.adam(0.05)
+
+
+def layerwise_sgd(hyperparams: Any) -> optax.GradientTransformation:
+    """SGD whose rates are hyperparameters.
+
+    A function from hyperparameters to an optimizer is what `inner_optimizer` takes: it is called
+    inside the training step, so that the step can be differentiated with respect to the rates.
+    For Adam put `optax.scale_by_adam(eps_root=1e-8)` in front; without `eps_root` a pixel that is
+    always black makes the derivative NaN.
+    """
+
+    def update(grads, params):
+        del params
+        return {
+            name: jax.tree.map(lambda g, rate=jnp.exp(hyperparams[name]): -rate * g, layer)
+            for name, layer in grads.items()
+        }
+
+    return optax.stateless(update)
+
+
+INNER = layerwise_sgd
+
+
+def loss(params: Any, hyperparams: Any, batch: Any) -> jax.Array:
+    """Cross-entropy, for training and for validation: the rates act in the optimizer alone."""
+    del hyperparams
+    return cross_entropy(params, *batch)
+
+
+train_loss = val_loss = loss
+
+
+def tune(optimizer: Any, params: Any, train: Any, val: Any, seed: int, **run: Any) -> Any:
+    """Learn the rates in M training runs of T steps, each from the same `params`.
+
+    Args:
+        optimizer: Such as
+            `gradhpo.ReverseOptimizer(inner_optimizer=INNER, outer_optimizer=OUTER, T=100)`.
+        params: From `init`.
+        train, val: Images and labels.
+        seed: Of the batches.
+        run: Settings of the run: M episodes of T steps, `callback`.
+
+    >>> data = datasets.digits().train
+    >>> optimizer = gradhpo.ReverseOptimizer(inner_optimizer=INNER, outer_optimizer=OUTER, T=2)
+    >>> state = tune(optimizer, init(0, data.inputs), data, data, seed=0, M=3)
+    >>> bool(state.hyperparams["layer1"] > np.log(0.01))
+    True
+    """
+    return optimizer.run(
+        optimizer.init(params, HYPERPARAMS),
+        get_train_batch=batches(train, 2 * seed),
+        get_val_batch=datasets.batches(val, len(val.targets), 2 * seed + 1),
+        train_loss_fn=train_loss,
+        val_loss_fn=val_loss,
+        lr_reptile=0.0,  # the next episode starts where this one did
+        **run,
+    )
+
+
+def main() -> int:
+    """The study `learning_rate`: all of the above for several seeds, a table and figures."""
+    from gradhpo.cli import main
+
+    return main(["run", "learning_rate", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

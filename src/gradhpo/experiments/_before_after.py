@@ -1,0 +1,176 @@
+"""Before against after: default hyperparameters, and those that a tuning run has learned.
+
+Both trainings start from the same weights and take the same batches in the same order, so
+that they differ in the hyperparameters alone. Model, losses and the tuning run are those of a
+module in `gradhpo.examples`.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax import lax
+
+from gradhpo import datasets
+from gradhpo.core.dynamics import from_optax
+from gradhpo.experiments import plots
+from gradhpo.experiments._common import ImageConfig, cost, make_optimizer, parts, scorer
+from gradhpo.experiments.report import StudyResult, summarize
+from gradhpo.experiments.study import Progress
+
+__all__ = ["Example", "Outcome", "before_after"]
+
+Curves = dict[str, np.ndarray]
+
+
+class Example(Protocol):
+    """What a module of `gradhpo.examples` offers to its study."""
+
+    @property
+    def HYPERPARAMS(self) -> Any: ...
+    @property
+    def INNER(self) -> Any: ...
+    @property
+    def OUTER(self) -> Any: ...
+    @property
+    def init(self) -> Callable[..., Any]: ...
+    @property
+    def logits(self) -> Callable[..., jax.Array]: ...
+    @property
+    def train_loss(self) -> Callable[..., jax.Array]: ...
+    @property
+    def batches(self) -> Callable[..., Callable[[], Any]]: ...
+    @property
+    def tune(self) -> Callable[..., Any]: ...
+
+
+class Outcome(NamedTuple):
+    """A study's result, and how the hyperparameters moved: by method and name, (seeds, episodes)."""
+
+    result: StudyResult
+    paths: dict[str, Curves]
+
+
+def before_after(
+    name: str,
+    example: Example,
+    config: ImageConfig,
+    methods: tuple[str, ...],
+    values: Callable[[Any], Mapping[str, Any]],
+    progress: Progress,
+    *,
+    restarts: bool = False,
+) -> Outcome:
+    """Run a before-after study; write its figure `accuracy.png` and `hyperparameters.csv`.
+
+    Args:
+        name: Of the study.
+        example: A module of `gradhpo.examples`.
+        config: The settings; `config.method` overrides `methods`.
+        methods: The study's own choice.
+        values: The hyperparameters as people know them (`exp` of a logarithm …).
+        progress: Told of every seed.
+        restarts: Whether an episode is a whole training run, as in `learning_rate`.
+
+    Returns:
+        The result has, for every method `m`, the rows `m`, trained afresh with what it learned,
+        and `m online`, what its own run ended with; both are compared with `fixed`. The first
+        pays for the tuning and for the training after it.
+    """
+    start = time.perf_counter()
+    if config.fast:
+        config = replace(config, seeds=min(config.seeds, 2), episodes=min(config.episodes, 20))
+    methods = tuple(m for m in config.method or methods if m != "fixed")
+    data = datasets.load(config.dataset, config.data_dir)
+    common = {"inner_optimizer": example.INNER, "outer_optimizer": example.OUTER}
+    optimizers = {m: make_optimizer(m, config, **common) for m in methods}
+    training = replace(config, episodes=1) if restarts else config
+    train, score = _trainer(example, training), scorer(example.logits)
+    scores: dict[str, list[np.ndarray]] = {}
+    paths: dict[str, list[Curves]] = {m: [] for m in methods}
+    for seed in range(config.seeds):
+        part = parts(data, config, seed)
+        params = example.init(seed, part.train.inputs)
+        trained = {"fixed": train(params, example.HYPERPARAMS, part.train, seed)}
+        for method in methods:
+            seen: list[Any] = []
+            state = example.tune(
+                optimizers[method],
+                params,
+                part.train,
+                part.val,
+                seed,
+                M=config.episodes,
+                T=config.steps,
+                callback=lambda m, state: seen.append(state),  # noqa: B023
+            )
+            trained[method] = train(params, state.hyperparams, part.train, seed)
+            trained[f"{method} online"] = seen[-1].params  # w_T of the last episode
+            steps = [values(state.hyperparams) for state in seen]
+            paths[method].append({key: np.array([s[key] for s in steps]) for key in steps[0]})
+        for row, params in trained.items():
+            scores.setdefault(row, []).append(score(params, part.test))
+        told = ", ".join(f"{row} {100 * pairs[-1][1]:.2f} %" for row, pairs in scores.items())
+        progress(f"{name}: {config.dataset}, seed {seed}, test accuracy: {told}")
+
+    metrics = ("test_loss", "test_accuracy")
+    table = {row: dict(zip(metrics, np.array(s).T, strict=True)) for row, s in scores.items()}
+    tuning = {m: np.array(cost(m, config)) for m in methods}
+    costs = {f"{m} online": tuple(spent.tolist()) for m, spent in tuning.items()}
+    alone = np.array(cost("fixed", training))
+    costs |= {m: tuple((spent + alone).tolist()) for m, spent in tuning.items()}
+    costs["fixed"] = tuple(alone.tolist())
+    seconds = time.perf_counter() - start
+    result = StudyResult(
+        name, config, summarize(table, costs, baseline="fixed"), seconds, data.files
+    )
+    curves = {
+        m: {key: np.stack([p[key] for p in all]) for key in all[0]} for m, all in paths.items()
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    _write_paths(curves, config.out / "hyperparameters.csv")
+    if methods:
+        accuracy = {row: each["test_accuracy"] for row, each in table.items()}
+        plots.before_after(
+            {m: (accuracy["fixed"], accuracy[m]) for m in methods},
+            config.out / "accuracy.png",
+            "test accuracy",
+            f"{name}: {config.dataset}",
+            ("default", "learned"),
+        )
+    return Outcome(result, curves)
+
+
+def _trainer(example: Example, config: ImageConfig) -> Callable[..., Any]:
+    """`(params, hyperparams, data, seed) -> params`: training with nothing tuned."""
+    dynamics = from_optax(example.train_loss, example.INNER)
+
+    @jax.jit
+    def advance(inner, hyperparams, batches):
+        return lax.scan(lambda s, b: (dynamics.step(s, hyperparams, b), None), inner, batches)[0]
+
+    def train(params, hyperparams, data, seed):
+        source = example.batches(data, 2 * seed)  # those of the tuning run
+        inner = dynamics.init(params, hyperparams)
+        for _ in range(config.episodes):  # a part at a time, to keep memory small
+            batches = [source() for _ in range(config.steps)]
+            inner = advance(inner, hyperparams, jax.tree.map(lambda *xs: np.stack(xs), *batches))
+        return inner.params
+
+    return train
+
+
+def _write_paths(curves: Mapping[str, Curves], path: Path) -> None:
+    """A row per method, hyperparameter, seed (from 0) and episode (from 1)."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "hyperparameter", "seed", "episode", "value"])
+        for method, named in curves.items():
+            for name, array in named.items():
+                for (seed, episode), value in np.ndenumerate(array):
+                    writer.writerow([method, name, seed, episode + 1, value])

@@ -1,0 +1,70 @@
+"""The strength of data augmentation, learned through differentiable resampling.
+
+Rotation, shift, scale and noise of the training images, from almost none. Test data are used
+for reporting only. The model, the resampling and the run are in
+`gradhpo.examples.augmentation`.
+
+Source:
+    Learning augmentation by online bilevel optimization: Mounsaveng et al. (2021), "Learning Data
+    Augmentation with Online Bilevel Optimization for Image Classification".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradhpo import datasets
+from gradhpo.examples import augmentation
+from gradhpo.experiments import plots
+from gradhpo.experiments._before_after import before_after
+from gradhpo.experiments._common import ImageConfig, parts
+from gradhpo.experiments.report import StudyResult
+from gradhpo.experiments.study import Progress, silent
+
+__all__ = ["Config", "run"]
+
+
+@dataclass(frozen=True)
+class Config(ImageConfig):
+    """Settings of the study.
+
+    >>> Config().train_size
+    200
+    """
+
+    out: Path = Path("results/augmentation")
+    train_size: int = 200
+
+
+def run(config: Config, progress: Progress = silent) -> StudyResult:
+    """Compare weak with learned augmentation; `accuracy.png`, `strengths.png`, `images.png`."""
+
+    def strengths(hyperparams: Any) -> dict[str, float]:
+        return {k: float(v) for k, v in augmentation.strengths(hyperparams).items()}
+
+    methods = ("greedy", "one_step")
+    result, paths = before_after("augmentation", augmentation, config, methods, strengths, progress)
+    for method, curves in list(paths.items())[:1]:
+        plots.curves(
+            curves,
+            config.out / "strengths.png",
+            f"episode of {config.steps} steps",
+            "strength",
+            f"Strengths learned by {method}, {config.dataset}",
+        )
+        _draw(config, {name: float(curve[:, -1].mean()) for name, curve in curves.items()})
+    return result
+
+
+def _draw(config: Config, strength: dict[str, float], rows: int = 4, columns: int = 8) -> None:
+    """`images.png`: in each row an image as it is, and as the network gets to see it."""
+    data = datasets.load(config.dataset, config.data_dir)
+    images = parts(data, config, seed=0).train.inputs[:rows]
+    augment = jax.vmap(augmentation.augment, (None, 0, None))
+    seeds = np.arange(columns - 1)
+    grid = np.array([[image, *augment(image, seeds, strength)] for image in images])[..., 0]
+    titles = ["original", *[""] * (columns - 1)] + [""] * (columns * (rows - 1))
+    plots.images(grid.clip(0, 1), config.out / "images.png", titles)

@@ -1,0 +1,56 @@
+"""An L2 penalty per layer, tuned while a classifier of handwritten digits trains.
+
+The training set is small and a fifth of its labels are replaced by random ones, so that the
+penalty matters. Test data are used for reporting only. The model and the run are in
+`gradhpo.examples.mnist`.
+
+Source:
+    Luketina et al. (2016), section 4, tunes one L2 penalty per layer online by T1-T2.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradhpo.examples import mnist
+from gradhpo.experiments import plots
+from gradhpo.experiments._before_after import before_after
+from gradhpo.experiments._common import ImageConfig
+from gradhpo.experiments.report import StudyResult
+from gradhpo.experiments.study import Progress, silent
+
+__all__ = ["Config", "run"]
+
+
+@dataclass(frozen=True)
+class Config(ImageConfig):
+    """Settings of the study.
+
+    >>> Config(dataset="mnist").label_noise
+    0.2
+    """
+
+    out: Path = Path("results/regularisation")
+    label_noise: float = 0.2
+
+
+def run(config: Config, progress: Progress = silent) -> StudyResult:
+    """Compare the default penalties with learned ones; `accuracy.png`, `penalties.png`."""
+
+    def penalties(hyperparams: Any) -> dict[str, float]:
+        return {name: float(np.exp(value)) for name, value in hyperparams.items()}
+
+    methods = ("one_step", "greedy")
+    result, paths = before_after("regularisation", mnist, config, methods, penalties, progress)
+    for method, curves in list(paths.items())[:1]:
+        plots.curves(
+            curves,
+            config.out / "penalties.png",
+            f"episode of {config.steps} steps",
+            "L2 penalty",
+            f"Penalties learned by {method}, {config.dataset}",
+            log_y=True,
+        )
+    return result

@@ -1,0 +1,110 @@
+"""HyperDistill's LinearEstimation: theta by its definition, its limits, its guard."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense_formulas import Dense, episode, equal_batches, without_slots
+
+from gradhpo import (
+    BilevelProblem,
+    Status,
+    Window,
+    bilevel_step,
+    from_update,
+    hyperdistill,
+    init_state,
+)
+from gradhpo.testing import assert_trees_close, unrolled_loss
+from gradhpo.testing.problems import (
+    CONTRACTION_GAMMA,
+    contraction,
+    contraction_nonlinear,
+    mlp_momentum,
+    outer_lam,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def fitted(case, gamma, **settings):
+    problem, inner, lam, window = case
+    estimator = hyperdistill(gamma, **settings)
+    memory = estimator.init(inner, lam, window)
+    return jax.jit(partial(estimator.start, problem))(memory, inner, lam, window)
+
+
+@pytest.mark.parametrize("problem_at", [contraction, contraction_nonlinear])
+def test_theta_is_one_on_the_contraction(problem_at):
+    """X17: and then the hypergradient is that of full reverse mode, for any outer loss."""
+    case = problem, inner, lam, window = problem_at(6)
+    memory = fitted(case, CONTRACTION_GAMMA)
+    np.testing.assert_allclose(memory.theta, 1.0, rtol=1e-10)
+    np.testing.assert_allclose(memory.theta_r2, 1.0, rtol=1e-10)
+    np.testing.assert_allclose(memory.theta_cosine, 1.0, rtol=1e-10)
+    got = episode(hyperdistill(CONTRACTION_GAMMA), problem, memory, inner, lam, window)[-1]
+    exact = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)
+    assert_trees_close(got.hypergrad, exact, 1e-10)
+    assert abs(float(fitted(case, 0.5).theta) - 1) > 1e-2  # another gamma needs another theta
+
+
+@pytest.mark.parametrize("points", ["line", "trajectory"])
+@pytest.mark.parametrize("make", [equal_batches, without_slots], ids=["equal", "no slots"])
+@pytest.mark.parametrize("gamma", [0.0, 0.8, 1.0])
+def test_theta_by_its_definition(points, make, gamma):
+    """Algorithm 4 with normalised v, and the form without any division, are one number."""
+    case = make(mlp_momentum if points == "trajectory" else outer_lam, 4)
+    dense = Dense.of(*case)
+    want = dense.linear_estimation(gamma, points, normalised=True)
+    np.testing.assert_allclose(
+        dense.linear_estimation(gamma, points, normalised=False), want, rtol=1e-12
+    )
+    memory = fitted(case, gamma, points=points, theta_guard=False)
+    np.testing.assert_allclose(memory.theta, want, rtol=1e-10)
+    np.testing.assert_allclose(memory.theta_fit, want, rtol=1e-10)
+
+
+def test_the_points_averaged_matter():
+    """Eq. (17) as printed is another theta than the line of constant memory."""
+    case = equal_batches(mlp_momentum, 4)
+    line = float(fitted(case, 0.8, theta_guard=False).theta)
+    trajectory = float(fitted(case, 0.8, points="trajectory", theta_guard=False).theta)
+    assert abs(line - trajectory) > 1e-4 * abs(line)
+
+
+def test_one_step_has_theta_one():
+    np.testing.assert_allclose(fitted(mlp_momentum(1), 0.7).theta, 1.0, rtol=1e-12)
+
+
+def test_a_theta_that_is_not_positive_is_refused():
+    """The one before is kept and the status says so; the guard can be switched off."""
+    dynamics = from_update(lambda w, lam, batch: -3.0 * w + lam)  # A = -3: terms alternate
+    problem = BilevelProblem(dynamics, lambda w, lam, batch: w + batch)
+    lam = jnp.array(0.5)
+    inner, window = dynamics.init(jnp.array(1.0), lam), Window(jnp.zeros((2, 3)), jnp.zeros(2))
+    # s = 1: x = 1, y = 1. s = 2: x = S_2 = 2, y = 1 - 3. theta = (1 - 4) / (1 + 4).
+    case = problem, inner, lam, window
+    guarded = fitted(case, 1.0)
+    np.testing.assert_allclose(guarded.theta, 1.0)
+    np.testing.assert_allclose(guarded.theta_fit, -0.6, rtol=1e-12)
+    assert guarded.status == Status.THETA_REJECTED
+    free = fitted(case, 1.0, theta_guard=False)
+    np.testing.assert_allclose(free.theta, -0.6, rtol=1e-12)
+    assert free.status == Status.OK
+    step = bilevel_step(hyperdistill(1.0))
+    state = init_state(problem, hyperdistill(1.0), None, inner.params, lam, window)
+    state = state.update(memory=guarded)
+    after = step(problem, state, Window(jnp.zeros((1, 3)), jnp.zeros(1)), 0.1)
+    assert after.metadata["status"] == Status.THETA_REJECTED
+    assert after.metadata["n_rejected"] == 0
+    np.testing.assert_allclose(after.hyperparams, 0.4)  # tuned all the same, with theta = 1
+
+
+def test_a_fit_on_nan_is_refused():
+    problem, inner, lam, window = outer_lam(3)
+    bad = window._replace(val=(window.val[0] * jnp.nan, window.val[1]))
+    for settings in ({}, {"theta_guard": False}):
+        memory = fitted((problem, inner, lam, bad), 0.9, **settings)
+        assert float(memory.theta) == 1.0 and memory.status == Status.THETA_REJECTED
