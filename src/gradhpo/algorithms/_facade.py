@@ -169,7 +169,7 @@ class EstimatorOptimizer(BilevelOptimizer):
     def end_episode(self, state: BilevelState, lr_reptile: float = 1.0) -> BilevelState:
         """For a loop of your own: move from phi towards w_T (1: go on from w_T; 0: restart)."""
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
-        if lr_reptile != 1 and state.phi == ():
+        if lr_reptile != 1 and not jax.tree.leaves(state.phi):
             raise ValueError("end_episode needs a state that start_episode has seen.")
         return loops.end_episode(state, lr_reptile)
 

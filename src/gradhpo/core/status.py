@@ -6,7 +6,7 @@ __all__ = ["Status", "status_message"]
 
 
 class Status(IntEnum):
-    """Codes of `state.metadata["status"]`; the first five reject something."""
+    """Codes of `state.metadata["status"]`; 1 to 4 reject something."""
 
     OK = 0
     NONFINITE_TRAIN_STATE = 1
@@ -33,7 +33,8 @@ _MESSAGES = {
         "square root has no derivative at zero"
     ),
     Status.NONFINITE_HYPERPARAMS: (
-        "the outer optimizer produced NaN or infinity; its step was undone. Lower the outer rate"
+        "the outer optimizer produced NaN or infinity, in the hyperparameters or in its own slots; its "
+        "step was undone. Lower the outer rate, or clip the hypergradient"
     ),
     Status.THETA_REJECTED: (
         "HyperDistill's fitted theta is not positive; the previous one is kept, because a negative "

@@ -111,10 +111,10 @@ def _apply(
         new_lam = optax.apply_updates(lam, updates)
 
     inner = InnerState(*estimate.inner)
-    trained = tree_is_finite(inner[:2])
+    trained = tree_is_finite(inner)
     judged = jnp.isfinite(info["val_loss"])
     derived = tree_is_finite(h)
-    stepped = tree_is_finite(new_lam)
+    stepped = tree_is_finite((new_lam, slots))
     status = info.pop("status", jnp.zeros((), jnp.int32))
     for good, code in (
         (stepped, Status.NONFINITE_HYPERPARAMS),

@@ -19,12 +19,11 @@ import optax
 
 import gradhpo
 from gradhpo import datasets
-from gradhpo.examples.mnist import BATCH, batches, cross_entropy, init, logits
+from gradhpo.examples.mnist import batches, cross_entropy, init, logits
 
 __all__ = [
     "HYPERPARAMS",
-    "INNER",
-    "OUTER",
+    "OPTIMIZER",
     "batches",
     "init",
     "logits",
@@ -37,7 +36,6 @@ __all__ = [
 
 # The logarithms of the rates, one for each layer of the network of the first example.
 HYPERPARAMS = {name: np.float32(np.log(0.01)) for name in ("layer1", "layer2", "layer3")}
-OUTER = optax.adam(0.05)
 
 
 def layerwise_sgd(hyperparams: Any) -> optax.GradientTransformation:
@@ -49,17 +47,20 @@ def layerwise_sgd(hyperparams: Any) -> optax.GradientTransformation:
     always black makes the derivative NaN.
     """
 
+    def scaled(layer, log_rate):
+        return jax.tree.map(lambda g: -jnp.exp(log_rate) * g, layer)
+
     def update(grads, params):
         del params
-        return {
-            name: jax.tree.map(lambda g, rate=jnp.exp(hyperparams[name]): -rate * g, layer)
-            for name, layer in grads.items()
-        }
+        return {name: scaled(layer, hyperparams[name]) for name, layer in grads.items()}
 
     return optax.stateless(update)
 
 
-INNER = layerwise_sgd
+# The exact hypergradient of a training run of 100 steps, once per run.
+OPTIMIZER = gradhpo.ReverseOptimizer(
+    inner_optimizer=layerwise_sgd, outer_optimizer=optax.adam(0.1), T=100
+)
 
 
 def loss(params: Any, hyperparams: Any, batch: Any) -> jax.Array:
@@ -71,21 +72,14 @@ def loss(params: Any, hyperparams: Any, batch: Any) -> jax.Array:
 train_loss = val_loss = loss
 
 
-def tune(optimizer: Any, params: Any, train: Any, val: Any, seed: int, **run: Any) -> Any:
-    """Learn the rates in M training runs of T steps, each from the same `params`.
-
-    Args:
-        optimizer: Such as
-            `gradhpo.ReverseOptimizer(inner_optimizer=INNER, outer_optimizer=OUTER, T=100)`.
-        params: From `init`.
-        train, val: Images and labels.
-        seed: Of the batches.
-        run: Settings of the run: M episodes of T steps, `callback`.
+def tune(
+    params: Any, train: Any, val: Any, seed: int, optimizer: Any = OPTIMIZER, **run: Any
+) -> gradhpo.BilevelState:
+    """Learn the rates in M training runs, each from the same `params`; arguments as in `mnist`.
 
     >>> data = datasets.digits().train
-    >>> optimizer = gradhpo.ReverseOptimizer(inner_optimizer=INNER, outer_optimizer=OUTER, T=2)
-    >>> state = tune(optimizer, init(0, data.inputs), data, data, seed=0, M=3)
-    >>> bool(state.hyperparams["layer1"] > np.log(0.01))
+    >>> state = tune(init(0, data.inputs), data, data, seed=0, M=2)
+    >>> bool(state.hyperparams["layer1"] > HYPERPARAMS["layer1"])
     True
     """
     return optimizer.run(

@@ -23,8 +23,7 @@ from gradhpo import datasets
 
 __all__ = [
     "HYPERPARAMS",
-    "INNER",
-    "OUTER",
+    "OPTIMIZER",
     "batches",
     "cross_entropy",
     "init",
@@ -39,8 +38,12 @@ BATCH = 50
 HIDDEN = 128
 # The logarithms of the penalties: whatever is added to them, a penalty stays positive.
 HYPERPARAMS = {name: np.float32(np.log(1e-4)) for name in ("layer1", "layer2", "layer3")}
-INNER = optax.sgd(0.1)  # trains the network
-OUTER = optax.adam(0.02)  # moves the penalties
+# One step ahead after every training step (T1-T2, Luketina et al. 2016); 20 steps an episode.
+OPTIMIZER = gradhpo.OneStepOptimizer(
+    inner_optimizer=optax.sgd(0.1),  # trains the network
+    outer_optimizer=optax.adam(0.02),  # moves the penalties
+    T=20,
+)
 
 
 def init(seed: int, images: Any) -> dict[str, Any]:
@@ -88,21 +91,22 @@ def batches(data: Any, seed: int) -> Callable[[], Any]:
     return datasets.batches(data, BATCH, seed)
 
 
-def tune(optimizer: Any, params: Any, train: Any, val: Any, seed: int, **run: Any) -> Any:
+def tune(
+    params: Any, train: Any, val: Any, seed: int, optimizer: Any = OPTIMIZER, **run: Any
+) -> gradhpo.BilevelState:
     """Train the network and its penalties at once.
 
     Args:
-        optimizer: Such as `gradhpo.OneStepOptimizer(inner_optimizer=INNER, outer_optimizer=OUTER)`.
         params: From `init`.
         train, val: Images and labels.
         seed: Of the batches.
-        run: Settings of the run: M episodes of T steps, `callback`.
+        optimizer: The method.
+        run: Settings of its `run`: M episodes, `callback` …
 
     >>> data = datasets.digits().train
-    >>> optimizer = gradhpo.OneStepOptimizer(inner_optimizer=INNER, outer_optimizer=OUTER)
-    >>> state = tune(optimizer, init(0, data.inputs), data, data, seed=0, M=1, T=2)
+    >>> state = tune(init(0, data.inputs), data, data, seed=0, M=1)
     >>> int(state.step), sorted(state.hyperparams)
-    (2, ['layer1', 'layer2', 'layer3'])
+    (20, ['layer1', 'layer2', 'layer3'])
     """
     return optimizer.run(
         optimizer.init(params, HYPERPARAMS),

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from gradhpo import datasets
+from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.dynamics import from_optax
 from gradhpo.experiments import plots
 from gradhpo.experiments._common import ImageConfig, cost, make_optimizer, parts, scorer
@@ -32,11 +33,7 @@ class Example(Protocol):
     """What a module of `gradhpo.examples` offers to its study."""
 
     @property
-    def HYPERPARAMS(self) -> Any: ...
-    @property
-    def INNER(self) -> Any: ...
-    @property
-    def OUTER(self) -> Any: ...
+    def OPTIMIZER(self) -> EstimatorOptimizer: ...
     @property
     def init(self) -> Callable[..., Any]: ...
     @property
@@ -50,7 +47,7 @@ class Example(Protocol):
 
 
 class Outcome(NamedTuple):
-    """A study's result, and how the hyperparameters moved: by method and name, (seeds, episodes)."""
+    """A study's result, and how its hyperparameters moved: by method and name, (seeds, episodes)."""
 
     result: StudyResult
     paths: dict[str, Curves]
@@ -61,10 +58,12 @@ def before_after(
     example: Example,
     config: ImageConfig,
     methods: tuple[str, ...],
+    before: Mapping[str, Any],
     values: Callable[[Any], Mapping[str, Any]],
     progress: Progress,
     *,
     restarts: bool = False,
+    fast_episodes: int = 20,
 ) -> Outcome:
     """Run a before-after study; write its figure `accuracy.png` and `hyperparameters.csv`.
 
@@ -73,21 +72,27 @@ def before_after(
         example: A module of `gradhpo.examples`.
         config: The settings; `config.method` overrides `methods`.
         methods: The study's own choice.
+        before: Hyperparameters to compare with, by name; the first are the baseline.
         values: The hyperparameters as people know them (`exp` of a logarithm …).
         progress: Told of every seed.
         restarts: Whether an episode is a whole training run, as in `learning_rate`.
+        fast_episodes: At most so many with `config.fast`.
 
     Returns:
         The result has, for every method `m`, the rows `m`, trained afresh with what it learned,
-        and `m online`, what its own run ended with; both are compared with `fixed`. The first
-        pays for the tuning and for the training after it.
+        and `m online`, what its own run ended with. The first pays for the tuning and for the
+        training after it.
     """
     start = time.perf_counter()
     if config.fast:
-        config = replace(config, seeds=min(config.seeds, 2), episodes=min(config.episodes, 20))
-    methods = tuple(m for m in config.method or methods if m != "fixed")
+        config = replace(
+            config, seeds=min(config.seeds, 2), episodes=min(config.episodes, fast_episodes)
+        )
+    methods = tuple(m for m in config.method or methods if m not in config.baselines)
+    baseline = next(iter(before))
     data = datasets.load(config.dataset, config.data_dir)
-    common = {"inner_optimizer": example.INNER, "outer_optimizer": example.OUTER}
+    own = example.OPTIMIZER
+    common = {"inner_optimizer": own.inner_optimizer, "outer_optimizer": own.outer_optimizer}
     optimizers = {m: make_optimizer(m, config, **common) for m in methods}
     training = replace(config, episodes=1) if restarts else config
     train, score = _trainer(example, training), scorer(example.logits)
@@ -96,15 +101,15 @@ def before_after(
     for seed in range(config.seeds):
         part = parts(data, config, seed)
         params = example.init(seed, part.train.inputs)
-        trained = {"fixed": train(params, example.HYPERPARAMS, part.train, seed)}
+        trained = {row: train(params, lam, part.train, seed) for row, lam in before.items()}
         for method in methods:
             seen: list[Any] = []
             state = example.tune(
-                optimizers[method],
                 params,
                 part.train,
                 part.val,
                 seed,
+                optimizers[method],
                 M=config.episodes,
                 T=config.steps,
                 callback=lambda m, state: seen.append(state),  # noqa: B023
@@ -122,12 +127,12 @@ def before_after(
     table = {row: dict(zip(metrics, np.array(s).T, strict=True)) for row, s in scores.items()}
     tuning = {m: np.array(cost(m, config)) for m in methods}
     costs = {f"{m} online": tuple(spent.tolist()) for m, spent in tuning.items()}
-    alone = np.array(cost("fixed", training))
+    alone = np.array(cost("", training))
     costs |= {m: tuple((spent + alone).tolist()) for m, spent in tuning.items()}
-    costs["fixed"] = tuple(alone.tolist())
+    costs |= {row: tuple(alone.tolist()) for row in before}
     seconds = time.perf_counter() - start
     result = StudyResult(
-        name, config, summarize(table, costs, baseline="fixed"), seconds, data.files
+        name, config, summarize(table, costs, baseline=baseline), seconds, data.files
     )
     curves = {
         m: {key: np.stack([p[key] for p in all]) for key in all[0]} for m, all in paths.items()
@@ -137,18 +142,18 @@ def before_after(
     if methods:
         accuracy = {row: each["test_accuracy"] for row, each in table.items()}
         plots.before_after(
-            {m: (accuracy["fixed"], accuracy[m]) for m in methods},
+            {m: (accuracy[baseline], accuracy[m]) for m in methods},
             config.out / "accuracy.png",
             "test accuracy",
             f"{name}: {config.dataset}",
-            ("default", "learned"),
+            (baseline, "learned"),
         )
     return Outcome(result, curves)
 
 
 def _trainer(example: Example, config: ImageConfig) -> Callable[..., Any]:
     """`(params, hyperparams, data, seed) -> params`: training with nothing tuned."""
-    dynamics = from_optax(example.train_loss, example.INNER)
+    dynamics = from_optax(example.train_loss, example.OPTIMIZER.inner_optimizer)  # type: ignore[arg-type]
 
     @jax.jit
     def advance(inner, hyperparams, batches):

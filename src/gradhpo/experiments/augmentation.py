@@ -1,7 +1,8 @@
 """The strength of data augmentation, learned through differentiable resampling.
 
-Rotation, shift, scale and noise of the training images, from almost none. Test data are used
-for reporting only. The model, the resampling and the run are in
+Rotation, shift, scale and noise of the training images of a small training set. The learned
+strengths are compared with no augmentation (`none`) and with those of the start (`fixed`). Test
+data are used for reporting only. The model, the resampling and the run are in
 `gradhpo.examples.augmentation`.
 
 Source:
@@ -35,18 +36,33 @@ class Config(ImageConfig):
     200
     """
 
+    baselines = ("none", "fixed")
+
     out: Path = Path("results/augmentation")
     train_size: int = 200
+    episodes: int = 30
+    steps: int = 300
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Compare weak with learned augmentation; `accuracy.png`, `strengths.png`, `images.png`."""
+    """Compare no augmentation with learned augmentation; `accuracy.png`, `strengths.png`, `images.png`."""
 
     def strengths(hyperparams: Any) -> dict[str, float]:
         return {k: float(v) for k, v in augmentation.strengths(hyperparams).items()}
 
-    methods = ("greedy", "one_step")
-    result, paths = before_after("augmentation", augmentation, config, methods, strengths, progress)
+    methods = ("reverse",)
+    before = {"none": augmentation.NO_AUGMENTATION, "fixed": augmentation.HYPERPARAMS}
+    result, paths = before_after(
+        "augmentation",
+        augmentation,
+        config,
+        methods,
+        before,
+        strengths,
+        progress,
+        restarts=True,
+        fast_episodes=8,
+    )
     for method, curves in list(paths.items())[:1]:
         plots.curves(
             curves,

@@ -37,6 +37,7 @@ from gradhpo.experiments.study import Progress, silent
 __all__ = ["Config", "Detection", "detection", "run"]
 
 METHODS = ("one_step", "hyperdistill", "greedy", "reverse")
+FAST_METHODS = ("one_step", "greedy")
 INNER = optax.sgd(0.1, momentum=0.9)
 OUTER = optax.adam(0.1)
 POINTS = 20  # of a curve
@@ -86,9 +87,11 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Run the study; writes `accuracy.png`, `weights.png` and `detection.csv`."""
     start = time.perf_counter()
     if config.fast:
-        config = replace(config, seeds=min(config.seeds, 2), episodes=min(config.episodes, 30))
+        config = _reduced(config)
     data = datasets.load(config.dataset, config.data_dir)
-    methods = tuple(dict.fromkeys(("fixed", *(config.method or METHODS))))
+    methods = tuple(
+        dict.fromkeys(("fixed", *(config.method or (FAST_METHODS if config.fast else METHODS))))
+    )
     common = {"inner_optimizer": INNER, "outer_optimizer": OUTER}
     optimizers = {m: make_optimizer(m, config, **common) for m in methods if m != "fixed"}
     score = scorer(logits)
@@ -119,7 +122,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             told += f"{100 * test[1]:.2f} %"
             if method in weights:
                 weights[method].append(np.asarray(jax.nn.sigmoid(lam)))
-                told += ", AUC {:.3f}".format(detection(weights[method][-1], part.wrong).auc)
+                told += f", AUC {detection(weights[method][-1], part.wrong).auc:.3f}"
             progress(told)
     costs = {m: cost(m, config) for m in methods}
     seconds = time.perf_counter() - start
@@ -154,6 +157,12 @@ def _advance(params, lam, batch, keys):
     """An episode of the baseline: like `run`, from fresh momentum."""
     inner = _DYNAMICS.init(params, lam)
     return lax.scan(lambda s, _: (_DYNAMICS.step(s, lam, batch), None), inner, keys)[0].params
+
+
+def _reduced(config: Config) -> Config:
+    """What ends within a minute on two slow cores."""
+    most = {"seeds": 2, "episodes": 30, "train_size": 300, "val_size": 200}
+    return replace(config, **{name: min(getattr(config, name), n) for name, n in most.items()})
 
 
 def _train(optimizer: Any, params: Any, part: Parts, config: Config, watch: Any) -> Any:

@@ -47,7 +47,14 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
 
     methods = ("reverse", "one_step")
     result, paths = before_after(
-        "learning_rate", learning_rate, config, methods, rates, progress, restarts=True
+        "learning_rate",
+        learning_rate,
+        config,
+        methods,
+        {"fixed": learning_rate.HYPERPARAMS},
+        rates,
+        progress,
+        restarts=True,
     )
     for method, curves in list(paths.items())[:1]:
         plots.curves(

@@ -29,11 +29,11 @@ STUDIES: dict[str, Study] = {
     ),
     "regularisation": Study(
         "gradhpo.experiments.regularisation",
-        "a penalty per weight of a classifier of handwritten digits, tuned while it trains",
+        "a penalty per layer of a small classifier, tuned while it trains, then used in fresh training",
     ),
     "learning_rate": Study(
         "gradhpo.experiments.learning_rate",
-        "the learning rate itself follows its hypergradient (SGD-HD, SGDN-HD, Adam-HD)",
+        "a learning rate per layer, learned over restarted runs from a start that is far too low",
     ),
     "augmentation": Study(
         "gradhpo.experiments.augmentation",

@@ -43,7 +43,9 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         return {name: float(np.exp(value)) for name, value in hyperparams.items()}
 
     methods = ("one_step", "greedy")
-    result, paths = before_after("regularisation", mnist, config, methods, penalties, progress)
+    result, paths = before_after(
+        "regularisation", mnist, config, methods, {"fixed": mnist.HYPERPARAMS}, penalties, progress
+    )
     for method, curves in list(paths.items())[:1]:
         plots.curves(
             curves,
