@@ -24,17 +24,6 @@ def test_a_second_run_compiles_nothing(name, compilations):
     assert compilations() == before
 
 
-def test_a_rate_that_is_an_array_compiles_nothing_either(compilations):
-    counts = []
-    for rate in (0.1, jnp.float32(0.1)):
-        jax.clear_caches()
-        opt = method("fo", outer_optimizer=None)
-        before = compilations()
-        run(opt, opt.init(*start()), M=2, lr_hyper=rate)
-        counts.append(compilations() - before)
-    assert counts[0] == counts[1]
-
-
 @ALL
 def test_episodes_do_not_compile(name, compilations):
     """A run of 6 episodes needs as many programs as a run of 1."""

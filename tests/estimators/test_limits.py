@@ -52,7 +52,7 @@ def test_three_learning_rates_have_three_derivatives():
 
 def test_difference_error_falls_with_the_square_of_the_radius():
     """X10: slope 2 between r = 1e-1 and 1e-3, and 1e-9 at r = 1e-5."""
-    case = mlp_momentum(1)
+    case = outer_lam(1)
     exact = whole_window(one_step(), *case).hypergrad
     radii = np.array([1e-1, 1e-2, 1e-3])
     errors = [
@@ -71,7 +71,7 @@ def test_differences_are_exact_for_a_quadratic_penalty(radius):
     exact = whole_window(one_step(), *case).hypergrad
     got = whole_window(finite_difference(radius), *case).hypergrad
     assert_trees_close(got, exact, 1e-12)
-    control = mlp_momentum(1)
+    control = outer_lam(1)
     exact = whole_window(one_step(), *control).hypergrad
     off = relative_error(whole_window(finite_difference(1.0), *control).hypergrad, exact)
     assert off > 1e-3
@@ -98,7 +98,7 @@ def test_darts_toy_fixed_points(estimator, xi):
 
 def test_greedy_limits():
     """X13: gamma = 0 and T = 1 are one-step; gamma -> 0 is continuous."""
-    case = problem, inner, lam, window = mlp_momentum(T)
+    case = problem, inner, lam, window = outer_lam(T)
     dense = Dense.of(*case)
     last = every_step(one_step(), *case)[-1].hypergrad
     assert_trees_close(whole_window(greedy(0.0, T), *case).hypergrad, last, 1e-14)

@@ -55,7 +55,7 @@ def test_theta_is_one_on_the_contraction(problem_at):
 @pytest.mark.parametrize("gamma", [0.0, 0.8, 1.0])
 def test_theta_by_its_definition(points, make, gamma):
     """Algorithm 4 with normalised v, and the form without any division, are one number."""
-    case = make(mlp_momentum if points == "trajectory" else outer_lam, 4)
+    case = make(outer_lam, 4)
     dense = Dense.of(*case)
     want = dense.linear_estimation(gamma, points, normalised=True)
     np.testing.assert_allclose(
@@ -68,7 +68,7 @@ def test_theta_by_its_definition(points, make, gamma):
 
 def test_the_points_averaged_matter():
     """Eq. (17) as printed is another theta than the line of constant memory."""
-    case = equal_batches(mlp_momentum, 4)
+    case = equal_batches(outer_lam, 4)
     line = float(fitted(case, 0.8, theta_guard=False).theta)
     trajectory = float(fitted(case, 0.8, points="trajectory", theta_guard=False).theta)
     assert abs(line - trajectory) > 1e-4 * abs(line)

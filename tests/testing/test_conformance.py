@@ -14,7 +14,6 @@ from gradhpo.testing.problems import (
     contraction_nonlinear,
     integer_leaves,
     learning_rates,
-    mlp_momentum,
     outer_lam,
     ridge,
 )
@@ -29,15 +28,15 @@ GAMMA = CONTRACTION_GAMMA
         (one_step(), [ridge, integer_leaves], [(outer_lam, 3)], [integer_leaves]),
         (one_step(0.5), [ridge], [(outer_lam, 3)], [outer_lam]),
         (finite_difference(), [ridge, learning_rates], [(outer_lam, 3)], [outer_lam]),
-        (greedy(GAMMA, 3), [contraction], [contraction_nonlinear], [integer_leaves]),
-        (reverse(3), [mlp_momentum, integer_leaves], [], [integer_leaves]),
+        (greedy(GAMMA, 3), [contraction], [contraction_nonlinear], [outer_lam]),
+        (reverse(3), [integer_leaves], [], [integer_leaves]),
         (
             lambda: hyperdistill(GAMMA),
-            [(contraction, 4), (contraction_nonlinear, 4)],
+            [(contraction_nonlinear, 4)],
             [(outer_lam, 3)],
             [integer_leaves],
         ),
-        (first_order, [], [outer_lam], [integer_leaves]),
+        (first_order, [], [outer_lam], [contraction]),
     ],
     ids=["one_step", "averaged", "finite_difference", "greedy", "reverse", "hyperdistill", "fo"],
 )
@@ -61,7 +60,6 @@ def halve(tree):
     return jax.tree.map(lambda x: x / 2, tree)
 
 
-STATEFUL = []
 BROKEN = {
     "inexact": (lambda got, s, lam: got._replace(hypergrad=halve(got.hypergrad)), "claimed exact"),
     "lazy": (lambda got, s, lam: got._replace(inner=s), "not within rtol"),
@@ -137,6 +135,6 @@ def test_the_zoo_is_the_same_in_float32(name):
     narrow = ZOO[name](3)
     for a, b in zip(jax.tree.leaves(wide[1:]), jax.tree.leaves(narrow[1:]), strict=True):
         assert b.dtype in (jnp.float32, jnp.int32)
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     assert {x.shape[0] for x in jax.tree.leaves(narrow[3])} == {3}
     assert np.isfinite(unrolled_loss(*narrow[:2], narrow[2], narrow[3]))

@@ -10,17 +10,17 @@ from gradhpo.utils.finite_differences import central_difference, richardson
 
 
 def f(x):
-    return jnp.sum(jnp.sin(x["a"]) * jnp.exp(x["b"][0])) + x["b"][1] ** 3 / 100
+    return jnp.sum(jnp.sin(x["a"]) * jnp.exp(x["b"][0])) + jnp.log(x["b"][1])
 
 
 def point():
     return {"a": jnp.array([[0.3, -1.0], [2.0, 30.0]]), "b": (jnp.array(0.5), jnp.array(100.0))}
 
 
-@pytest.mark.parametrize("difference, rtol", [(central_difference, 1e-9), (richardson, 1e-11)])
+@pytest.mark.parametrize("difference, rtol", [(central_difference, 1e-8), (richardson, 1e-10)])
 def test_matches_automatic_differentiation(difference, rtol, x64):
     x = point()
-    assert_trees_close(difference(f, x), jax.grad(f)(x), rtol, leaf_floor=1e-3)
+    assert_trees_close(difference(f, x), jax.grad(f)(x), rtol)
 
 
 def test_orders_in_the_step(x64):

@@ -47,7 +47,7 @@ class Example(Protocol):
 
 
 class Outcome(NamedTuple):
-    """A study's result, and how its hyperparameters moved: by method and name, (seeds, episodes)."""
+    """A result, and how the hyperparameters moved: by method and name, (seeds, episodes)."""
 
     result: StudyResult
     paths: dict[str, Curves]
@@ -123,8 +123,7 @@ def before_after(
         told = ", ".join(f"{row} {100 * pairs[-1][1]:.2f} %" for row, pairs in scores.items())
         progress(f"{name}: {config.dataset}, seed {seed}, test accuracy: {told}")
 
-    metrics = ("test_loss", "test_accuracy")
-    table = {row: dict(zip(metrics, np.array(s).T, strict=True)) for row, s in scores.items()}
+    table = {row: _columns(np.array(pairs)) for row, pairs in scores.items()}
     tuning = {m: np.array(cost(m, config)) for m in methods}
     costs = {f"{m} online": tuple(spent.tolist()) for m, spent in tuning.items()}
     alone = np.array(cost("", training))
@@ -168,6 +167,10 @@ def _trainer(example: Example, config: ImageConfig) -> Callable[..., Any]:
         return inner.params
 
     return train
+
+
+def _columns(pairs: np.ndarray) -> dict[str, np.ndarray]:
+    return {"test_loss": pairs[:, 0], "test_accuracy": pairs[:, 1]}
 
 
 def _write_paths(curves: Mapping[str, Curves], path: Path) -> None:

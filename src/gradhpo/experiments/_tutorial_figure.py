@@ -39,7 +39,8 @@ def convergence(panels: Mapping[str, Mapping[str, np.ndarray]], path: str | Path
     figure = new_figure(1.2 + 4.5 * len(panels), 6.2)
     grid = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
     for (upper, lower), (title, losses) in zip(grid.T, panels.items(), strict=True):
-        _style(upper), _style(lower)
+        _style(upper)
+        _style(lower)
         upper.set_title(title, loc="left", color=INK, fontsize=11)
         lower.axhline(0, color=FAINT, linewidth=0.8)
         lower.set_xlabel("episode", color=INK)

@@ -45,7 +45,7 @@ class Config(ImageConfig):
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Compare no augmentation with learned augmentation; `accuracy.png`, `strengths.png`, `images.png`."""
+    """Compare none with learned augmentation; `accuracy.png`, `strengths.png`, `images.png`."""
 
     def strengths(hyperparams: Any) -> dict[str, float]:
         return {k: float(v) for k, v in augmentation.strengths(hyperparams).items()}
@@ -70,17 +70,17 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             f"episode of {config.steps} steps",
             "strength",
             f"Strengths learned by {method}, {config.dataset}",
+            band=config.seeds > 2,
         )
         _draw(config, {name: float(curve[:, -1].mean()) for name, curve in curves.items()})
     return result
 
 
 def _draw(config: Config, strength: dict[str, float], rows: int = 4, columns: int = 8) -> None:
-    """`images.png`: in each row an image as it is, and as the network gets to see it."""
+    """`images.png`: in each row an image as it is, then as the network gets to see it."""
     data = datasets.load(config.dataset, config.data_dir)
     images = parts(data, config, seed=0).train.inputs[:rows]
     augment = jax.vmap(augmentation.augment, (None, 0, None))
     seeds = np.arange(columns - 1)
     grid = np.array([[image, *augment(image, seeds, strength)] for image in images])[..., 0]
-    titles = ["original", *[""] * (columns - 1)] + [""] * (columns * (rows - 1))
-    plots.images(grid.clip(0, 1), config.out / "images.png", titles)
+    plots.images(grid.clip(0, 1), config.out / "images.png")

@@ -64,5 +64,6 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             "learning rate",
             f"Rates learned by {method}, {config.dataset}",
             log_y=True,
+            band=config.seeds > 2,
         )
     return result

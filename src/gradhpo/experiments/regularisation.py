@@ -34,6 +34,7 @@ class Config(ImageConfig):
 
     out: Path = Path("results/regularisation")
     label_noise: float = 0.2
+    episodes: int = 200
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
@@ -54,5 +55,6 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             "L2 penalty",
             f"Penalties learned by {method}, {config.dataset}",
             log_y=True,
+            band=config.seeds > 2,
         )
     return result
