@@ -33,8 +33,8 @@ _MESSAGES = {
         "square root has no derivative at zero"
     ),
     Status.NONFINITE_HYPERPARAMS: (
-        "the outer optimizer produced NaN or infinity, in the hyperparameters or in its own slots; its "
-        "step was undone. Lower the outer rate, or clip the hypergradient"
+        "the outer optimizer produced NaN or infinity, in the hyperparameters or in its own slots; "
+        "its step was undone. Lower the outer rate, or clip the hypergradient"
     ),
     Status.THETA_REJECTED: (
         "HyperDistill's fitted theta is not positive; the previous one is kept, because a negative "

@@ -29,11 +29,11 @@ STUDIES: dict[str, Study] = {
     ),
     "regularisation": Study(
         "gradhpo.experiments.regularisation",
-        "a penalty per layer of a small classifier, tuned while it trains, then used in fresh training",
+        "a penalty per layer of a small classifier, tuned online, then used in fresh training",
     ),
     "learning_rate": Study(
         "gradhpo.experiments.learning_rate",
-        "a learning rate per layer, learned over restarted runs from a start that is far too low",
+        "a learning rate per layer, learned over restarted runs from a start far too low",
     ),
     "augmentation": Study(
         "gradhpo.experiments.augmentation",

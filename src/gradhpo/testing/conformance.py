@@ -150,7 +150,8 @@ class _Contract:
         assert_trees_close(_results(mapped), _stack(loop), self.rtol)
 
         def body(carry, window):
-            got = estimate(*carry, lam, window)
+            memory, inner = carry
+            got = estimate(memory, inner, lam, window)
             return (got.memory, got.inner), _results(got)
 
         scanned = jax.jit(partial(jax.lax.scan, body))((memory, inner), windows)[1]

@@ -17,6 +17,7 @@ import optax
 from gradhpo.core.dynamics import from_optax, from_update
 from gradhpo.testing._build import Problem, ProblemAt, build, numbers
 from gradhpo.testing._networks import mlp_adam, mlp_chain, mlp_momentum, mlp_update_fn
+from gradhpo.transforms import scale_by_tree
 
 __all__ = [
     "CONTRACTION_GAMMA",
@@ -47,8 +48,9 @@ def opaque(problem_at: ProblemAt) -> ProblemAt:
     """The same problem with dynamics that are one unknown step, as from an `update_fn`."""
 
     def problem_without_parts(steps: int) -> Problem:
-        problem, *rest = problem_at(steps)
-        return problem._replace(dynamics=problem.dynamics._replace(parts=None)), *rest
+        problem, inner, lam, window = problem_at(steps)
+        opaque_dynamics = problem.dynamics._replace(parts=None)
+        return problem._replace(dynamics=opaque_dynamics), inner, lam, window
 
     problem_without_parts.__name__ = f"opaque_{problem_at.__name__}"
     return problem_without_parts
@@ -139,7 +141,7 @@ def learning_rates(steps: int) -> Problem:
         return jnp.sum(curvature * (w - d) ** 2) / 2
 
     def optimizer(lam):
-        return optax.stateless(lambda g, w: -jax.nn.softplus(lam) * g)
+        return scale_by_tree(-jax.nn.softplus(lam))
 
     def outer_loss(w, lam, v):
         return jnp.sum((w - v) ** 2) / 2
