@@ -9,26 +9,27 @@ from gradhpo.algorithms import _programs
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-@pytest.fixture
-def x64():
-    """float64 as JAX's default float type, whatever the job's own setting is.
-
-    `jax.config` is spelled alike in every version (the context manager moved), and compiled
-    programs are kept apart by the setting, so nothing needs to be cleared.
-    """
+def _default_float(wide: bool):
+    """`jax.config` is spelled alike in every version (the context manager moved). JAX keeps
+    programs of the two settings apart; the facade's count of compilations must not add them."""
     before = jax.config.read("jax_enable_x64")
-    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", wide)
+    _programs.programs.cache_clear()
     yield
     jax.config.update("jax_enable_x64", before)
+    _programs.programs.cache_clear()
+
+
+@pytest.fixture
+def x64():
+    """float64 as JAX's default float type, whatever the job's own setting is."""
+    yield from _default_float(True)
 
 
 @pytest.fixture
 def x32():
     """float32 as the default, in the `JAX_ENABLE_X64=1` job as well."""
-    before = jax.config.read("jax_enable_x64")
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", before)
+    yield from _default_float(False)
 
 
 @pytest.fixture(autouse=True)

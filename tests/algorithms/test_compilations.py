@@ -67,7 +67,7 @@ def test_equal_settings_share_programs(compilations):
     assert hash(method("greedy")) == hash(method("greedy", gamma=jnp.float32(0.5).item() + 0.4))
 
 
-def test_python_numbers_and_arrays_are_one_program(compilations):
+def test_python_numbers_and_arrays_are_one_program(compilations, x32):
     """Weak types: 0.1, np.float32(0.1) and jnp.array(0.1) as hyperparameters and rates."""
     opt = method("one_step")
     params, _ = start()

@@ -95,6 +95,7 @@ def test_settings_are_checked_in_the_constructor(cls, settings, error, message):
         cls(update_fn=update_fn, **settings)
 
 
+# Fails: inner_optimizer is not checked in the constructor.
 def test_settings_that_look_odd_and_are_fine():
     for gamma in (0, 1, np.float32(0.5), jnp.float32(0.5)):
         opt = OnlineHypergradientOptimizer(update_fn=update_fn, gamma=gamma, T=np.int64(3))
@@ -265,7 +266,7 @@ def test_a_new_optimizer_object_every_time_is_named():
 
 
 def test_changing_batch_sizes_are_named():
-    opt = method("one_step")
+    opt = method("one_step", loop="unroll")  # nobody else's programs
     state = opt.init(*start())
     with pytest.warns(GradhpoWarning, match="compiled 4 times.*partial") as caught:
         for n in range(2, 8):
@@ -274,6 +275,7 @@ def test_changing_batch_sizes_are_named():
     assert len(caught) == 1
 
 
+# Fails for hyperdistill: see test_compute_hypergradient_is_what_step_applies.
 @pytest.mark.parametrize("name", METHODS)
 def test_ordinary_use_does_not_warn(name):
     """init, a few hypergradients and steps before and after a run, with and without shapes."""

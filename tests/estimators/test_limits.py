@@ -52,7 +52,7 @@ def test_three_learning_rates_have_three_derivatives():
 
 def test_difference_error_falls_with_the_square_of_the_radius():
     """X10: slope 2 between r = 1e-1 and 1e-3, and 1e-9 at r = 1e-5."""
-    case = outer_lam(1)
+    case = mlp_momentum(1)
     exact = whole_window(one_step(), *case).hypergrad
     radii = np.array([1e-1, 1e-2, 1e-3])
     errors = [
@@ -64,14 +64,14 @@ def test_difference_error_falls_with_the_square_of_the_radius():
     assert relative_error(whole_window(finite_difference(1e-5), *case).hypergrad, exact) < 1e-9
 
 
-@pytest.mark.parametrize("radius", [1.0, 0.01])
-def test_differences_are_exact_for_a_quadratic_penalty(radius):
+def test_differences_are_exact_for_a_quadratic_penalty():
     """X11, at a radius as large as 1; and not exact where the mixed term is not quadratic."""
     case = quadratic_penalty(1)
     exact = whole_window(one_step(), *case).hypergrad
-    got = whole_window(finite_difference(radius), *case).hypergrad
-    assert_trees_close(got, exact, 1e-12)
-    control = outer_lam(1)
+    for radius in (1.0, 0.01):
+        got = whole_window(finite_difference(radius), *case).hypergrad
+        assert_trees_close(got, exact, 1e-12)
+    control = mlp_momentum(1)
     exact = whole_window(one_step(), *control).hypergrad
     off = relative_error(whole_window(finite_difference(1.0), *control).hypergrad, exact)
     assert off > 1e-3
