@@ -69,14 +69,12 @@ def test_slots_inside_params_are_slots_outside(name, x64):
     assert got.params["count"] == T and got.params["count"].dtype == jnp.int32
 
 
-# Fails: untrained_params asks train_loss_fn, which is not what an update_fn trains with.
 def test_slots_inside_params_are_no_mistake():
     """`from_update` tells the user to put them there: no warning, no error if strict."""
     opt = method("one_step", update_fn=momentum_update, strict=True)
     step(opt, opt.init(*with_slots(jnp.float32)))
 
 
-# Fails for hyperdistill: four legitimate traces are called a recompilation storm.
 @ALL
 def test_compute_hypergradient_is_what_step_applies(name):
     """With a plain outer step of rate 1; on a fresh state, and later."""
@@ -214,7 +212,6 @@ def test_all_methods_draw_the_same_batches_in_the_same_order(monkeypatch):
     assert len(set(flat)) == len(flat) == 4  # no episode twice
 
 
-# Fails: run takes any `.data` for a resident data set; integer batches index it silently.
 def test_a_source_with_a_data_attribute_is_still_a_function():
     """A loader object holds its data somewhere; only a Resident is gathered from."""
 

@@ -85,7 +85,6 @@ def test_a_step_must_return_what_it_got(update, message):
             call(opt, state)
 
 
-# Fails: Optax's own TypeError, without the remedy (scale_by_tree).
 def test_a_tree_of_rates_that_does_not_fit_is_explained():
     with pytest.raises((ValueError, TypeError)) as caught:
         opt = method("one_step", inner_optimizer=lambda lam: optax.sgd(lam))
@@ -100,7 +99,6 @@ def test_line_search_optimizers_are_refused_by_name():
         step(opt, opt.init(*start()))
 
 
-# Fails: a raw broadcasting error, from step and from run.
 def test_another_batch_size_after_a_run():
     """Row 53: every episode starts a new D*, so a run of other batches works; a step inside an
     episode cannot mix two sizes, and says so."""
@@ -112,7 +110,6 @@ def test_another_batch_size_after_a_run():
     run(opt, state, get_train_batch=lambda: x, get_val_batch=lambda: x)
 
 
-# Fails: D* of one example is silently repeated.
 def test_a_kept_batch_of_one_is_not_broadcast():
     opt = method("hyperdistill")
     one = np.ones((1, 2), np.float32)

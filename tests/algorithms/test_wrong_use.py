@@ -95,7 +95,6 @@ def test_settings_are_checked_in_the_constructor(cls, settings, error, message):
         cls(update_fn=update_fn, **settings)
 
 
-# Fails: inner_optimizer is not checked in the constructor.
 def test_settings_that_look_odd_and_are_fine():
     for gamma in (0, 1, np.float32(0.5), jnp.float32(0.5)):
         opt = OnlineHypergradientOptimizer(update_fn=update_fn, gamma=gamma, T=np.int64(3))
@@ -275,7 +274,6 @@ def test_changing_batch_sizes_are_named():
     assert len(caught) == 1
 
 
-# Fails for hyperdistill: see test_compute_hypergradient_is_what_step_applies.
 @pytest.mark.parametrize("name", METHODS)
 def test_ordinary_use_does_not_warn(name):
     """init, a few hypergradients and steps before and after a run, with and without shapes."""

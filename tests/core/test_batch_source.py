@@ -73,7 +73,6 @@ def test_an_exhausted_iterator_is_explained():
         draw(lambda: next(batches), lambda: np.ones(2), 0, 4)
 
 
-# Fails for [dtype]: check_batches compares shapes only, np.stack then widens int32 + float32.
 @pytest.mark.parametrize(
     "batches, message",
     [

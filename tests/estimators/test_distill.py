@@ -217,7 +217,6 @@ def test_gamma_one_is_the_plain_mean():
     assert 1e-9 < relative_error(close.hypergrad, got.hypergrad) < 1e-5
 
 
-# Fails: the memory allocated by a rejected first step is kept, NaN batch and all.
 def test_a_bad_first_batch_is_not_remembered():
     """A state made without a batch allocates D* at its first step; NaN must not stay there."""
     problem, inner, lam, window = outer_lam(3)
@@ -234,7 +233,6 @@ def test_a_bad_first_batch_is_not_remembered():
     assert state.metadata["n_rejected"] == 1
 
 
-# Fails: scan's own message about the structure of the carry.
 def test_unknown_batch_shape_in_a_scan_is_explained():
     """A1 of section 3: scanning needs a state that knows the batch; the error says so."""
     problem, inner, lam, window = outer_lam(3)
@@ -244,7 +242,6 @@ def test_unknown_batch_shape_in_a_scan_is_explained():
         run_episode(estimator, None, problem, state, window, 1e-2)
 
 
-# Fails: jnp.where broadcasts the kept batch.
 def test_a_batch_of_another_size_is_explained():
     """Row 53: never a silent broadcast of a kept batch of one example to the new size."""
     problem, inner, lam, window = outer_lam(2)

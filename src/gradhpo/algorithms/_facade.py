@@ -16,6 +16,7 @@ from gradhpo.algorithms._programs import (
     dynamics_of,
     initializer,
     inspect,
+    note_compilation,
     problem_of,
     programs,
     resolve,
@@ -28,11 +29,13 @@ from gradhpo.core.source import BatchSource, Resident, as_arrays, draw
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, UpdateFn
 from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import (
     check_callable,
     check_count,
     check_fraction,
     check_hyperparams,
+    check_number,
     check_params,
 )
 
@@ -74,8 +77,12 @@ class EstimatorOptimizer(BilevelOptimizer):
             )
         if self.update_fn is not None:
             check_callable("update_fn", self.update_fn, "(params, hyperparams, batch) -> params")
+        if self.inner_optimizer is not None and not _is_optimizer(self.inner_optimizer):
+            check_callable(
+                "inner_optimizer", self.inner_optimizer, "hyperparams -> optimizer, or an optimizer"
+            )
         outer = self.outer_optimizer
-        if outer is not None and not (hasattr(outer, "init") and hasattr(outer, "update")):
+        if outer is not None and not _is_optimizer(outer):
             raise TypeError(
                 f"outer_optimizer must be an Optax GradientTransformation, got {outer!r}."
             )
@@ -144,9 +151,9 @@ class EstimatorOptimizer(BilevelOptimizer):
             The new state; `metadata["status"]` says what happened.
         """
         self._check_rates(lr_hyper)
-        train_batch, val_batch = self._check_call(state, train_batch, val_batch)
+        state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
         rate = _rate(lr_hyper, scalar_dtype(state.hyperparams))
-        compiled = self._cached(programs, train_loss_fn, val_loss_fn, self.loop)
+        compiled = self._noted(train_loss_fn, val_loss_fn)
         return compiled.step(state, train_batch, val_batch, rate)
 
     def compute_hypergradient(
@@ -158,8 +165,8 @@ class EstimatorOptimizer(BilevelOptimizer):
         val_loss_fn: LossFn,
     ) -> Hyper:
         """The very hypergradient that `step` would apply; the state is untouched."""
-        train_batch, val_batch = self._check_call(state, train_batch, val_batch)
-        compiled = self._cached(programs, train_loss_fn, val_loss_fn, self.loop)
+        state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
+        compiled = self._noted(train_loss_fn, val_loss_fn)
         return compiled.hypergradient(state, train_batch, val_batch)
 
     def start_episode(self, state: BilevelState) -> BilevelState:
@@ -216,6 +223,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         M = check_count("M", M)
         T = self._episode_length(T)
         self._check_rates(lr_hyper)
+        lr_hyper = None if lr_hyper is None else check_number("lr_hyper", lr_hyper)
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
         for name, source in (
             ("get_train_batch", get_train_batch),
@@ -229,7 +237,8 @@ class EstimatorOptimizer(BilevelOptimizer):
         problem = self._cached(problem_of, train_loss_fn, val_loss_fn)
 
         keep_phi = lr_reptile != 1
-        resident = Window(*(getattr(s, "data", None) for s in (get_train_batch, get_val_batch)))
+        sources = (get_train_batch, get_val_batch)
+        resident = Window(*(s.data if isinstance(s, Resident) else None for s in sources))
         dtype = scalar_dtype(state.hyperparams)
         estimator = self.estimator("scan")
         taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
@@ -238,8 +247,8 @@ class EstimatorOptimizer(BilevelOptimizer):
             window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
             if compiled is None:
-                state = _copy(self._with_batch_shape(state, window, resident))
                 shapes = jax.eval_shape(loops.fetch, resident, window)
+                state = _copy(_allocate(state, jax.eval_shape(tree_last, shapes.train)))
                 findings = inspect(self, problem, state, shapes)
                 complain_of(self, findings)
                 loop = resolve(self.loop, findings)
@@ -274,6 +283,13 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     # -- what the above share ---------------------------------------------------------------
 
+    def _noted(self, train_loss: LossFn, val_loss: LossFn) -> Programs:
+        """The programs of `step`, with a warning when every call brings new functions."""
+        before = programs.cache_info().misses
+        compiled = self._cached(programs, train_loss, val_loss, self.loop)
+        note_compilation(self, train_loss, val_loss, programs.cache_info().misses > before)
+        return compiled
+
     def _cached(self, make: Callable, train_loss: LossFn, val_loss: LossFn, *loop: Loop) -> Any:
         check_callable("train_loss_fn", train_loss, LOSS)
         check_callable("val_loss_fn", val_loss, LOSS)
@@ -286,14 +302,6 @@ class EstimatorOptimizer(BilevelOptimizer):
                     "the one that is not in a function."
                 )
             raise
-
-    def _with_batch_shape(self, state: BilevelState, window: Window, resident) -> BilevelState:
-        """A memory that holds data, allocated once the shape of a batch is known."""
-        if getattr(state.memory, "data", ()) is not None:
-            return state
-        batch = jax.eval_shape(loops.fetch, resident, window).train
-        data = jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), batch)
-        return state.update(memory=state.memory._replace(data=data))
 
     def _episode_length(self, T: int | None) -> int:
         T = self.T if T is None else check_count("T", T)
@@ -320,6 +328,7 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
         _check_state(state)
+        train_batch, val_batch = as_arrays(train_batch), as_arrays(val_batch)
         if getattr(state.memory, "data", ()) is None and any(
             isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))
         ):
@@ -328,7 +337,27 @@ class EstimatorOptimizer(BilevelOptimizer):
                 "before step is traced by jit, vmap or scan: make the state by "
                 "init(params, hyperparams, train_batch)."
             )
-        return as_arrays(train_batch), as_arrays(val_batch)
+        if getattr(state.memory, "data", ()) is None:
+            state = _allocate(state, train_batch)
+        return state, train_batch, val_batch
+
+
+def _allocate(state: BilevelState, batch: Batch) -> BilevelState:
+    """A memory that holds data, with room for a batch like this one (arrays or shapes).
+
+    Every episode begins by filling it anew, so another batch size may follow.
+    """
+    if not hasattr(state.memory, "data"):
+        return state
+    kept, shapes = (jax.tree.map(jnp.shape, x) for x in (state.memory.data, batch))
+    if kept == shapes:
+        return state
+    data = jax.tree.map(lambda x: np.zeros(jnp.shape(x), jnp.result_type(x)), batch)
+    return state.update(memory=state.memory._replace(data=data))
+
+
+def _is_optimizer(value: Any) -> bool:
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def _check_state(state: Any) -> None:

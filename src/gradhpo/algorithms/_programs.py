@@ -35,6 +35,7 @@ __all__ = [
     "dynamics_of",
     "initializer",
     "inspect",
+    "note_compilation",
     "problem_of",
     "programs",
     "resolve",
@@ -85,7 +86,6 @@ def _unused(params, hyperparams, batch):
 @functools.lru_cache(maxsize=CACHED_PROGRAMS)
 def problem_of(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> BilevelProblem:
     """The problem that the facade and a pair of losses make; one object for equal ones."""
-    _note_compilation(optimizer, train_loss, val_loss)
     return BilevelProblem(dynamics_of(optimizer, train_loss), val_loss, train_loss)
 
 
@@ -101,7 +101,7 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
     """
     problem = problem_of(optimizer, train_loss, val_loss)
     outer = optimizer.outer_optimizer
-    seen: list[Any] = []
+    seen: set[Any] = set()
 
     def repeated(state: BilevelState, train_batch, val_batch) -> tuple[Estimator, Window]:
         """The window of `step`: one batch, repeated for methods that want several steps."""
@@ -231,8 +231,12 @@ def complain_of(optimizer: Any, findings: Findings) -> None:
 _compilations: dict[Any, list[tuple[int, ...]]] = {}
 
 
-def _note_compilation(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> None:
-    """Warn once when one piece of source code keeps arriving as a new function object."""
+def note_compilation(optimizer: Any, train_loss: LossFn, val_loss: LossFn, compiled: bool) -> None:
+    """Warn when call after call of `step` brings its functions as new objects.
+
+    Counted are compilations in a row: a call that finds its program starts the count anew, so
+    several problems made by one piece of code do not add up.
+    """
     named = {
         "update_fn": optimizer.update_fn,
         "inner_optimizer": optimizer.inner_optimizer,
@@ -241,9 +245,11 @@ def _note_compilation(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> N
         "val_loss_fn": val_loss,
     }
     key = (type(optimizer), *(_source(f) for f in named.values()))
-    ids = tuple(id(f) for f in named.values())
+    if not compiled:
+        _compilations.pop(key, None)
+        return
     known = _compilations.setdefault(key, [])
-    known.append(ids)
+    known.append(tuple(id(f) for f in named.values()))
     if len(known) == MANY_COMPILATIONS:
         changing = [
             name
@@ -265,13 +271,16 @@ def _source(function: Any) -> Any:
     return getattr(update, "__code__", type(update))
 
 
-def _note_shapes(optimizer: Any, seen: list[Any], window: Window) -> None:
+def _note_shapes(optimizer: Any, seen: set[Any], window: Window) -> None:
     """Warn once when `step` keeps being compiled for new batch shapes."""
-    seen.append(sorted({str(jnp.shape(x)[1:]) for x in jax.tree.leaves(window)}))
+    shapes = tuple(f"{x.dtype}{list(x.shape[1:])}" for x in jax.tree.leaves(window))
+    if shapes in seen:
+        return
+    seen.add(shapes)
     if len(seen) == MANY_COMPILATIONS:
         complain(
             f"{type(optimizer).__name__}.step has been compiled {MANY_COMPILATIONS} times; the "
-            f"batch shapes were {seen}. Keep shapes and dtypes fixed: drop or pad the last partial "
-            "batch, and pass hyperparameters and rates as arrays of one dtype.",
+            f"batch shapes were {sorted(seen)}. Keep shapes and dtypes fixed: drop or pad the last "
+            "partial batch.",
             optimizer.strict,
         )

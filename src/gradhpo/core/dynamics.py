@@ -106,7 +106,7 @@ def from_optax(
     >>> print(dynamics.step(inner, 0.25, 3.0).params)
     2.0
     """
-    make_optimizer = as_factory(optimizer)
+    make_optimizer = _explained(as_factory(optimizer))
 
     def init(params, hyperparams):
         return InnerState(params, make_optimizer(hyperparams).init(split(params)[0]))
@@ -122,6 +122,22 @@ def as_factory(optimizer: optax.GradientTransformation | MakeOptimizer) -> MakeO
     if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
         return _Constant(optimizer)
     return optimizer  # type: ignore[return-value]
+
+
+def _explained(make_optimizer: MakeOptimizer) -> MakeOptimizer:
+    """Add the remedy to what Optax says of a learning rate that is a tree."""
+
+    def make(hyperparams):
+        try:
+            return make_optimizer(hyperparams)
+        except TypeError as error:
+            error.add_note(
+                "gradhpo: while making the inner optimizer. Optax's learning rates are numbers; for a "
+                "tree of them use optax.chain(..., gradhpo.transforms.scale_by_tree(tree))."
+            )
+            raise
+
+    return make
 
 
 class _Constant(NamedTuple):

@@ -71,8 +71,8 @@ def untrained_params(
 ) -> list[str]:
     """Names of the floating leaves of the parameters that the training loss has no path to."""
     loss = problem.train_loss
-    if loss is None:
-        return []
+    if loss is None or problem.dynamics.parts is None:
+        return []  # what an update_fn trains on, this loss does not say
     floating, rest = split(inner.params)
 
     def outputs(floating, rest, lam, batch):

@@ -49,7 +49,7 @@ def init_state(
         () if outer_optimizer is None else strengthen(outer_optimizer.init(hyperparams)),
         metadata=empty_metadata(hyperparams, estimator.metrics),
         memory=strengthen(estimator.init(inner, hyperparams, window)),
-        model_state=inner.model_state,
+        model_state=strengthen(inner.model_state),
     )
 
 
@@ -87,6 +87,10 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
     def step(
         problem: BilevelProblem, state: BilevelState, window: Window, lr_hyper: Any = None
     ) -> BilevelState:
+        if getattr(state.memory, "data", ()) is None:
+            # A batch's shape is known only now; allocated first, so that it can be undone.
+            fresh = estimator.init(state.inner, state.hyperparams, window)
+            state = state.update(memory=state.memory._replace(data=fresh.data))
         estimate = estimator.estimate(problem, state.memory, state.inner, state.hyperparams, window)
         return _apply(outer_optimizer, problem, state, estimate, window, lr_hyper)
 
@@ -125,9 +129,7 @@ def _apply(
         status = jnp.where(good, status, code)
     tuned = trained & judged & derived & stepped
     inner = tree_where(trained, inner, state.inner)
-    memory = estimate.memory
-    if jax.tree.structure(memory) == jax.tree.structure(state.memory):  # else: just allocated
-        memory = tree_where(trained & derived, memory, state.memory)
+    memory = tree_where(trained & derived, estimate.memory, state.memory)
 
     info["train_loss"] = _train_loss(problem, state, window)
     info["hypergrad_norm"] = tree_l2_norm(h)

@@ -111,6 +111,13 @@ def hyperdistill(
         else:
             old = jax.random.bernoulli(key, keep, (n,))
         data = batch if memory.data is None else memory.data
+        kept, new = (jax.tree.map(jnp.shape, x) for x in (data, batch))
+        if kept != new:
+            raise ValueError(
+                f"HyperDistill keeps a batch of shapes {kept}, and this one has {new}: within an "
+                "episode all batches have one shape. Drop or pad the last partial batch, or make a "
+                "new state by init."
+            )
         data = jax.tree.map(
             lambda a, b: jnp.where(old.reshape((n,) + (1,) * (jnp.ndim(b) - 1)), a, b), data, batch
         )

@@ -22,6 +22,7 @@ __all__ = [
     "check_count",
     "check_fraction",
     "check_hyperparams",
+    "check_number",
     "check_params",
     "check_same_avals",
     "check_same_structure",
@@ -81,6 +82,21 @@ def check_fraction(name: str, value: Any, hint: str = "") -> float:
         raise TypeError(f"{name} must be a number in [0, 1], got {value!r}.") from None
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} must lie in [0, 1], got {number}.{' ' + hint if hint else ''}")
+    return number
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite number, as a Python float.
+
+    >>> check_number("lr_hyper", np.float32(0.5))
+    0.5
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}.") from None
+    if not np.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}.")
     return number
 
 
@@ -217,14 +233,20 @@ def check_batches(what: str, batches: list[Any]) -> None:
     if any(np.ndim(x) and np.shape(x)[0] == 0 for x in jax.tree.leaves(first)):
         raise ValueError(f"{what} returned an empty batch: a mean over no examples is NaN.")
     structure = jax.tree.structure(first)
-    shapes = [np.shape(x) for x in jax.tree.leaves(first)]
+    avals = [(np.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(first)]
     for t, batch in enumerate(batches[1:], start=2):
         leaves, other = jax.tree.flatten(batch)
         if other != structure:
             check_same_structure(f"{what} (batch {t} of the episode)", first, batch)
-        for i, (shape, leaf) in enumerate(zip(shapes, leaves, strict=True)):
-            if np.shape(leaf) != shape:
+        for i, ((shape, dtype), leaf) in enumerate(zip(avals, leaves, strict=True)):
+            name = leaves_with_names(first)[i][0] if np.shape(leaf) != shape else ""
+            if not name and jnp.result_type(leaf) != dtype:
                 name, _ = leaves_with_names(first)[i]
+                raise ValueError(
+                    f"{what} must return batches of one dtype, but leaf {name} is {dtype} in batch "
+                    f"1 and {jnp.result_type(leaf)} in batch {t} of the episode. Cast it."
+                )
+            if name:
                 raise ValueError(
                     f"{what} must return batches of one shape, but leaf {name} is {shape} in batch "
                     f"1 and {np.shape(leaf)} in batch {t} of the episode. Drop or pad the last "
