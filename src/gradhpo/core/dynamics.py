@@ -132,8 +132,8 @@ def _explained(make_optimizer: MakeOptimizer) -> MakeOptimizer:
             return make_optimizer(hyperparams)
         except TypeError as error:
             error.add_note(
-                "gradhpo: while making the inner optimizer. Optax's learning rates are numbers; for a "
-                "tree of them use optax.chain(..., gradhpo.transforms.scale_by_tree(tree))."
+                "gradhpo: while making the inner optimizer. Optax's learning rates are numbers; "
+                "for a tree of them use optax.chain(..., gradhpo.transforms.scale_by_tree(tree))."
             )
             raise
 

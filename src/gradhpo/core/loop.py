@@ -97,8 +97,8 @@ def run_episode(
     """
     if getattr(state.memory, "data", ()) is None:
         raise ValueError(
-            "this state's memory keeps a batch whose shape is not known yet, so it cannot be scanned: "
-            "give init_state a window (or init a train_batch)."
+            "this state's memory keeps a batch whose shape is not known yet, so it cannot be "
+            "scanned: give init_state a window (or init a train_batch)."
         )
     step = bilevel_step(estimator, outer_optimizer)
     state = start_episode(estimator, problem.dynamics, state, keep_phi=keep_phi)
