@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradhpo.experiments._tutorial_problem import Outcome
-from gradhpo.experiments.report import paired
+from gradhpo.experiments.report import interval, paired
 
 __all__ = ["LITERAL", "best_episode", "findings"]
 
@@ -14,14 +14,31 @@ COINCIDE = 1e-3  # losses closer than this on every seed rank nothing
 
 
 def best_episode(outcomes: Mapping[str, Outcome]) -> str:
-    """The loss of every method's best episode, mean over seeds.
+    """A line per method: the loss of the best episode, and its paired difference to fixed.
 
     >>> one = Outcome(np.array([[2.0, 1.0], [1.5, 3.0]]), np.zeros((2, 3)), np.zeros((2, 0)))
-    >>> best_episode({"fixed": one})
-    'Best episode: fixed 1.2500.'
+    >>> print(best_episode({"fixed": one}))
+    best val_loss of the 2 episodes, mean and 95 % interval, paired difference to fixed
+      fixed  1.2500 [-1.9266, 4.4266]
     """
-    best = (f"{name} {o.losses.min(axis=1).mean():.4f}" for name, o in outcomes.items())
-    return f"Best episode: {', '.join(best)}."
+    best = {name: outcome.losses.min(axis=1) for name, outcome in outcomes.items()}
+    episodes = next(iter(outcomes.values())).losses.shape[1]
+    width = max(map(len, best))
+    lines = [
+        f"best val_loss of the {episodes} episodes, mean and 95 % interval, "
+        "paired difference to fixed"
+    ]
+    for name, losses in best.items():
+        summary = interval(losses)
+        line = (
+            f"  {name:{width}}  {summary.mean:.4f} [{summary.ci95[0]:.4f}, {summary.ci95[1]:.4f}]"
+        )
+        if name != "fixed":
+            change = paired(losses, best["fixed"])
+            low, high = change.ci95
+            line += f"  {change.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def findings(outcomes: Mapping[str, Outcome]) -> str:
