@@ -9,6 +9,7 @@ DEV_EXTRAS ?= all,docs,test
 export JAX_PLATFORMS ?= cpu
 
 BIN := .venv/bin
+ENGINE := $(addprefix tests/,core estimators algorithms testing utils)
 STUDIES := from gradhpo.experiments.registry import STUDIES; print(*STUDIES)
 
 .PHONY: demo test test-x64 lint types docs reproduce bench clean
@@ -20,9 +21,9 @@ demo: .venv/demo.stamp
 test: .venv/dev.stamp
 	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term --cov-report=xml $(TESTFLAGS)
 
-# The same tests with 64-bit floats as JAX's default; documents print 32-bit numbers.
+# The library's own tests with 64-bit floats as JAX's default; studies and documents are 32-bit.
 test-x64: .venv/dev.stamp
-	JAX_ENABLE_X64=1 $(BIN)/pytest -n $(WORKERS) tests --ignore=tests/test_documents.py $(TESTFLAGS)
+	JAX_ENABLE_X64=1 $(BIN)/pytest -n $(WORKERS) $(ENGINE) $(TESTFLAGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
