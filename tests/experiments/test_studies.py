@@ -197,7 +197,7 @@ def test_rates_of_the_layers_act_on_their_layers():
 
 
 def test_augmentation_shifts_turns_and_replays():
-    augment, kinds = augmentation_example.augment, augmentation_example.KINDS
+    augment, kinds = jax.jit(augmentation_example.augment), augmentation_example.KINDS
     image = np.zeros((9, 9, 1))
     image[4, 4] = 1.0
     still = dict.fromkeys(kinds, 0.0)
@@ -210,7 +210,8 @@ def test_augmentation_shifts_turns_and_replays():
     turned = augment(image, 0, still | {"rotation": 1.0})
     np.testing.assert_allclose(centre(np.asarray(turned)), [4, 4], atol=1e-5)
     strong = still | {"shift": 0.1}
-    shifts = [centre(np.asarray(augment(image, seed, strong))) - 4 for seed in range(300)]
+    moved = jax.vmap(augment, (None, 0, None))(image, np.arange(300), strong)
+    shifts = [centre(each) - 4 for each in np.asarray(moved)]
     np.testing.assert_allclose(np.std(shifts, axis=0), 0.1 * 8, rtol=0.15)  # 0.1 of the 8 pixels
     assert (augment(image, 5, strong) == augment(image, 5, strong)).all()
     noisy = augment(np.zeros((50, 50, 1)), 1, still | {"noise": 0.3})
@@ -221,7 +222,7 @@ def test_every_strength_has_a_hypergradient():
     example = augmentation_example
     data = datasets.digits().train
     source = example.batches(data, seed=0)
-    gradient = jax.grad(example.train_loss, argnums=1)
+    gradient = jax.jit(jax.grad(example.train_loss, argnums=1))
     found = gradient(example.init(0, data.inputs), example.HYPERPARAMS, source())
     assert sorted(found) == sorted(example.KINDS) and all(abs(g) > 1e-6 for g in found.values())
 

@@ -68,7 +68,7 @@ def parts(data: datasets.Dataset, config: ImageConfig, seed: int) -> Parts:
 
     >>> split = parts(datasets.digits(), ImageConfig(label_noise=0.5), seed=0)
     >>> [len(part.targets) for part in split[:3]], int(split.wrong.sum())
-    ([400, 400, 997], 181)
+    ([400, 400, 997], 176)
     """
     sizes = [config.train_size, config.val_size]
     if data.test is None:

@@ -80,7 +80,7 @@ def _draw(config: Config, strength: dict[str, float], rows: int = 4, columns: in
     """`images.png`: in each row an image as it is, then as the network gets to see it."""
     data = datasets.load(config.dataset, config.data_dir)
     images = parts(data, config, seed=0).train.inputs[:rows]
-    augment = jax.vmap(augmentation.augment, (None, 0, None))
+    augment = jax.jit(jax.vmap(augmentation.augment, (None, 0, None)))
     seeds = np.arange(columns - 1)
     grid = np.array([[image, *augment(image, seeds, strength)] for image in images])[..., 0]
     plots.images(grid.clip(0, 1), config.out / "images.png")
