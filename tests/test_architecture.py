@@ -27,9 +27,10 @@ ALLOWED = {
     "diagnostics": {"utils", "core", "estimators"},
     "testing": LOWER,
     "meta": LOWER,
-    "experiments": USER | {"gradhpo"},
-    "examples": USER | {"gradhpo"},
-    "cli": USER | {"gradhpo", "experiments", "examples"},
+    # Examples state the problem, studies measure it; the command of an example is a study's.
+    "examples": USER | {"gradhpo", "cli"},
+    "experiments": USER | {"gradhpo", "examples"},
+    "cli": USER | {"gradhpo", "experiments"},
     "gradhpo": USER,  # the package's own __init__
     "__main__": {"cli"},
 }

@@ -69,7 +69,7 @@ def test_promised_arguments(name):
 def test_bilevel_state():
     state = importlib.import_module("gradhpo").BilevelState
     fields = "params hyperparams inner_opt_state outer_opt_state step metadata memory".split()
-    assert list(inspect.signature(state).parameters)[-len(fields) :] == fields
+    assert list(inspect.signature(state).parameters)[: len(fields)] == fields
     inspect.signature(state.create).bind("params", "hyperparams", "inner_state", "outer_state")
 
 

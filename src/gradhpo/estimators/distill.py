@@ -103,7 +103,7 @@ def hyperdistill(
         """`D*_t = SS(D*_{t-1}, p) u SS(D_t, 1 - p)`, and the next draw."""
         n = _slots(batch)
         if not n:  # no example axis: nothing to sample from, D*_t = D_t
-            return memory
+            return memory if memory.data is None else memory._replace(data=batch)
         key = jax.random.fold_in(memory.key, memory.draws)
         if sampling == "round":
             rank = jax.random.permutation(key, n)
