@@ -38,6 +38,7 @@ __all__ = [
     "join",
     "linearize",
     "pull_through_update",
+    "second_order_products",
     "zero_cotangent",
 ]
 
@@ -171,22 +172,25 @@ class _Step:
         (w, z), self.pull_update, z_rest_new = jax.vjp(update, g, self.w, z, lam, has_aux=True)
         self.new = InnerState(merge(w, w_rest), merge(z, z_rest_new), inner.model_state)
 
-    def second_order(self, q):
-        """`(q H, q M)` by one derivative of the full gradient along q."""
-        gradient = jax.grad(self.loss, argnums=(0, 1))
-        try:
-            return jax.jvp(lambda w: gradient(w, self.lam), (self.w,), (q,))[1]
-        except TypeError as error:
-            if "custom_vjp" not in str(error):
-                raise
-            # A custom_vjp-only operation has no forward mode; by symmetry reverse over
-            # reverse gives the same two products at a higher price.
-            return jax.vjp(jax.grad(self.loss), self.w, self.lam)[1](q)
-
     def pullback(self, alpha: InnerState) -> tuple[InnerState, Hyper]:
         q, a_w, a_z, c = self.pull_update((alpha.params, alpha.opt_state))
-        q_hessian, q_mixed = self.second_order(q)
+        q_hessian, q_mixed = second_order_products(self.loss, self.w, self.lam, q)
         return InnerState(optax.tree.add(a_w, q_hessian), a_z), optax.tree.add(c, q_mixed)
+
+
+def second_order_products(
+    loss: Callable[[Params, Hyper], Any], w: Params, lam: Hyper, q: Params
+) -> tuple[Params, Hyper]:
+    """`(q H, q M)` of `loss(w, lam)` by one derivative of the full gradient along q."""
+    gradient = jax.grad(loss, argnums=(0, 1))
+    try:
+        return jax.jvp(lambda w: gradient(w, lam), (w,), (q,))[1]
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        # A custom_vjp-only operation has no forward mode; by symmetry reverse over
+        # reverse gives the same two products at a higher price.
+        return jax.vjp(jax.grad(loss), w, lam)[1](q)
 
 
 def linearize(

@@ -11,12 +11,18 @@ from jax.interpreters import partial_eval
 
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.core.types import Batch, Hyper
+from gradhpo.core.types import Batch, Hyper, LossFn
 from gradhpo.utils._partition import is_differentiable, merge, split
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import check_same_avals, check_scalar_loss, leaves_with_names
 
-__all__ = ["check_problem", "has_convolution", "ignored_hyperparams", "untrained_params"]
+__all__ = [
+    "check_problem",
+    "has_convolution",
+    "ignored_hyperparams",
+    "unreached_hyperparams",
+    "untrained_params",
+]
 
 
 def check_problem(problem: BilevelProblem, inner: InnerState, lam: Hyper, window: Window) -> None:
@@ -62,6 +68,22 @@ def ignored_hyperparams(
             return direct
         new = problem.dynamics.step(inner, lam, batch.train)
         return direct, split((new.params, new.opt_state))[0]
+
+    return _without_tangent(outputs, lam, inner, batch)
+
+
+def unreached_hyperparams(
+    problem: BilevelProblem, loss: LossFn, inner: InnerState, lam: Hyper, batch: Window
+) -> list[str]:
+    """Names of the leaves of `lam` that enter neither `loss` (of training) nor the outer loss.
+
+    At a minimum of `loss` nothing depends on them: learning rates, momenta, schedules.
+    """
+
+    def outputs(lam, inner, batch):
+        direct = problem.outer_loss(inner.params, lam, batch.val)
+        w, rest = split(inner.params)
+        return direct, jax.grad(lambda w: loss(merge(w, rest), lam, batch.train))(w)
 
     return _without_tangent(outputs, lam, inner, batch)
 

@@ -1,54 +1,308 @@
-"""Full reverse mode (RMD, back-propagation through training): the exact hypergradient.
+"""Reverse mode (RMD, back-propagation through training): the exact hypergradient.
 
-Maclaurin et al. (2015), Franceschi et al. (2017). Forwards s_t = Phi(s_{t-1}, lam; D_t) with
-every state kept; then alpha_T = dL_val/ds_T, h = dL_val/dlam, and for t = T..1
+Maclaurin et al. (2015), Franceschi et al. (2017), Shaban et al. (2019). Forwards
+s_t = Phi(s_{t-1}, lam; D_t); then alpha_T = dL_val/ds_T, h = dL_val/dlam, and for t = T..1
 
     h <- h + alpha_t B_t,    alpha_{t-1} = alpha_t A_t
+
+On exit alpha_0 = dL_val/ds_0, the derivative with respect to the initial state. Truncated
+to the last K steps, h misses at most |alpha_T| |B| rho^K / (1 - rho) where |A_t| <= rho < 1.
+
+What the backward sweep reads of s_{t-1} is stored in one of two ways:
+
+    "trajectory"  every state; of an optimizer of `gradhpo.transforms` that tells its last
+                  update, only the slots: w_{t-1} = w_t - U_t
+    "segments"    the states at the starts of segments, the others computed again, one
+                  segment at a time; segments of segments if the memory asks for it
 """
 
+import functools
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
-from gradhpo.core.dynamics import linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
-from gradhpo.core.problem import outer_gradients
-from gradhpo.utils.gradients import tree_last
+from gradhpo.core.dynamics import InnerState, join, linearize
+from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
+from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
+from gradhpo.core.types import Hyper, Scalar
+from gradhpo.utils._partition import split
+from gradhpo.utils.gradients import tree_l2_norm, tree_last
+from gradhpo.utils.validation import check_count
 
-__all__ = ["reverse"]
+__all__ = ["Unrolled", "levels_for", "reverse", "unrolled_gradients"]
 
 
-def reverse(steps: int, *, loop: Loop = "scan") -> Estimator:
+class Unrolled(NamedTuple):
+    """Derivatives of the validation loss after a window of training."""
+
+    val_loss: Scalar  # L_val(w_T, lam; V_T)
+    direct: Hyper  # dL_val/dlam at fixed w_T
+    indirect: Hyper  # through training; the hypergradient is direct + indirect
+    initial: InnerState  # alpha_0 = dL_val/ds_0, a cotangent: None at integer leaves
+    inner: InnerState  # s_T
+    growth: Scalar  # max_t |alpha_t| / |alpha_T|; large when training is chaotic
+
+
+def reverse(
+    steps: int,
+    *,
+    truncate: int | None = None,
+    memory: str = "trajectory",
+    budget: int | None = None,
+    loop: Loop = "scan",
+) -> Estimator:
     """The derivative of the validation loss after `steps` inner steps.
 
     Args:
         steps: Horizon T. The hypergradient is exact for the whole window; what happened
             before it is a constant.
+        truncate: Only the last K steps are differentiated (None: all). 1 is the one-step
+            method, 0 the direct term alone.
+        memory: "trajectory" or "segments", see above. The numbers are the same.
+        budget: Bytes that stored states may take, for "segments": the fewest levels that
+            fit are chosen, each costing one more forward sweep. None: one level of about
+            sqrt(T) segments.
         loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
 
-    Cost per outer update: T training gradients forwards; T gradients and second-order
-    products backwards; one validation gradient. Memory: T states.
+    Cost per outer update: T training gradients forwards; K gradients and second-order
+    products backwards, K more gradients per level of segments; one validation gradient.
+    Memory: K states ("trajectory"), about 2 sqrt(K) ("segments").
     """
+    kept = check_count("truncate", truncate, minimum=0) if truncate is not None else steps
+    if kept > steps:
+        raise ValueError(f"truncate must be at most the {steps} steps of the window, got {kept}.")
+    if memory not in ("trajectory", "segments"):
+        raise ValueError(f"memory must be 'trajectory' or 'segments', got {memory!r}.")
+    if budget is not None and memory != "segments":
+        raise ValueError('budget= says how much memory="segments" may use; give both.')
 
     def init(inner, lam, window):
         del inner, lam, window
         return ()
 
-    def forward(problem, lam, inner, batch):
-        return problem.dynamics.step(inner, lam, batch), inner  # s_t, keeping s_{t-1}
+    def estimate(problem, state, inner, lam, window):
+        got = unrolled_gradients(
+            problem, inner, lam, window, truncate=kept, memory=memory, budget=budget, loop=loop
+        )
+        hypergrad = optax.tree.add(got.direct, got.indirect)
+        info = report(got.val_loss, got.direct, got.indirect, alpha_growth=got.growth)
+        return Estimate(hypergrad, got.inner, state, info)
 
-    def backward(problem, lam, carry, x):
-        alpha, acc = carry
-        inner, batch = x
-        _, pullback = linearize(problem.dynamics, inner, lam, batch)
-        alpha, term = pullback(alpha)  # alpha_{t-1} = alpha_t A_t, alpha_t B_t
-        return (alpha, optax.tree.add(acc, term)), None
+    return Estimator(init, estimate, window=steps, metrics=("alpha_growth",))
 
-    def estimate(problem, memory, inner, lam, window):
-        inner, states = fold(forward, problem, lam, inner, window.train, loop=loop)
-        loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
-        carry = (alpha, optax.tree.zeros_like(lam))
-        xs = (states, window.train)
-        (_, indirect), _ = fold(backward, problem, lam, carry, xs, loop=loop, reverse=True)
-        hypergrad = optax.tree.add(direct, indirect)
-        return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
-    return Estimator(init, estimate, window=steps)
+def unrolled_gradients(
+    problem: BilevelProblem,
+    inner: InnerState,
+    lam: Hyper,
+    window: Window,
+    *,
+    truncate: int | None = None,
+    memory: str = "trajectory",
+    budget: int | None = None,
+    loop: Loop = "scan",
+) -> Unrolled:
+    """What `reverse` is made of, with the derivative with respect to the initial state.
+
+    Args:
+        problem: The dynamics and the validation loss.
+        inner: s_0; lam: hyperparameters.
+        window: T train batches and T validation batches, of which the last one counts.
+        truncate, memory, budget, loop: As in `reverse`. With `truncate=K`, `initial` is the
+            derivative with respect to s_{T-K}.
+
+    >>> from gradhpo import from_update
+    >>> problem = BilevelProblem(
+    ...     from_update(lambda w, lam, batch: w - lam * w), lambda w, lam, batch: w
+    ... )
+    >>> batches = Window(jnp.zeros(3), jnp.zeros(3))
+    >>> got = unrolled_gradients(problem, InnerState(8.0, ()), 0.5, batches)
+    >>> print(got.val_loss, got.indirect, got.initial.params)  # w_T = w_0 (1 - lam)^3
+    1.0 -6.0 0.125
+    """
+    total = jax.tree.leaves(window.train)[0].shape[0]
+    steps = total if truncate is None else truncate
+    before = jax.tree.map(lambda x: x[: total - steps], window.train)
+    batches = jax.tree.map(lambda x: x[total - steps :], window.train)
+    inner = roll(problem.dynamics, inner, lam, before, loop=loop) if steps < total else inner
+    levels = ()
+    if memory == "segments":
+        levels = levels_for(steps, *_bytes(problem, inner, lam), budget)
+
+    inner, stored = _forward(levels, loop, problem, lam, inner, batches)
+    loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
+    size = tree_l2_norm(alpha)
+    carry = (alpha, optax.tree.zeros_like(lam), size)
+    carry = _backward(levels, loop, problem, lam, inner, stored, batches, carry)
+    initial, indirect, largest = carry
+    growth = largest / jnp.where(size == 0, 1.0, size)
+    return Unrolled(loss, direct, indirect, initial, inner, growth)
+
+
+# -- one level: a trajectory ---------------------------------------------------------------
+
+
+def _retrace(problem: BilevelProblem, lam: Hyper) -> Any:
+    """`slots -> last update`, for an optimizer that tells it."""
+    parts = problem.dynamics.parts
+    return None if parts is None else getattr(parts[1](lam), "last_updates", None)
+
+
+def _keep(problem: BilevelProblem, lam: Hyper, inner: InnerState) -> InnerState:
+    """What the sweep back to s_{t-1} needs of it: all, or all but the weights."""
+    if _retrace(problem, lam) is None:
+        return inner
+    return inner._replace(params=split(inner.params)[1])
+
+
+def _carried(problem: BilevelProblem, lam: Hyper, inner: InnerState) -> InnerState | None:
+    """s_t, where s_{t-1} is made from it."""
+    return None if _retrace(problem, lam) is None else inner
+
+
+def _recall(problem: BilevelProblem, lam: Hyper, after: Any, kept: InnerState) -> InnerState:
+    """s_{t-1} from s_t and what was kept."""
+    retrace = _retrace(problem, lam)
+    if retrace is None:
+        return kept
+    weights = optax.tree.sub(split(after.params)[0], retrace(after.opt_state))
+    slots, rest = split(kept.opt_state)
+    return join((weights, slots), (kept.params, rest), kept.model_state)
+
+
+def _store_step(problem, lam, inner, batch):
+    return problem.dynamics.step(inner, lam, batch), _keep(problem, lam, inner)
+
+
+def _pull_step(problem, lam, carry, x):
+    after, (alpha, acc, largest) = carry
+    kept, batch = x
+    inner = _recall(problem, lam, after, kept)
+    _, pullback = linearize(problem.dynamics, inner, lam, batch)
+    alpha, term = pullback(alpha)  # alpha_{t-1} = alpha_t A_t, alpha_t B_t
+    largest = jnp.maximum(largest, tree_l2_norm(alpha).astype(largest.dtype))
+    return (_carried(problem, lam, inner), (alpha, optax.tree.add(acc, term), largest)), None
+
+
+# -- levels: segments of segments ------------------------------------------------------------
+# A segment's batches are cut out when it is swept, so that the data are never copied whole.
+
+
+def _forward(levels, loop, problem, lam, inner, batches):
+    """`(s_T, stored)`: the trajectory, or the states at the starts of the segments.
+
+    `levels` are the lengths of the segments, longest first; the steps that are left over
+    make a shorter first segment.
+    """
+    if not levels:
+        return fold(_store_step, problem, lam, inner, batches, loop=loop)
+    head, starts = _segments(batches, levels[0])
+    first = inner
+    if head is not None:
+        inner = roll(problem.dynamics, inner, lam, head, loop=loop)
+    store = _store_segment(levels[0], loop)
+    inner, states = fold(store, problem, (lam, batches), inner, starts, loop=loop)
+    return inner, (first, states)
+
+
+def _backward(levels, loop, problem, lam, inner, stored, batches, carry):
+    if not levels:
+        xs = (stored, batches)
+        carry = (_carried(problem, lam, inner), carry)
+        return fold(_pull_step, problem, lam, carry, xs, loop=loop, reverse=True)[0][1]
+    head, starts = _segments(batches, levels[0])
+    first, states = stored
+    consts, xs = (lam, batches), (states, starts)
+    pull = _pull_segment(levels, loop)
+    carry, _ = fold(pull, problem, consts, carry, xs, loop=loop, reverse=True)
+    if head is not None:
+        carry = _sweep(levels[1:], loop, problem, lam, first, head, carry)
+    return carry
+
+
+def _sweep(levels, loop, problem, lam, inner, batches, carry):
+    """There and back again over one segment."""
+    inner, stored = _forward(levels, loop, problem, lam, inner, batches)
+    return _backward(levels, loop, problem, lam, inner, stored, batches, carry)
+
+
+@functools.cache  # one identity per setting, as `fold` asks
+def _store_segment(length, loop):
+    def body(problem, consts, inner, start):
+        lam, batches = consts
+        return roll(problem.dynamics, inner, lam, _cut(batches, start, length), loop=loop), inner
+
+    return body
+
+
+@functools.cache
+def _pull_segment(levels, loop):
+    def body(problem, consts, carry, x):
+        lam, batches = consts
+        inner, start = x
+        segment = _cut(batches, start, levels[0])
+        return _sweep(levels[1:], loop, problem, lam, inner, segment, carry), None
+
+    return body
+
+
+def _cut(batches, start, length):
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, length), batches)
+
+
+def _segments(batches, length):
+    """The batches of the steps left over (or None), and where the full segments start."""
+    steps = jax.tree.leaves(batches)[0].shape[0]
+    rest = steps % length
+    head = jax.tree.map(lambda x: x[:rest], batches) if rest else None
+    return head, jnp.arange(rest, steps, length)
+
+
+def levels_for(steps: int, state: int, kept: int, budget: int | None = None) -> tuple[int, ...]:
+    """Lengths of the segments, longest first, for the fewest levels that fit.
+
+    Args:
+        steps: Steps T to reverse.
+        state: Bytes of one state, which a segment's start stores.
+        kept: Bytes stored per step of the innermost segment.
+        budget: Bytes for all of them; None asks for one level.
+
+    With d levels about `(d + 1) T^(1 / (d + 1))` states are alive and every step is run d
+    times more.
+
+    >>> levels_for(100, state=8, kept=8), levels_for(1000, 8, 8, budget=300)
+    ((10,), (100, 10))
+
+    Raises:
+        ValueError: even the smallest plan needs more than the budget; the message says how much.
+    """
+    plans = []
+    for depth in range(0 if budget else 1, max(2, steps.bit_length())):
+        # d levels of r segments and an innermost one of r state / kept steps, in balance.
+        parts = max((steps * kept / state) ** (1 / (depth + 1)), 1.5)
+        ends = [steps, *(round(steps / parts**level) for level in range(1, depth + 1))]
+        lengths = tuple(max(length, 1) for length in ends[1:])
+        starts = sum(math.ceil(a / max(b, 1)) for a, b in itertools.pairwise(ends))
+        plans.append((starts * state + max(ends[-1], 1) * kept, lengths))
+        if budget is None or plans[-1][0] <= budget:
+            return lengths
+    raise ValueError(
+        f"reversing {steps} steps takes at least {min(plans)[0]} bytes of stored states "
+        f"({state} each), more than the budget of {budget}. Raise it, or truncate."
+    )
+
+
+def _bytes(problem: BilevelProblem, inner: InnerState, lam: Hyper) -> tuple[int, int]:
+    """Bytes of a state, and of what is kept of one."""
+
+    def size(tree):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    state = jax.eval_shape(lambda: inner)
+    kept = jax.eval_shape(lambda lam, inner: _keep(problem, lam, inner), lam, inner)
+    return size(state), max(size(kept), 1)

@@ -1,5 +1,6 @@
 """Optax gradient transformations that Optax lacks."""
 
+from gradhpo.transforms.retraceable import adam, momentum_sgd
 from gradhpo.transforms.scaling import scale_by_tree
 
-__all__ = ["scale_by_tree"]
+__all__ = ["adam", "momentum_sgd", "scale_by_tree"]

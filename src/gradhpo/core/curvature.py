@@ -1,0 +1,84 @@
+"""The training loss at one point: its gradient, its Hessian and its mixed derivative.
+
+What implicit and single-loop methods differentiate in place of the path: the condition
+`grad_w L_train(w, lam) = 0` that a minimum satisfies.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from gradhpo.core.dynamics import InnerState, second_order_products
+from gradhpo.core.inspect import unreached_hyperparams
+from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.types import Batch, Hyper, LossFn, Params
+from gradhpo.utils._partition import merge, split
+
+__all__ = ["Curvature", "check_reached", "curvature", "training_loss"]
+
+
+class Curvature(NamedTuple):
+    """`L_train` at `(w, lam)`; trees over the floating leaves of the weights, None elsewhere."""
+
+    gradient: Params  # grad_w L_train
+    products: Callable[[Params], tuple[Params, Hyper]]  # q -> (q H, q M)
+
+
+def curvature(loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch) -> Curvature:
+    """Derivatives of `loss(w, lam, batch)` at one state.
+
+    Under `jit` what is not used is not computed: one gradient, and per product one
+    Hessian-vector product, which carries `q M` along.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, lam, batch: 0.5 * lam * (w - batch) ** 2
+    >>> at = curvature(loss, InnerState(jnp.array(3.0), ()), jnp.array(2.0), 1.0)
+    >>> print(at.gradient, *at.products(jnp.array(1.0)))
+    4.0 2.0 2.0
+    """
+    w, rest = split(inner.params)
+
+    def flat(w, lam):
+        return loss(merge(w, rest), lam, batch)
+
+    return Curvature(jax.grad(flat)(w, lam), lambda q: second_order_products(flat, w, lam, q))
+
+
+def training_loss(problem: BilevelProblem, method: str) -> LossFn:
+    """The loss that training minimises.
+
+    Raises:
+        ValueError: the problem does not say (an opaque `update_fn` and no `train_loss`).
+    """
+    if problem.dynamics.parts is not None:
+        return problem.dynamics.parts[0]
+    if problem.train_loss is None:
+        raise ValueError(
+            f"{method} differentiates the training loss at its minimum, and this problem has none: "
+            "give BilevelProblem(..., train_loss=loss), or dynamics by from_optax."
+        )
+    return problem.train_loss
+
+
+def check_reached(
+    problem: BilevelProblem,
+    loss: LossFn,
+    inner: InnerState,
+    lam: Hyper,
+    batch: Window,
+    method: str,
+) -> None:
+    """Refuse hyperparameters that a minimum of the training loss does not depend on.
+
+    Raises:
+        ValueError: a leaf enters neither loss; the message names it.
+    """
+    names = unreached_hyperparams(problem, loss, inner, lam, batch)
+    if names:
+        raise ValueError(
+            f"{method} cannot tune the leaf {', '.join(names)} of the hyperparameters: it enters "
+            "neither the training loss nor the validation loss, and a minimum does not depend on "
+            "how it was reached (learning rates, momenta, schedules). Use a method that follows "
+            "the path: one_step, hyperdistill or reverse."
+        )
