@@ -7,10 +7,24 @@ and `scan`.
 """
 
 from gradhpo.algorithms.baselines import FOOptimizer, OneStepOptimizer
+from gradhpo.algorithms.evolution import ESOptimizer, PESOptimizer
 from gradhpo.algorithms.greedy import GreedyOptimizer
+from gradhpo.algorithms.implicit import ImplicitOptimizer
 from gradhpo.algorithms.online import OnlineHypergradientOptimizer
+from gradhpo.algorithms.single_loop import (
+    AmIGOOptimizer,
+    F2SAOptimizer,
+    SABAOptimizer,
+    SOBAOptimizer,
+    StocBiOOptimizer,
+)
 from gradhpo.algorithms.t1t2 import T1T2Optimizer
-from gradhpo.algorithms.unrolled import ReverseOptimizer
+from gradhpo.algorithms.unrolled import (
+    DrMADOptimizer,
+    FDSOptimizer,
+    ForwardOptimizer,
+    ReverseOptimizer,
+)
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.dynamics import Dynamics, InnerState, from_optax, from_update, linearize
 from gradhpo.core.estimator import Estimate, Estimator
@@ -21,12 +35,29 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status, status_message
 from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.core.types import DataBatch, LossFn, LossFunctions, MetricDict, PyTree
+from gradhpo.estimators.amigo import amigo
 from gradhpo.estimators.distill import hyperdistill
+from gradhpo.estimators.drmad import drmad
+from gradhpo.estimators.evolution import es, pes
+from gradhpo.estimators.f2sa import f2sa
 from gradhpo.estimators.finite_difference import finite_difference
 from gradhpo.estimators.first_order import first_order
+from gradhpo.estimators.forward import forward, forward_sharing
 from gradhpo.estimators.greedy import greedy
+from gradhpo.estimators.implicit import implicit
+from gradhpo.estimators.linear_solvers import (
+    cg,
+    dense,
+    gmres,
+    identity,
+    neumann,
+    nystrom,
+)
 from gradhpo.estimators.one_step import one_step
-from gradhpo.estimators.reverse import reverse
+from gradhpo.estimators.reverse import Unrolled, reverse, unrolled_gradients
+from gradhpo.estimators.saba import saba
+from gradhpo.estimators.soba import soba
+from gradhpo.estimators.stocbio import stocbio
 from gradhpo.utils.gradients import (
     tree_dot,
     tree_l2_norm,
@@ -42,49 +73,79 @@ from gradhpo.utils.validation import GradhpoWarning
 __version__ = "0.2.0"
 
 __all__ = [
+    "AmIGOOptimizer",
     "BilevelOptimizer",
     "BilevelProblem",
     "BilevelState",
     "DataBatch",
+    "DrMADOptimizer",
     "Dynamics",
+    "ESOptimizer",
     "Estimate",
     "Estimator",
+    "F2SAOptimizer",
+    "FDSOptimizer",
     "FOOptimizer",
+    "ForwardOptimizer",
     "GradhpoWarning",
     "GreedyOptimizer",
+    "ImplicitOptimizer",
     "InnerState",
     "LossFn",
     "LossFunctions",
     "MetricDict",
     "OneStepOptimizer",
     "OnlineHypergradientOptimizer",
+    "PESOptimizer",
     "PyTree",
     "Resident",
     "ReverseOptimizer",
+    "SABAOptimizer",
+    "SOBAOptimizer",
     "Status",
+    "StocBiOOptimizer",
     "T1T2Optimizer",
+    "Unrolled",
     "Window",
+    "amigo",
     "bilevel_step",
+    "cg",
+    "dense",
+    "drmad",
+    "es",
+    "f2sa",
     "finite_difference",
     "first_order",
+    "forward",
+    "forward_sharing",
     "from_optax",
     "from_update",
+    "gmres",
     "greedy",
     "hyperdistill",
+    "identity",
+    "implicit",
     "init_state",
     "linear_decay",
     "linearize",
+    "neumann",
+    "nystrom",
     "one_step",
     "outer_gradients",
+    "pes",
     "reverse",
     "run_episode",
     "run_episodes",
+    "saba",
+    "soba",
     "status_message",
+    "stocbio",
     "tree_dot",
     "tree_l2_norm",
     "tree_lerp",
     "tree_normalize",
     "tree_zeros_like",
+    "unrolled_gradients",
     "update_w_star",
     "vjp_wrt_both",
     "vjp_wrt_lambda",

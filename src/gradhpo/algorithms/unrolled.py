@@ -1,25 +1,49 @@
-"""Exact hypergradients through the unrolled training run."""
+"""Hypergradients through the unrolled training run: reverse and forward mode, and DrMAD."""
 
 import dataclasses
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.estimators.drmad import drmad
+from gradhpo.estimators.forward import BUDGET, forward, forward_sharing
 from gradhpo.estimators.reverse import reverse
+from gradhpo.utils.validation import check_count
 
-__all__ = ["ReverseOptimizer"]
+__all__ = ["DrMADOptimizer", "FDSOptimizer", "ForwardOptimizer", "ReverseOptimizer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReverseOptimizer(EstimatorOptimizer):
-    """Full reverse mode: one exact hypergradient per episode of T steps, from T stored states.
+class _UnrolledOptimizer(EstimatorOptimizer):
+    """One hypergradient per `T` inner steps.
 
     `step` has one batch and repeats it for all T steps; `run` draws one for every step.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.T is None:
+            raise ValueError(
+                f"{type(self).__name__} needs T=, the number of inner steps it differentiates "
+                "through."
+            )
+        self.estimator()  # refuses bad settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReverseOptimizer(_UnrolledOptimizer):
+    """Reverse mode: one exact hypergradient per T steps, from stored states.
 
     Args:
         T: Inner steps per hypergradient; required.
+        truncate: Differentiate the last K steps only; what acts earlier (initial weights,
+            the beginning of a schedule) then has a hypergradient of zero.
+        memory: "trajectory" stores T states, and only slots for the optimizers of
+            `gradhpo.transforms`; "segments" about 2 sqrt(T), and trains twice.
+        budget: Bytes for the states of "segments".
 
     Source:
-        Franceschi et al. (2017), algorithm 1. See `gradhpo.estimators.reverse`.
+        Franceschi et al. (2017), algorithm 1; Shaban et al. (2019). See
+        `gradhpo.estimators.reverse`, also for derivatives with respect to initial weights.
 
     >>> opt = ReverseOptimizer(update_fn=lambda w, lam, batch: w - lam * (w - batch), T=2)
     >>> judge = lambda w, lam, batch: (w - batch) ** 2
@@ -28,13 +52,120 @@ class ReverseOptimizer(EstimatorOptimizer):
     -0.5
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.T is None:
-            raise ValueError(
-                "ReverseOptimizer needs T=, the number of inner steps it differentiates through."
-            )
+    truncate: int | None = None
+    memory: str = "trajectory"
+    budget: int | None = None
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         assert self.T is not None
-        return reverse(self.T, loop=loop)
+        return reverse(
+            self.T, truncate=self.truncate, memory=self.memory, budget=self.budget, loop=loop
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardOptimizer(EstimatorOptimizer):
+    """Forward mode: exact, for few hyperparameters and any number of steps.
+
+    Args:
+        T: Inner steps per hypergradient; required unless `online`.
+        online: RTHO: one hypergradient every `unroll_steps` steps, through the whole
+            episode so far.
+        unroll_steps: Inner steps between two updates of the online form.
+        budget: Bytes that the derivative of the state may take.
+
+    Source:
+        Franceschi et al. (2017), algorithm 2 and section 3.3. See
+        `gradhpo.estimators.forward`.
+
+    >>> opt = ForwardOptimizer(update_fn=lambda w, lam, batch: w - lam * (w - batch), T=2)
+    >>> judge = lambda w, lam, batch: (w - batch) ** 2
+    >>> state = opt.init(1.0, 0.5)
+    >>> print(opt.compute_hypergradient(state, 2.0, 2.0, judge, judge))
+    -0.5
+    """
+
+    online: bool = False
+    unroll_steps: int = 1
+    budget: int = BUDGET
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._settle(
+            unroll_steps=check_count("unroll_steps", self.unroll_steps),
+            budget=check_count("budget", self.budget),
+        )
+        if self.T is None and not self.online:
+            raise ValueError(
+                "ForwardOptimizer needs T=, the number of inner steps it differentiates through, "
+                "or online=True."
+            )
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        steps = self.unroll_steps if self.online else self.T
+        assert steps is not None
+        return forward(steps, online=self.online, budget=self.budget, loop=loop)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FDSOptimizer(_UnrolledOptimizer):
+    """Forward differentiation with sharing: a schedule with one value per piece of the run.
+
+    Args:
+        T: Inner steps of a run; required.
+        pieces: Entries along the leading axis of every leaf of the hyperparameters; entry j
+            acts in the j-th of as many equal pieces of the run.
+        average: The mean over the steps of a piece, whose scale is that of one step, instead
+            of their sum.
+        budget: Bytes that the derivative of the state may take.
+
+    An episode is one run; `run(..., lr_reptile=0)` starts each from the same weights.
+
+    Source:
+        Micaelli & Storkey (2021). See `gradhpo.estimators.forward.forward_sharing`.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> rates = lambda lam: optax.sgd(lambda count: lam[count // 2])
+    >>> opt = FDSOptimizer(inner_optimizer=rates, pieces=3, T=6, average=False)
+    >>> loss = lambda w, lam, batch: 0.5 * (w - batch) ** 2
+    >>> state = opt.init(0.0, jnp.array([0.5, 0.2, 0.1]))
+    >>> print(opt.compute_hypergradient(state, 1.0, 1.0, loss, loss).round(3))
+    [-0.067 -0.042 -0.037]
+    """
+
+    pieces: int = 5
+    average: bool = True
+    budget: int = BUDGET
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        assert self.T is not None
+        return forward_sharing(
+            self.T,
+            check_count("pieces", self.pieces),
+            average=self.average,
+            budget=check_count("budget", self.budget),
+            loop=loop,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrMADOptimizer(_UnrolledOptimizer):
+    """Reverse mode along the straight line from w_0 to w_T: two states of memory.
+
+    Args:
+        T: Inner steps per hypergradient; required.
+
+    Source:
+        Fu et al. (2016). See `gradhpo.estimators.drmad`.
+
+    >>> opt = DrMADOptimizer(update_fn=lambda w, lam, batch: w - lam * batch, T=2)
+    >>> judge = lambda w, lam, batch: (w - batch) ** 2
+    >>> state = opt.init(1.0, 0.5)
+    >>> print(opt.compute_hypergradient(state, 2.0, 2.0, judge, judge))
+    24.0
+    """
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        assert self.T is not None
+        return drmad(self.T, loop=loop)

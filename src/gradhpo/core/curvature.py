@@ -12,10 +12,19 @@ import jax
 from gradhpo.core.dynamics import InnerState, second_order_products
 from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.core.types import Batch, Hyper, LossFn, Params
+from gradhpo.core.types import Batch, Hyper, LossFn, Params, PyTree
 from gradhpo.utils._partition import merge, split
 
-__all__ = ["Curvature", "check_reached", "curvature", "training_loss"]
+__all__ = [
+    "Condition",
+    "Curvature",
+    "check_reached",
+    "condition_of",
+    "curvature",
+    "training_loss",
+]
+
+Condition = Callable[[Params, Hyper, Batch], PyTree]
 
 
 class Curvature(NamedTuple):
@@ -61,20 +70,35 @@ def training_loss(problem: BilevelProblem, method: str) -> LossFn:
     return problem.train_loss
 
 
+def condition_of(loss: LossFn) -> Condition:
+    """`grad_w loss`, over the floating leaves of the weights; zero at a minimum."""
+
+    def condition(params, lam, batch):
+        w, rest = split(params)
+        return jax.grad(lambda w: loss(merge(w, rest), lam, batch))(w)
+
+    return condition
+
+
 def check_reached(
     problem: BilevelProblem,
-    loss: LossFn,
+    condition: Condition,
     inner: InnerState,
     lam: Hyper,
     batch: Window,
     method: str,
 ) -> None:
-    """Refuse hyperparameters that a minimum of the training loss does not depend on.
+    """Refuse hyperparameters that the end of training does not depend on.
+
+    Args:
+        condition: Zero where training ends; `condition_of(loss)`, or a user's own.
+        batch: One train and one validation batch, without a window axis.
 
     Raises:
-        ValueError: a leaf enters neither loss; the message names it.
+        ValueError: a leaf enters neither the condition nor the validation loss; the message
+            names it.
     """
-    names = unreached_hyperparams(problem, loss, inner, lam, batch)
+    names = unreached_hyperparams(problem, condition, inner, lam, batch)
     if names:
         raise ValueError(
             f"{method} cannot tune the leaf {', '.join(names)} of the hyperparameters: it enters "

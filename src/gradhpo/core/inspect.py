@@ -11,7 +11,7 @@ from jax.interpreters import partial_eval
 
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.core.types import Batch, Hyper, LossFn
+from gradhpo.core.types import Batch, Hyper, Params, PyTree
 from gradhpo.utils._partition import is_differentiable, merge, split
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import check_same_avals, check_scalar_loss, leaves_with_names
@@ -73,17 +73,21 @@ def ignored_hyperparams(
 
 
 def unreached_hyperparams(
-    problem: BilevelProblem, loss: LossFn, inner: InnerState, lam: Hyper, batch: Window
+    problem: BilevelProblem,
+    condition: Callable[[Params, Hyper, Batch], PyTree],
+    inner: InnerState,
+    lam: Hyper,
+    batch: Window,
 ) -> list[str]:
-    """Names of the leaves of `lam` that enter neither `loss` (of training) nor the outer loss.
+    """Names of the leaves of `lam` that enter neither `condition` nor the outer loss.
 
-    At a minimum of `loss` nothing depends on them: learning rates, momenta, schedules.
+    Where `condition(w, lam, batch) = 0` says what training ends at, nothing depends on
+    them: learning rates, momenta, schedules.
     """
 
     def outputs(lam, inner, batch):
         direct = problem.outer_loss(inner.params, lam, batch.val)
-        w, rest = split(inner.params)
-        return direct, jax.grad(lambda w: loss(merge(w, rest), lam, batch.train))(w)
+        return direct, condition(inner.params, lam, batch.train)
 
     return _without_tangent(outputs, lam, inner, batch)
 

@@ -14,6 +14,8 @@ class Status(IntEnum):
     NONFINITE_HYPERGRAD = 3
     NONFINITE_HYPERPARAMS = 4
     THETA_REJECTED = 5
+    LINEAR_SOLVE_INACCURATE = 6
+    NEGATIVE_CURVATURE = 7
 
 
 _MESSAGES = {
@@ -39,6 +41,15 @@ _MESSAGES = {
     Status.THETA_REJECTED: (
         "HyperDistill's fitted theta is not positive; the previous one is kept, because a negative "
         "theta would reverse every update (theta_guard=False switches this off)"
+    ),
+    Status.LINEAR_SOLVE_INACCURATE: (
+        "the linear system of the implicit hypergradient is left with a relative residual above "
+        "0.01 (metric linear_residual); the hypergradient was used all the same. Allow more "
+        "iterations, add damping, or take a smaller step in a Neumann series"
+    ),
+    Status.NEGATIVE_CURVATURE: (
+        "the Hessian of the training loss has negative curvature here, so this is not a minimum; "
+        "the hypergradient was used all the same. Train longer between updates, or add damping"
     ),
 }
 

@@ -31,7 +31,7 @@ from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.types import Hyper, Scalar
 from gradhpo.utils._partition import split
-from gradhpo.utils.gradients import tree_l2_norm, tree_last
+from gradhpo.utils.gradients import tree_bytes, tree_l2_norm, tree_last
 from gradhpo.utils.validation import check_count
 
 __all__ = ["Unrolled", "levels_for", "reverse", "unrolled_gradients"]
@@ -281,8 +281,10 @@ def levels_for(steps: int, state: int, kept: int, budget: int | None = None) -> 
     Raises:
         ValueError: even the smallest plan needs more than the budget; the message says how much.
     """
+    if steps < 2:
+        return ()
     plans = []
-    for depth in range(0 if budget else 1, max(2, steps.bit_length())):
+    for depth in range(0 if budget else 1, steps.bit_length()):
         # d levels of r segments and an innermost one of r state / kept steps, in balance.
         parts = max((steps * kept / state) ** (1 / (depth + 1)), 1.5)
         ends = [steps, *(round(steps / parts**level) for level in range(1, depth + 1))]
@@ -299,10 +301,5 @@ def levels_for(steps: int, state: int, kept: int, budget: int | None = None) -> 
 
 def _bytes(problem: BilevelProblem, inner: InnerState, lam: Hyper) -> tuple[int, int]:
     """Bytes of a state, and of what is kept of one."""
-
-    def size(tree):
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-    state = jax.eval_shape(lambda: inner)
     kept = jax.eval_shape(lambda lam, inner: _keep(problem, lam, inner), lam, inner)
-    return size(state), max(size(kept), 1)
+    return tree_bytes(inner), max(tree_bytes(kept), 1)

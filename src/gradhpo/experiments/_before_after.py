@@ -124,7 +124,8 @@ def before_after(
         progress(f"{name}: {config.dataset}, seed {seed}, test accuracy: {told}")
 
     table = {row: _columns(np.array(pairs)) for row, pairs in scores.items()}
-    tuning = {m: np.array(cost(m, config)) for m in methods}
+    size = sum(np.size(x) for x in jax.tree.leaves(before[baseline]))
+    tuning = {m: np.array(cost(m, config, size)) for m in methods}
     costs = {f"{m} online": tuple(spent.tolist()) for m, spent in tuning.items()}
     alone = np.array(cost("", training))
     costs |= {m: tuple((spent + alone).tolist()) for m, spent in tuning.items()}

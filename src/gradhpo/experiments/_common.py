@@ -86,19 +86,18 @@ def make_optimizer(name: str, config: ImageConfig, **common: Any) -> Any:
         "greedy": {"unroll_steps": config.unroll, "gamma": config.gamma},
         "hyperdistill": {"gamma": config.gamma, "estimation_period": FIT_PERIOD},
     }
-    return METHODS[name].optimizer(**{"T": config.steps, **own.get(name, {}), **common})
+    return METHODS[name].make(**{"T": config.steps, **own.get(name, {}), **common})
 
 
-def cost(name: str, config: ImageConfig) -> tuple[float, float]:
-    """Gradient evaluations and second-order products of one seed's run.
+def cost(name: str, config: ImageConfig, size: int = 1) -> tuple[float, float]:
+    """Gradient evaluations and second-order products of one seed's run of `size` numbers.
 
     >>> cost("fixed", ImageConfig()), cost("one_step", ImageConfig())
     ((2000, 0), (4000, 2000))
     """
-    total = config.episodes * config.steps
     if name not in METHODS:  # the baseline: training alone
-        return total, 0
-    gradients, products = METHODS[name].gradients * total, METHODS[name].products * total
+        return config.episodes * config.steps, 0
+    gradients, products = (config.episodes * x for x in METHODS[name].cost(config.steps, size))
     if name == "hyperdistill":
         fits = -(-config.episodes // FIT_PERIOD)
         gradients += fits * (2 * config.steps + 1)

@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 FEATURES, HIDDEN, CLASSES = 10, 32, 5
+HYPERPARAMS = 517
 CUTS = (320, 352, 512)  # of the 517 weights, into both layers' matrices and biases
 TRAIN, VALIDATION, BATCH = 500, 200, 128
 NOISE = 0.2  # share of the training labels that are drawn anew
@@ -202,7 +203,7 @@ def tuned(name: str, steps: int, restart: bool = False) -> Run:
     With `restart` every episode starts from the same weights, and only the learning rates
     are carried over.
     """
-    method = METHODS[name].optimizer(update_fn=update_fn, T=steps, **SETTINGS[name])
+    method = METHODS[name].make(update_fn=update_fn, T=steps, **SETTINGS[name])
     return _compiled(method, from_update(update_fn), restart)
 
 
@@ -213,7 +214,7 @@ def literal_greedy() -> Run:
     No hyperparameter occurs in its inner optimizer or in the losses: its hypergradient is 0.
     """
     sgd = optax.sgd(0.01)
-    method = METHODS["greedy"].optimizer(inner_optimizer=sgd, **SETTINGS["greedy"])
+    method = METHODS["greedy"].make(inner_optimizer=sgd, **SETTINGS["greedy"])
     return _compiled(method, from_optax(val_loss, sgd), restart=False)
 
 
@@ -262,11 +263,10 @@ def _over_seeds(run: Callable[..., Any]) -> Run:
 
 def cost(name: str, episodes: int, steps: int) -> tuple[float, float]:
     """Gradients and second-order products of one seed's run."""
-    total = episodes * steps
     if name == "fixed":
-        return total, 0
-    price = METHODS["one_step" if name == "t1t2" else name]  # exact here: see `T1T2Optimizer`
-    gradients, products = total * price.gradients, total * price.products
+        return episodes * steps, 0
+    method = METHODS["one_step" if name == "t1t2" else name]  # exact here: see `T1T2Optimizer`
+    gradients, products = (episodes * x for x in method.cost(steps, HYPERPARAMS))
     if name == "hyperdistill":
         fits = -(-episodes // PERIOD)
         gradients, products = gradients + fits * (2 * steps + 1), products + fits * 2 * steps

@@ -123,7 +123,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
                 weights[method].append(np.asarray(jax.nn.sigmoid(lam)))
                 told += f", AUC {detection(weights[method][-1], part.wrong).auc:.3f}"
             progress(told)
-    costs = {m: cost(m, config) for m in methods}
+    costs = {m: cost(m, config, config.train_size) for m in methods}
     seconds = time.perf_counter() - start
     result = StudyResult(
         "hyper_cleaning" + " (validated on test data)" * config.leaking,

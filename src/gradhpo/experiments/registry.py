@@ -39,6 +39,10 @@ STUDIES: dict[str, Study] = {
         "gradhpo.experiments.augmentation",
         "the strength of data augmentation, learned from the validation loss",
     ),
+    "single_loop": Study(
+        "gradhpo.experiments.single_loop",
+        "a penalty per feature of a logistic regression, by single-loop methods on mini-batches",
+    ),
 }
 
 
@@ -53,7 +57,7 @@ def load(name: str) -> ModuleType:
     Traceback (most recent call last):
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
-learning_rate, augmentation.
+learning_rate, augmentation, single_loop.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")

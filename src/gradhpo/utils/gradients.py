@@ -14,6 +14,7 @@ from gradhpo.utils._partition import merge, split
 
 __all__ = [
     "geometric_sum",
+    "tree_bytes",
     "tree_dot",
     "tree_head",
     "tree_is_finite",
@@ -30,6 +31,16 @@ __all__ = [
 ]
 
 PyTree = Any
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves, arrays or their shapes.
+
+    >>> tree_bytes({"w": jnp.zeros((2, 3)), "count": jnp.int32(0)})
+    28
+    """
+    shapes = jax.tree.leaves(jax.eval_shape(lambda: tree))
+    return sum(x.size * x.dtype.itemsize for x in shapes)
 
 
 def tree_dot(a: PyTree, b: PyTree) -> jax.Array:

@@ -1,0 +1,73 @@
+"""Hypergradients of where training ends: implicit differentiation."""
+
+import dataclasses
+from collections.abc import Callable
+
+from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.estimators.implicit import implicit
+from gradhpo.estimators.linear_solvers import Solver
+from gradhpo.utils.validation import check_callable, check_count
+
+__all__ = ["ImplicitOptimizer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImplicitOptimizer(EstimatorOptimizer):
+    """Implicit differentiation at the minimum of the training loss; no path is stored.
+
+    Cannot tune what the minimum does not depend on (learning rates, momenta, schedules) and
+    refuses it at the first call. `metadata` holds `stationarity` (how far from a minimum),
+    `linear_residual`, `linear_iterations` and `curvature`.
+
+    Args:
+        T: Inner steps per hypergradient; required unless `unroll_steps` is given.
+        unroll_steps: Inner steps per hypergradient, if an episode is to have several.
+        solver: `cg(...)` (default), `neumann`, `nystrom`, `identity`, `dense` or `gmres` of
+            `gradhpo.estimators.linear_solvers`.
+        condition: "training_loss", "fixed_point" or a function `(w, lam, batch)` that is zero
+            where training ends.
+        warm_start: Start the solver from the last solution.
+        seed: Of solvers that draw (`nystrom`).
+
+    Source:
+        Pedregosa (2016), algorithm 1; Lorraine et al. (2020). See `gradhpo.estimators.implicit`.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> ridge = lambda w, lam, batch: 0.5 * (w - batch) ** 2 + 0.5 * jnp.exp(lam) * w**2
+    >>> judge = lambda w, lam, batch: 0.5 * (w - batch) ** 2
+    >>> opt = ImplicitOptimizer(inner_optimizer=optax.sgd(0.5), T=10)
+    >>> state = opt.init(1.0, 0.0)  # the minimum is w = batch / (1 + exp(lam))
+    >>> print(opt.compute_hypergradient(state, 2.0, 2.0, ridge, judge))
+    0.5
+    """
+
+    unroll_steps: int | None = None
+    solver: Solver | None = None
+    condition: str | Callable = "training_loss"
+    warm_start: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unroll_steps is None and self.T is None:
+            raise ValueError("ImplicitOptimizer needs T=, the inner steps before a hypergradient.")
+        if self.solver is not None:
+            check_callable("solver", self.solver, "a solver, such as cg()")
+        if self.unroll_steps is not None:
+            self._settle(unroll_steps=check_count("unroll_steps", self.unroll_steps))
+        self._settle(seed=check_count("seed", self.seed, minimum=0))
+        self.estimator()  # refuses bad settings
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        steps = self.T if self.unroll_steps is None else self.unroll_steps
+        assert steps is not None
+        return implicit(
+            steps,
+            self.solver,
+            condition=self.condition,
+            warm_start=self.warm_start,
+            seed=self.seed,
+            loop=loop,
+        )

@@ -1,0 +1,167 @@
+"""Evolution strategies: hypergradients from values of the validation loss alone.
+
+ES, with antithetic pairs eps ~ N(0, sigma^2 I), for F(lam) the validation loss after a
+window of training with lam:
+
+    h = mean_i eps_i (F(lam + eps_i) - F(lam - eps_i)) / (2 sigma^2)
+
+unbiased for the gradient of F smoothed by that noise, exact in expectation where F is
+quadratic. What happened before the window counts as a constant. PES (Vicol et al. 2021,
+algorithm 2) undoes that: every particle keeps its two states and the sum xi of all its
+perturbations since the episode began, and
+
+    h = mean_i xi_i (F_i(lam + eps_i) - F_i(lam - eps_i)) / (2 sigma^2),  xi_i <- xi_i + eps_i
+
+is unbiased for the derivative through the whole episode so far. No derivative is taken
+anywhere: a check of everything else, and the honest choice where nothing can be
+differentiated. The variance grows with the number of hyperparameters and, for PES, with
+the number of windows since the episode began.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradhpo.core.dynamics import InnerState
+from gradhpo.core.estimator import Estimate, Estimator, Loop, report, roll
+from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.types import Hyper
+from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.gradients import tree_last, tree_scale
+from gradhpo.utils.validation import check_count, check_number
+
+__all__ = ["ESMemory", "PESMemory", "es", "pes"]
+
+
+class ESMemory(NamedTuple):
+    """The source of the perturbations."""
+
+    key: jax.Array  # root key, never consumed: draws use fold_in(key, draws)
+    draws: jax.Array
+
+
+class PESMemory(NamedTuple):
+    """The particles: N pairs of states, and N sums of perturbations."""
+
+    key: jax.Array
+    draws: jax.Array
+    plus: InnerState  # N states that train with lam + eps
+    minus: InnerState
+    xi: Hyper
+
+
+def es(
+    steps: int, *, sigma: float = 0.01, pairs: int = 16, seed: int = 0, loop: Loop = "scan"
+) -> Estimator:
+    """Antithetic evolution strategies over a window.
+
+    Args:
+        steps: Inner steps T per outer update.
+        sigma: Standard deviation of the perturbations, in the units of lam.
+        pairs: N. The standard error falls with its root.
+        seed: Of the perturbations.
+        loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
+
+    Cost per outer update: (2 N + 1) T training gradients and 2 N + 1 values of the
+    validation loss. Memory: 2 N states while it lasts.
+    """
+    sigma, pairs = _settings(sigma, pairs)
+
+    def init(inner, lam, window):
+        del inner, lam, window
+        return ESMemory(jax.random.key(seed), jnp.zeros((), jnp.int32))
+
+    def estimate(problem, memory, inner, lam, window):
+        memory, eps = _draw(memory, lam, sigma, pairs)
+
+        def pair(eps):
+            plus, _ = _train(problem, inner, optax.tree.add(lam, eps), window, loop)
+            minus, _ = _train(problem, inner, optax.tree.sub(lam, eps), window, loop)
+            return (plus - minus) / (2 * sigma**2)
+
+        h = _weighted(jax.vmap(pair)(eps), eps)
+        loss, new = _train(problem, inner, lam, window, loop)
+        return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
+
+    return Estimator(init, estimate, window=steps)
+
+
+def pes(
+    steps: int, *, sigma: float = 0.01, pairs: int = 16, seed: int = 0, loop: Loop = "scan"
+) -> Estimator:
+    """Persistent evolution strategies: short windows, no truncation bias.
+
+    Args:
+        steps: Inner steps K per outer update; an episode is many windows.
+        sigma, pairs, seed, loop: As in `es`.
+
+    Cost per outer update: (2 N + 1) K training gradients and 2 N + 1 values of the
+    validation loss. Memory: 2 N states and N trees of hyperparameters.
+    """
+    sigma, pairs = _settings(sigma, pairs)
+
+    def init(inner, lam, window):
+        del window
+        return _particles(jax.random.key(seed), jnp.zeros((), jnp.int32), inner, lam)
+
+    def _particles(key, draws, inner, lam):
+        def copies(x):
+            return jnp.repeat(jnp.asarray(x)[None], pairs, axis=0)
+
+        start = jax.tree.map(copies, inner)
+        xi = jax.tree.map(lambda x: jnp.zeros((pairs, *jnp.shape(x)), jnp.result_type(x)), lam)
+        return PESMemory(key, draws, start, jax.tree.map(jnp.copy, start), xi)
+
+    def reset(memory, inner, lam):
+        return _particles(memory.key, memory.draws, inner, lam)
+
+    def estimate(problem, memory, inner, lam, window):
+        memory, eps = _draw(memory, lam, sigma, pairs)
+
+        def pair(eps, plus, minus):
+            a, plus = _train(problem, plus, optax.tree.add(lam, eps), window, loop)
+            b, minus = _train(problem, minus, optax.tree.sub(lam, eps), window, loop)
+            return (a - b) / (2 * sigma**2), plus, minus
+
+        weights, plus, minus = jax.vmap(pair)(eps, memory.plus, memory.minus)
+        memory = memory._replace(plus=plus, minus=minus, xi=optax.tree.add(memory.xi, eps))
+        h = _weighted(weights, memory.xi)
+        loss, new = _train(problem, inner, lam, window, loop)
+        return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
+
+    return Estimator(init, estimate, window=steps, reset=reset)
+
+
+def _settings(sigma: Any, pairs: Any) -> tuple[float, int]:
+    sigma = check_number("sigma", sigma)
+    if sigma <= 0:
+        raise ValueError(f"sigma is a standard deviation and must be positive, got {sigma}.")
+    return sigma, check_count("pairs", pairs)
+
+
+def _draw(memory: Any, lam: Hyper, sigma: float, pairs: int) -> tuple[Any, Hyper]:
+    """N perturbations of lam, stacked."""
+    key = jax.random.fold_in(memory.key, memory.draws)
+    leaves, structure = jax.tree.flatten(lam)
+    keys = jax.random.split(key, len(leaves))
+    eps = [
+        sigma * jax.random.normal(k, (pairs, *jnp.shape(x)), jnp.result_type(x))
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    memory = memory._replace(draws=optax.safe_increment(memory.draws))
+    return memory, jax.tree.unflatten(structure, eps)
+
+
+def _train(problem: BilevelProblem, inner: InnerState, lam: Hyper, window, loop: Loop):
+    """`(F, s_T)`: the validation loss after training through the window."""
+    inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
+    loss = problem.outer_loss(inner.params, lam, tree_last(window.val))
+    return loss.astype(scalar_dtype(lam)), inner
+
+
+def _weighted(weights: jax.Array, directions: Hyper) -> Hyper:
+    """`mean_i weights_i directions_i`."""
+    mean = tree_scale(1 / len(weights), directions)
+    return jax.tree.map(lambda d: jnp.tensordot(weights.astype(d.dtype), d, axes=1), mean)

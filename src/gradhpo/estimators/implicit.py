@@ -1,0 +1,170 @@
+"""Implicit differentiation (IFT, AID, HOAG): the hypergradient of where training ends.
+
+At a minimum, `grad_w L_train(w, lam) = 0` defines w(lam), whatever path led there:
+
+    h = dL_val/dlam - u M,    u H = alpha
+
+with H the Hessian and M the mixed derivative of the training loss, alpha = dL_val/dw.
+Bengio (2000), Pedregosa (2016), Lorraine et al. (2020). In the fixed-point form, for
+s = Phi(s, lam), it is h = dL_val/dlam + u B, u (I - A) = alpha: the same for gradient
+descent at any rate. In general, for c(w, lam) = 0, G = dc/dw and h = dL_val/dlam - u dc/dlam.
+
+Nothing of the path is stored. Away from the minimum the error is about
+|grad L_train| / (smallest eigenvalue of H): that norm is reported as `stationarity`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradhpo.core.curvature import (
+    Condition,
+    check_reached,
+    condition_of,
+    curvature,
+    training_loss,
+)
+from gradhpo.core.dynamics import InnerState, linearize, zero_cotangent
+from gradhpo.core.estimator import Estimate, Estimator, Loop, report, roll
+from gradhpo.core.problem import Window, outer_gradients
+from gradhpo.core.status import Status
+from gradhpo.core.types import Hyper, Params
+from gradhpo.estimators.linear_solvers import Solver, cg
+from gradhpo.utils._partition import merge, scalar_dtype, split
+from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.validation import check_count
+
+__all__ = ["ImplicitMemory", "implicit"]
+
+ACCURATE = 1e-2
+"""Relative residual above which the status says that the linear system is not solved."""
+
+
+class ImplicitMemory(NamedTuple):
+    """What outlives an update."""
+
+    u: Any  # the last solution, where the next solve starts
+    key: jax.Array  # root key of solvers that draw; never consumed
+    draws: jax.Array  # solves so far
+
+
+class _System(NamedTuple):
+    """`u G = alpha` at one state, and the term that its solution stands for."""
+
+    product: Callable[[Any], Any]  # u -> u G
+    indirect: Callable[[Any], Hyper]  # u -> -u dc/dlam
+    defect: Any  # what vanishes where training ends
+
+
+def implicit(
+    steps: int = 1,
+    solver: Solver | None = None,
+    *,
+    condition: str | Condition = "training_loss",
+    warm_start: bool = True,
+    seed: int = 0,
+    loop: Loop = "scan",
+) -> Estimator:
+    """The derivative of the validation loss at the minimum of the training loss.
+
+    Args:
+        steps: Inner steps before every hypergradient; they bring w to the minimum, and a
+            few are enough where the last update left it close by.
+        solver: Of the linear system, from `gradhpo.estimators.linear_solvers`: `cg()`
+            (default), `neumann`, `nystrom`, `identity`, `dense`, `gmres`.
+        condition: What defines the end of training: "training_loss" (its gradient is
+            zero), "fixed_point" (Phi(s) = s; an unsymmetric system: dense, neumann with
+            step 1, or gmres), or a function `(w, lam, batch) -> tree like w` that is zero there.
+        warm_start: Start the solver from the last solution.
+        seed: Of solvers that draw.
+        loop: How loops over steps run, see `gradhpo.core.estimator.fold`.
+
+    H and M are those of the last train batch of the window: give large batches.
+
+    Cost per outer update: the steps, one validation gradient, one product per iteration
+    of the solver and two more. Memory: the solver's.
+
+    Raises:
+        ValueError: at the first call, for a hyperparameter that the minimum does not
+            depend on (learning rates, momenta, schedules).
+    """
+    solver = cg() if solver is None else solver
+    steps = check_count("steps", steps)
+    if isinstance(condition, str) and condition not in ("training_loss", "fixed_point"):
+        raise ValueError(
+            f"condition must be 'training_loss', 'fixed_point' or a function, got {condition!r}."
+        )
+
+    def init(inner, lam, window):
+        del lam, window
+        zeros = zero_cotangent(inner)
+        u = zeros if condition == "fixed_point" else zeros.params
+        return ImplicitMemory(u, jax.random.key(seed), jnp.zeros((), jnp.int32))
+
+    def system(problem, inner, lam, batch) -> _System:
+        if condition == "fixed_point":
+            return _fixed_point(problem, inner, lam, batch.train)
+        if callable(condition):
+            check_reached(problem, condition, inner, lam, batch, "implicit differentiation")
+            return _root(condition, inner, lam, batch.train)
+        loss = training_loss(problem, "implicit differentiation")
+        check_reached(problem, condition_of(loss), inner, lam, batch, "implicit differentiation")
+        at = curvature(loss, inner, lam, batch.train)
+        return _System(
+            lambda u: at.products(u)[0], lambda u: tree_scale(-1, at.products(u)[1]), at.gradient
+        )
+
+    def estimate(problem, memory, inner, lam, window):
+        inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
+        batch = Window(*tree_last(window))
+        loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
+        G = system(problem, inner, lam, batch)
+        right = alpha if condition == "fixed_point" else alpha.params
+        start = memory.u if warm_start else optax.tree.zeros_like(memory.u)
+        key = jax.random.fold_in(memory.key, memory.draws)
+        u, iterations, residual, least = solver(G.product, right, start, key, loop)
+        indirect = G.indirect(u)  # -u M
+        hypergrad = optax.tree.add(direct, indirect)
+        solved = residual <= ACCURATE  # False for NaN
+        status = jnp.where(solved, Status.OK, Status.LINEAR_SOLVE_INACCURATE)
+        status = jnp.where(least < 0, Status.NEGATIVE_CURVATURE, status)
+        info = report(
+            loss,
+            direct,
+            indirect,
+            status=status.astype(jnp.int32),
+            stationarity=tree_l2_norm(G.defect),
+            linear_residual=residual,
+            linear_iterations=iterations.astype(scalar_dtype(lam)),
+            curvature=least,
+        )
+        memory = memory._replace(u=u, draws=optax.safe_increment(memory.draws))
+        return Estimate(hypergrad, inner, memory, info)
+
+    metrics = ("stationarity", "linear_residual", "linear_iterations", "curvature")
+    return Estimator(init, estimate, window=steps, metrics=metrics)
+
+
+def _fixed_point(problem, inner: InnerState, lam: Hyper, batch) -> _System:
+    """`G = I - A` and `-dc/dlam = B`, over weights and slots."""
+    new, pullback = linearize(problem.dynamics, inner, lam, batch)
+    after, before = (split((s.params, s.opt_state))[0] for s in (new, inner))
+    return _System(
+        lambda u: optax.tree.sub(u, pullback(u)[0]),
+        lambda u: pullback(u)[1],
+        optax.tree.sub(after, before),
+    )
+
+
+def _root(condition: Condition, inner: InnerState, lam: Hyper, batch) -> _System:
+    """`G = dc/dw` of a user's own condition."""
+    w, rest = split(inner.params)
+
+    def c(w: Params, lam: Hyper):
+        return split(condition(merge(w, rest), lam, batch))[0]
+
+    defect, pullback = jax.vjp(c, w, lam)
+    return _System(lambda u: pullback(u)[0], lambda u: tree_scale(-1, pullback(u)[1]), defect)
