@@ -29,7 +29,7 @@ ALLOWED = {
     "meta": LOWER,
     # Examples state the problem, studies measure it; the command of an example is a study's.
     "examples": USER | {"gradhpo", "cli"},
-    "experiments": USER | {"gradhpo", "examples"},
+    "experiments": USER | {"gradhpo", "examples", "testing"},
     "cli": USER | {"gradhpo", "experiments"},
     "gradhpo": USER,  # the package's own __init__
     "__main__": {"cli"},

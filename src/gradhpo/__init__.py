@@ -35,6 +35,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status, status_message
 from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.core.types import DataBatch, LossFn, LossFunctions, MetricDict, PyTree
+from gradhpo.diagnostics import HypergradientCheck, check_hypergradient
 from gradhpo.estimators.amigo import amigo
 from gradhpo.estimators.distill import hyperdistill
 from gradhpo.estimators.drmad import drmad
@@ -89,6 +90,7 @@ __all__ = [
     "ForwardOptimizer",
     "GradhpoWarning",
     "GreedyOptimizer",
+    "HypergradientCheck",
     "ImplicitOptimizer",
     "InnerState",
     "LossFn",
@@ -110,6 +112,7 @@ __all__ = [
     "amigo",
     "bilevel_step",
     "cg",
+    "check_hypergradient",
     "dense",
     "drmad",
     "es",

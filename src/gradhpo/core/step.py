@@ -117,7 +117,8 @@ def _apply(
     inner = InnerState(*estimate.inner)
     trained = tree_is_finite(inner)
     judged = jnp.isfinite(info["val_loss"])
-    derived = tree_is_finite(h)
+    norm = tree_l2_norm(h)
+    derived = jnp.isfinite(norm)
     stepped = tree_is_finite((new_lam, slots))
     status = info.pop("status", jnp.zeros((), jnp.int32))
     for good, code in (
@@ -132,7 +133,7 @@ def _apply(
     memory = tree_where(trained & derived, estimate.memory, state.memory)
 
     info["train_loss"] = _train_loss(problem, state, window)
-    info["hypergrad_norm"] = tree_l2_norm(h)
+    info["hypergrad_norm"] = norm
     metrics = {k: jnp.asarray(v, state.metadata[k].dtype) for k, v in info.items()}
     first_bad = state.metadata["first_bad_step"]
     bad = ~tuned & (first_bad < 0)

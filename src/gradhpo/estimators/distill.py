@@ -134,8 +134,8 @@ def hyperdistill(
         memory = distill(memory, batch.train, 1 - 1 / memory.weight)  # D*_t
         inner = problem.dynamics.step(inner, lam, batch.train)  # s_t
         loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
-        v = product(problem, memory, point, lam, batch.train, alpha)
-        indirect = tree_scale(memory.theta * memory.weight, v)  # theta S_t v_t
+        scaled = tree_scale(memory.theta * memory.weight, alpha)  # v_t is linear in alpha_t
+        indirect = product(problem, memory, point, lam, batch.train, scaled)  # theta S_t v_t
         hypergrad = optax.tree.add(direct, indirect)
         info = report(loss, direct, indirect, status=memory.status)
         return Estimate(hypergrad, inner, memory, info)

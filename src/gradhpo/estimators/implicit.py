@@ -10,7 +10,7 @@ s = Phi(s, lam), it is h = dL_val/dlam + u B, u (I - A) = alpha: the same for gr
 descent at any rate. In general, for c(w, lam) = 0, G = dc/dw and h = dL_val/dlam - u dc/dlam.
 
 Nothing of the path is stored. Away from the minimum the error is about
-|grad L_train| / (smallest eigenvalue of H): that norm is reported as `stationarity`.
+||grad L_train|| / (smallest eigenvalue of H): that norm is reported as `stationarity`.
 """
 
 from collections.abc import Callable

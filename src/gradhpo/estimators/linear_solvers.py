@@ -72,7 +72,9 @@ def cg(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0.0)
 
         def going(carry):
             _, _, _, rr, curvature, k = carry
-            return (rr > tolerance**2) & (curvature > 0) & (k < max_iterations)
+            # ||r|| <= sqrt(condition number) ||b||: beyond that the system is singular.
+            sound = (rr < 1 / jnp.finfo(rr.dtype).eps) & (curvature > 0)
+            return (rr > tolerance**2) & sound & (k < max_iterations)
 
         def body(carry):
             x, r, p, rr, curvature, k = carry
@@ -147,7 +149,8 @@ def nystrom(rank: int = 10, damping: float = 0.1) -> Solver:
         (C W^-1 C' + rho I)^-1 alpha = alpha / rho - C (W + C' C / rho)^-1 C' alpha / rho^2
 
     Args:
-        rank: k, at most the number of weights. k products, all at once, no iteration.
+        rank: k; all coordinates where there are fewer weights. k products, all at once, no
+            iteration.
         damping: rho, positive: 0.01 to 1. The formula cancels when it is tiny.
 
     Memory: k trees of weights.
@@ -164,8 +167,6 @@ def nystrom(rank: int = 10, damping: float = 0.1) -> Solver:
         del start, loop
         b, scale = _unit(alpha)
         flat, unravel = ravel_pytree(b)
-        if rank > flat.size:
-            raise ValueError(f"nystrom: rank={rank} exceeds the {flat.size} weights.")
         index = jax.random.permutation(key, flat.size)[:rank]
         C = _rows(product, unravel, flat, index)  # k x P, the columns as rows
         W = C[:, index]
@@ -173,7 +174,7 @@ def nystrom(rank: int = 10, damping: float = 0.1) -> Solver:
         small = jnp.linalg.solve(W + C @ C.T / rho, Cb)
         x = unravel(flat / rho - small @ C / rho**2)
         curvature = jnp.linalg.eigvalsh((W + W.T) / 2)[0]
-        k = jnp.asarray(rank, jnp.int32)
+        k = jnp.asarray(index.size, jnp.int32)
         return _judged(_damped(product, rho), b, x, scale, k, curvature)
 
     return solve

@@ -6,7 +6,7 @@ s_t = Phi(s_{t-1}, lam; D_t); then alpha_T = dL_val/ds_T, h = dL_val/dlam, and f
     h <- h + alpha_t B_t,    alpha_{t-1} = alpha_t A_t
 
 On exit alpha_0 = dL_val/ds_0, the derivative with respect to the initial state. Truncated
-to the last K steps, h misses at most |alpha_T| |B| rho^K / (1 - rho) where |A_t| <= rho < 1.
+to the last K steps, h misses at most ||alpha_T|| ||B|| rho^K / (1 - rho) where ||A_t|| <= rho < 1.
 
 What the backward sweep reads of s_{t-1} is stored in one of two ways:
 
@@ -45,7 +45,7 @@ class Unrolled(NamedTuple):
     indirect: Hyper  # through training; the hypergradient is direct + indirect
     initial: InnerState  # alpha_0 = dL_val/ds_0, a cotangent: None at integer leaves
     inner: InnerState  # s_T
-    growth: Scalar  # max_t |alpha_t| / |alpha_T|; large when training is chaotic
+    growth: Scalar  # max_t ||alpha_t|| / ||alpha_T||; large when training is chaotic
 
 
 def reverse(
@@ -125,20 +125,19 @@ def unrolled_gradients(
     >>> print(got.val_loss, got.indirect, got.initial.params)  # w_T = w_0 (1 - lam)^3
     1.0 -6.0 0.125
     """
-    total = jax.tree.leaves(window.train)[0].shape[0]
+    total = _steps(window.train)
     steps = total if truncate is None else truncate
-    before = jax.tree.map(lambda x: x[: total - steps], window.train)
-    batches = jax.tree.map(lambda x: x[total - steps :], window.train)
-    inner = roll(problem.dynamics, inner, lam, before, loop=loop) if steps < total else inner
+    span = (total - steps, steps)
+    inner = _run((), loop, problem, lam, inner, window.train, (0, total - steps))
     levels = ()
     if memory == "segments":
         levels = levels_for(steps, *_bytes(problem, inner, lam), budget)
 
-    inner, stored = _forward(levels, loop, problem, lam, inner, batches)
+    inner, stored = _forward(levels, loop, problem, lam, inner, window.train, span)
     loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
     size = tree_l2_norm(alpha)
     carry = (alpha, optax.tree.zeros_like(lam), size)
-    carry = _backward(levels, loop, problem, lam, inner, stored, batches, carry)
+    carry = _backward(levels, loop, problem, lam, inner, stored, window.train, span, carry)
     initial, indirect, largest = carry
     growth = largest / jnp.where(size == 0, 1.0, size)
     return Unrolled(loss, direct, indirect, initial, inner, growth)
@@ -190,52 +189,75 @@ def _pull_step(problem, lam, carry, x):
 
 
 # -- levels: segments of segments ------------------------------------------------------------
-# A segment's batches are cut out when it is swept, so that the data are never copied whole.
+# A span is (first step, number of steps). Only the innermost one's batches are cut out, when
+# it is run, so that the data are never copied whole.
 
 
-def _forward(levels, loop, problem, lam, inner, batches):
-    """`(s_T, stored)`: the trajectory, or the states at the starts of the segments.
+def _forward(levels, loop, problem, lam, inner, batches, span):
+    """`(s, stored)` after a span: its trajectory, or the states at the starts of its segments.
 
     `levels` are the lengths of the segments, longest first; the steps that are left over
     make a shorter first segment.
     """
     if not levels:
-        return fold(_store_step, problem, lam, inner, batches, loop=loop)
-    head, starts = _segments(batches, levels[0])
+        return fold(_store_step, problem, lam, inner, _cut(batches, span), loop=loop)
+    head, starts = _segments(span, levels[0])
     first = inner
-    if head is not None:
-        inner = roll(problem.dynamics, inner, lam, head, loop=loop)
-    store = _store_segment(levels[0], loop)
+    inner = _run(levels[1:], loop, problem, lam, inner, batches, head)
+    store = _store_segment(levels, loop)
     inner, states = fold(store, problem, (lam, batches), inner, starts, loop=loop)
     return inner, (first, states)
 
 
-def _backward(levels, loop, problem, lam, inner, stored, batches, carry):
+def _backward(levels, loop, problem, lam, inner, stored, batches, span, carry):
     if not levels:
-        xs = (stored, batches)
+        xs = (stored, _cut(batches, span))
         carry = (_carried(problem, lam, inner), carry)
         return fold(_pull_step, problem, lam, carry, xs, loop=loop, reverse=True)[0][1]
-    head, starts = _segments(batches, levels[0])
+    head, starts = _segments(span, levels[0])
     first, states = stored
     consts, xs = (lam, batches), (states, starts)
     pull = _pull_segment(levels, loop)
     carry, _ = fold(pull, problem, consts, carry, xs, loop=loop, reverse=True)
-    if head is not None:
-        carry = _sweep(levels[1:], loop, problem, lam, first, head, carry)
-    return carry
+    return _sweep(levels[1:], loop, problem, lam, first, batches, head, carry)
 
 
-def _sweep(levels, loop, problem, lam, inner, batches, carry):
-    """There and back again over one segment."""
-    inner, stored = _forward(levels, loop, problem, lam, inner, batches)
-    return _backward(levels, loop, problem, lam, inner, stored, batches, carry)
+def _sweep(levels, loop, problem, lam, inner, batches, span, carry):
+    """There and back again over one span."""
+    if not span[1]:
+        return carry
+    inner, stored = _forward(levels, loop, problem, lam, inner, batches, span)
+    return _backward(levels, loop, problem, lam, inner, stored, batches, span, carry)
+
+
+def _run(levels, loop, problem, lam, inner, batches, span):
+    """There, storing nothing."""
+    if not span[1]:
+        return inner
+    if not levels:
+        return roll(problem.dynamics, inner, lam, _cut(batches, span), loop=loop)
+    head, starts = _segments(span, levels[0])
+    inner = _run(levels[1:], loop, problem, lam, inner, batches, head)
+    run = _run_segment(levels, loop)
+    return fold(run, problem, (lam, batches), inner, starts, loop=loop)[0]
 
 
 @functools.cache  # one identity per setting, as `fold` asks
-def _store_segment(length, loop):
+def _run_segment(levels, loop):
     def body(problem, consts, inner, start):
         lam, batches = consts
-        return roll(problem.dynamics, inner, lam, _cut(batches, start, length), loop=loop), inner
+        span = (start, levels[0])
+        return _run(levels[1:], loop, problem, lam, inner, batches, span), None
+
+    return body
+
+
+@functools.cache
+def _store_segment(levels, loop):
+    run = _run_segment(levels, loop)
+
+    def body(problem, consts, inner, start):
+        return run(problem, consts, inner, start)[0], inner
 
     return body
 
@@ -245,22 +267,28 @@ def _pull_segment(levels, loop):
     def body(problem, consts, carry, x):
         lam, batches = consts
         inner, start = x
-        segment = _cut(batches, start, levels[0])
-        return _sweep(levels[1:], loop, problem, lam, inner, segment, carry), None
+        span = (start, levels[0])
+        return _sweep(levels[1:], loop, problem, lam, inner, batches, span, carry), None
 
     return body
 
 
-def _cut(batches, start, length):
+def _cut(batches, span):
+    start, length = span
+    if _steps(batches) == length:
+        return batches
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, length), batches)
 
 
-def _segments(batches, length):
-    """The batches of the steps left over (or None), and where the full segments start."""
-    steps = jax.tree.leaves(batches)[0].shape[0]
+def _segments(span, length):
+    """The span of the steps left over, and where the full segments start."""
+    start, steps = span
     rest = steps % length
-    head = jax.tree.map(lambda x: x[:rest], batches) if rest else None
-    return head, jnp.arange(rest, steps, length)
+    return (start, rest), start + jnp.arange(rest, steps, length)
+
+
+def _steps(batches):
+    return jax.tree.leaves(batches)[0].shape[0]
 
 
 def levels_for(steps: int, state: int, kept: int, budget: int | None = None) -> tuple[int, ...]:

@@ -17,7 +17,9 @@ each remembered per part as it was last seen, phi_i. What is used in its place i
 
 unbiased for parts drawn uniformly, and with a variance that vanishes as w, u and lam come
 to rest: constant steps converge. The sign of u is ours, see `gradhpo.estimators.soba`. The
-paper fills the tables in a first pass; ours start at zero, as unbiased and soon filled.
+paper fills the tables before it starts; ours fill as parts come. The mean is over the parts
+seen so far, and takes the place of phi_i(old) for one not seen, whose S is then
+phi_i(new): still unbiased, and SOBA at first.
 """
 
 from collections.abc import Callable
@@ -33,16 +35,17 @@ from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params, PyTree
 from gradhpo.estimators._apply import apply_gradient
 from gradhpo.utils._partition import split
-from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale, tree_where
 
 __all__ = ["SabaMemory", "Table", "part_index", "saba"]
 
 
 class Table(NamedTuple):
-    """One SAGA memory: a direction of every part, and their mean."""
+    """One SAGA memory: directions of every part."""
 
     parts: PyTree  # leading axis: the part
-    mean: PyTree
+    seen: jax.Array  # bool (parts,)
+    mean: PyTree  # over the parts seen
 
 
 class SabaMemory(NamedTuple):
@@ -133,7 +136,8 @@ def saba(
 
 
 def _empty(n: int, like: PyTree) -> Table:
-    return Table(jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), like), like)
+    parts = jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), like)
+    return Table(parts, jnp.zeros((n,), bool), like)
 
 
 def _part(index: Callable[[Batch], Any], batch: Batch) -> jax.Array:
@@ -160,11 +164,13 @@ def _part(index: Callable[[Batch], Any], batch: Batch) -> jax.Array:
 
 def _saga(table: Table, i: jax.Array, new: PyTree) -> tuple[PyTree, Table]:
     """`(S[phi]_i, table with phi_i renewed)`."""
-    n = jax.tree.leaves(table.parts)[0].shape[0]
-    i = jnp.where(i < 0, n, i)
+    parts, seen, mean = table
+    i = jnp.where(i < 0, len(seen), i)
     # An index outside reads NaN, so that the finite guard sees it; x[i] would clip or wrap.
-    old = jax.tree.map(lambda x: x.at[i].get(mode="fill", fill_value=jnp.nan), table.parts)
-    step = optax.tree.sub(new, old)
-    used = optax.tree.add(table.mean, step)
-    parts = jax.tree.map(lambda x, y: x.at[i].set(y), table.parts, new)
-    return used, Table(parts, optax.tree.add(table.mean, tree_scale(1 / n, step)))
+    old = jax.tree.map(lambda x: x.at[i].get(mode="fill", fill_value=jnp.nan), parts)
+    old = tree_where(seen.at[i].get(mode="fill", fill_value=True), old, mean)
+    change = optax.tree.sub(new, old)
+    used = optax.tree.add(mean, change)
+    seen = seen.at[i].set(True)
+    mean = optax.tree.add(mean, tree_scale(1 / jnp.maximum(seen.sum(), 1), change))
+    return used, Table(jax.tree.map(lambda x, y: x.at[i].set(y), parts, new), seen, mean)

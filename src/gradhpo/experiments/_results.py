@@ -12,7 +12,9 @@ from gradhpo.experiments._provenance import command, versions
 
 __all__ = ["METRICS", "Difference", "MethodResult", "StudyResult"]
 
-_SCALARS = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "test_mse")
+_LOSSES = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "test_mse")
+_AGREEMENT = ("cosine", "norm_ratio", "relative_error")  # of an estimate with the exact derivative
+_SCALARS = (*_LOSSES, *_AGREEMENT)
 METRICS = (*_SCALARS, *(f"{name}_by_epoch" for name in _SCALARS))
 """The only names a metric may have; `_by_epoch` marks a curve, an array (seeds, epochs)."""
 

@@ -65,10 +65,15 @@ def _block(metric: str, methods: Mapping[str, MethodResult]) -> str:
             row[3:] = [*_cells(triple, difference_digits, sign="+"), star, to]
         costs = (method.gradient_evaluations, method.second_order_products)
         rows.append([*row, *(f"{cost:,.10g}" for cost in costs)])
-    better = "higher" if "accuracy" in metric else "lower"
     name = metric.replace("_by_epoch", ", last epoch")
     header = [*(_HEADER if differences else _HEADER[:3] + ("",) * 4), *_COSTS]
-    return "\n".join([f"{name} ({better} is better)", *_align([header, *rows])])
+    return "\n".join([f"{name} ({_better(metric)})", *_align([header, *rows])])
+
+
+def _better(metric: str) -> str:
+    if "norm_ratio" in metric:
+        return "1 is best"
+    return f"{'higher' if 'accuracy' in metric or 'cosine' in metric else 'lower'} is better"
 
 
 def _last(summary: Summary) -> tuple[float, float, float]:

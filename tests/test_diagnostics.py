@@ -1,0 +1,251 @@
+"""The check of hypergradients: what it calls exact is, and what is wrong it calls wrong."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gradhpo import BilevelProblem, from_optax, from_update, one_step, reverse
+from gradhpo.algorithms.registry import METHODS
+from gradhpo.diagnostics import _METHODS, KNOWN, _flops, check_hypergradient
+from gradhpo.testing.problems import integer_leaves, learning_rates, nested, straight_line
+
+
+def rescaled(factor):
+    """Reverse mode, wrong by a factor."""
+
+    def make(steps):
+        right = reverse(steps)
+
+        def estimate(*args):
+            got = right.estimate(*args)
+            return got._replace(hypergrad=optax.tree.scale(factor, got.hypergrad))
+
+        return right._replace(estimate=estimate)
+
+    return make
+
+
+def one_leaf_missing(steps):
+    """Reverse mode that forgets a small leaf."""
+    right = reverse(steps)
+
+    def estimate(*args):
+        got = right.estimate(*args)
+        return got._replace(hypergrad={**got.hypergrad, "rate": 0 * got.hypergrad["rate"]})
+
+    return right._replace(estimate=estimate)
+
+
+@pytest.fixture(scope="module")
+def checked():
+    """Exact methods, approximations and mistakes on one problem, judged by differences."""
+    methods = {
+        **{name: name for name in ("forward", "rtho", "one_step", "greedy", "t1t2", "fo")},
+        "segments": reverse(4, memory="segments"),
+        "flipped": rescaled(-1.0)(4),
+        "doubled": rescaled(2.0)(4),
+        "forgetful": one_leaf_missing(4),
+        "five": reverse(5),
+    }
+    return check_hypergradient(*integer_leaves(4), methods, truth="differences")
+
+
+@pytest.mark.parametrize("name", ["forward", "rtho", "segments"])
+def test_exact_methods_are_exact(checked, name):
+    row = checked.rows[name]
+    assert row.relative_error < 1e-9 and row.worst_error < 1e-9
+    assert row.cosine == pytest.approx(1, abs=1e-12)
+    assert row.norm_ratio == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["one_step", "greedy", "fo"])
+def test_approximations_are_not(checked, name):
+    assert checked.rows[name].relative_error > 1e-2
+
+
+def test_mistakes_are_seen(checked):
+    flipped, doubled = checked.rows["flipped"], checked.rows["doubled"]
+    assert flipped.cosine == pytest.approx(-1) and flipped.norm_ratio == pytest.approx(1)
+    assert doubled.cosine == pytest.approx(1) and doubled.norm_ratio == pytest.approx(2)
+    assert doubled.relative_error == pytest.approx(1)
+    forgetful = checked.rows["forgetful"]
+    assert forgetful.worst_leaf == "['rate']" and forgetful.worst_error == pytest.approx(1)
+
+
+def test_refusals_are_rows(checked):
+    assert checked.rows["t1t2"].refused.startswith("finite differences need to know")
+    assert checked.rows["five"].refused == "its window of 5 does not divide 4 steps."
+    assert math.isnan(checked.rows["five"].cosine)
+    text = str(checked)
+    assert "five refused: its window" in text and "t1t2 refused: finite" in text
+    assert not any(line.startswith("five  ") for line in text.splitlines())
+
+
+def test_costs(checked):
+    row = checked.rows["forward"]  # a rate and a penalty
+    assert (row.gradients, row.products) == (5, 8)
+    assert checked.rows["segments"].gradients is None
+    assert 1 <= checked.rows["fo"].flops < checked.rows["one_step"].flops < row.flops
+    assert all(row.temp_bytes > 0 for row in checked.rows.values() if not row.refused)
+    assert checked.hypergrad["rate"].dtype == np.float64
+
+
+def test_table_is_aligned(checked):
+    title, blank, header, *rows = str(checked).splitlines()
+    assert "4 steps by differences" in title and not blank
+    ends = [line.index(word) + len(word) for word in ("cosine", "error") for line in [header]]
+    shown = rows[: rows.index("")]
+    assert len(shown) == 9
+    assert all(line[end - 1] != " " and line[end] == " " for line in shown for end in ends)
+
+
+def test_plot(checked, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = checked.plot(tmp_path / "new" / "cosines.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_truths_agree_and_weights_may_be_given_without_slots():
+    problem, inner, lam, window = straight_line(3)
+    a = check_hypergradient(problem, inner, lam, window, ["drmad"], truth="forward")
+    b = check_hypergradient(problem, inner.params, lam, window, ["reverse"])
+    assert a.rows["drmad"].relative_error < 1e-12 and b.rows["reverse"].relative_error == 0
+    assert a.hypergrad["slope"] == pytest.approx(float(b.hypergrad["slope"]))
+
+
+def test_implicit_methods_refuse_learning_rates():
+    problem, inner, lam, window = learning_rates(2)
+    row = check_hypergradient(problem, inner, lam, window, ["implicit_cg"]).rows["implicit_cg"]
+    assert "cannot tune the leaf" in row.refused
+
+
+def test_a_solver_that_fails_says_so():
+    """On a line without curvature, where the Hessian is singular."""
+    got = check_hypergradient(*straight_line(2), ["implicit_neumann"])
+    assert "implicit_neumann status LINEAR_SOLVE_INACCURATE" in str(got)
+    assert got.rows["implicit_neumann"].info["linear_iterations"] == 20
+
+
+def test_float64_lasts_for_the_check_only(x32):
+    problem, inner, lam, window = nested(2)
+    got = check_hypergradient(problem, inner, lam, window, ["one_step"])
+    assert got.hypergrad["rate"]["decoder"].dtype == np.float64
+    assert jnp.ones(1).dtype == jnp.float32 and not jax.config.read("jax_enable_x64")
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((inner, lam)))
+    with pytest.raises(ValueError, match="at step 2 of 2"):
+        bad = jax.tree.map(lambda x: x.at[1].set(jnp.nan), window.train)
+        check_hypergradient(problem, inner, lam, window._replace(train=bad), ["one_step"])
+    assert jnp.ones(1).dtype == jnp.float32
+
+
+def broken(loss=jnp.square, optimizer=None):
+    """One weight on the parabola `w**2 lam`, judged by `loss`."""
+    dynamics = from_optax(lambda w, lam, batch: lam * w**2 + 0 * batch, optimizer or optax.sgd(0.1))
+    return BilevelProblem(dynamics, lambda w, lam, batch: loss(w) + 0 * batch)
+
+
+@pytest.mark.parametrize(
+    "problem, window, keywords, message",
+    [
+        (broken(), (np.ones((0, 2)), np.ones((0, 2))), {}, "the window is empty"),
+        (broken(), ((), ()), {}, "the window is empty"),
+        (broken(), (1.0, np.ones(3)), {}, r"needs the step as its leading axis, but \.train"),
+        (broken(), (np.ones(3), np.ones(2)), {}, "the first has 3, .* has 2"),
+        (broken(), None, {"methods": ["two_step"]}, "unknown method 'two_step'; known: fo, one_st"),
+        (broken(), None, {"methods": "one_step"}, "methods must be several"),
+        (broken(), None, {"methods": one_step()}, "methods must be several"),
+        (broken(), None, {"truth": "reversed"}, "truth must be one of reverse, forward"),
+        (broken(jnp.log), None, {}, "validation loss after step 3 is nan"),
+        (broken(lambda w: jnp.sqrt(w - w)), None, {}, "derivative of the validation loss itself"),
+        (broken(optimizer=optax.sgd(1e200)), None, {}, "in the state at step 2 of 3"),
+    ],
+)
+def test_bad_input(problem, window, keywords, message):
+    window = (np.ones(3), np.ones(3)) if window is None else window
+    with pytest.raises(ValueError, match=message):
+        check_hypergradient(problem, -1.0, 0.5, window, **{"methods": ["fo"], **keywords})
+
+
+def test_a_derivative_that_breaks_names_its_step():
+    problem = broken(optimizer=lambda lam: optax.adam(lam))
+    with pytest.raises(ValueError, match=r"derivative of step 3 of 3 is not.*eps_root"):
+        check_hypergradient(problem, 0.0, 0.5, (np.ones(3), np.ones(3)), ["fo"])
+
+
+def test_an_error_of_the_user_is_not_a_refusal():
+    """A TypeError in a method is a bug, unless gradhpo explains it."""
+
+    def estimate(*args):
+        raise TypeError("oops")
+
+    with pytest.raises(TypeError, match="oops"):
+        mine = one_step()._replace(estimate=estimate)
+        check_hypergradient(broken(), -1.0, 0.5, (np.ones(2), np.ones(2)), {"mine": mine})
+
+
+def test_no_forward_mode_is_a_refusal():
+    @jax.custom_vjp
+    def square(x):
+        return x**2
+
+    square.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+    problem = BilevelProblem(
+        from_update(lambda w, lam, batch: w - lam * square(w)), lambda w, lam, batch: w
+    )
+    window = (np.ones(2), np.ones(2))
+    got = check_hypergradient(problem, 1.0, 0.1, window, ["reverse", "forward"])
+    assert "no forward mode" in got.rows["forward"].refused
+    assert not got.rows["reverse"].refused
+
+
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - {"hyperdistill"}))
+def test_costs_are_those_of_the_registry(name):
+    """HyperDistill's fit is counted here, and apart there."""
+    most = {"implicit_cg": 100, "implicit_neumann": 20, "implicit_nystrom": 10}
+    here = _METHODS[name].cost(20, 7, most.get(name, 0))
+    assert here == pytest.approx(METHODS[name].cost(20, 7))
+
+
+def test_arithmetic():
+    """Loops multiplied out, what nobody needs left out, what is equal taken once."""
+    n, T = 8, 5
+
+    def f(w, xs):
+        def body(w, x):
+            return x @ w, x @ x  # nobody looks at the second
+
+        return jax.lax.scan(body, w, xs)[0]
+
+    shapes = jnp.ones((n, n)), jnp.ones((T, n, n))
+    assert _flops(jax.make_jaxpr(f)(*shapes))[0] == 2 * n**3 * T
+    twice = jax.make_jaxpr(lambda w: jnp.sin(w @ w) + jnp.cos(w @ w))(shapes[0])
+    assert _flops(twice)[0] == 2 * n**3 + 3 * n**2
+
+    def until(w):
+        return jax.lax.while_loop(lambda w: w[0, 0] < 9, lambda w: w @ w, w)
+
+    assert _flops(jax.make_jaxpr(until)(shapes[0]))[1] == 2 * n**3
+
+
+def test_the_study(tmp_path):
+    pytest.importorskip("matplotlib")
+    from gradhpo.experiments import check, report
+
+    out, lines = tmp_path / "check", []
+    settings = {"fast": True, "steps": 2, "seeds": 2, "method": ("implicit_cg",)}
+    result = check.run(check.Config(out=out, **settings), lines.append)
+    report.write(result, out)
+    assert (out / "check.png").read_bytes().startswith(b"\x89PNG")
+    at_minimum = report.read(out).methods["ridge at its minimum: implicit_cg"].metrics
+    assert at_minimum["relative_error"].mean < 1e-5 and at_minimum["cosine"].seeds.shape == (2,)
+    assert any(line.startswith("implicit_cg ") for line in lines)
+    table = report.table(result)
+    assert "cosine (higher is better)" in table and "norm_ratio (1 is best)" in table
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        check.Config(steps=0)
+    with pytest.raises(ValueError, match="unknown method 'saba'"):
+        check.Config(method=("saba",))
