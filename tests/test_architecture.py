@@ -24,7 +24,7 @@ ALLOWED = {
     "transforms": {"utils", "core.types"},
     "datasets": {"utils", "core.types"},
     "algorithms": {"utils", "core", "estimators", "transforms"},
-    "diagnostics": {"utils", "core", "estimators"},
+    "diagnostics": {"utils", "core", "estimators", "algorithms"},
     "testing": LOWER,
     "meta": LOWER,
     # Examples state the problem, studies measure it; the command of an example is a study's.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ import optax
 from jax import lax
 from jax.interpreters import partial_eval
 
+from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.dynamics import InnerState, linearize
 from gradhpo.core.estimator import Estimator, roll
 from gradhpo.core.inspect import check_problem
@@ -35,21 +36,6 @@ from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import Hyper, Params
-from gradhpo.estimators.amigo import amigo
-from gradhpo.estimators.distill import hyperdistill
-from gradhpo.estimators.drmad import drmad
-from gradhpo.estimators.evolution import es, pes
-from gradhpo.estimators.f2sa import f2sa
-from gradhpo.estimators.finite_difference import finite_difference
-from gradhpo.estimators.first_order import first_order
-from gradhpo.estimators.forward import forward
-from gradhpo.estimators.greedy import greedy
-from gradhpo.estimators.implicit import implicit
-from gradhpo.estimators.linear_solvers import cg, identity, neumann, nystrom
-from gradhpo.estimators.one_step import one_step
-from gradhpo.estimators.reverse import reverse
-from gradhpo.estimators.soba import soba
-from gradhpo.estimators.stocbio import stocbio
 from gradhpo.utils.finite_differences import richardson
 from gradhpo.utils.gradients import tree_is_finite, tree_last
 from gradhpo.utils.validation import check_hyperparams, check_params, leaves_with_names
@@ -67,54 +53,12 @@ DEFAULT = (
 """What `methods=None` runs."""
 
 
-class _Known(NamedTuple):
-    """A method by name, for a window of T steps, and its price."""
-
-    make: Callable[[int], Estimator]
-    cost: Callable[[int, int, float], tuple[float, float]]
-    # of T steps, H hyperparameters and k iterations of the solver: gradients and products
-
-
-def _piece(steps: int) -> int:
-    """The longest window of at most ten steps that divides the run."""
-    return next(k for k in range(min(10, steps), 0, -1) if steps % k == 0)
-
-
-def _implicit(solver: Callable, more: int) -> _Known:
-    return _Known(lambda T: implicit(T, solver()), lambda T, H, k: (T + 2, k + more))
-
-
-_METHODS: dict[str, _Known] = {
-    "fo": _Known(lambda T: first_order(), lambda T, H, k: (2 * T, 0)),
-    "one_step": _Known(lambda T: one_step(), lambda T, H, k: (2 * T, T)),
-    "t1t2": _Known(lambda T: finite_difference(), lambda T, H, k: (4 * T, 0)),
-    "greedy": _Known(lambda T: greedy(0.9, T), lambda T, H, k: (2 * T, T)),
-    # With its fit of theta: 2 T + 1 gradients and 2 T products.
-    "hyperdistill": _Known(lambda T: hyperdistill(), lambda T, H, k: (4 * T + 1, 3 * T)),
-    "reverse": _Known(reverse, lambda T, H, k: (2 * T + 1, T)),
-    "forward": _Known(forward, lambda T, H, k: (T + 1, T * H)),
-    "rtho": _Known(lambda T: forward(1, online=True), lambda T, H, k: (2 * T, T * H)),
-    "drmad": _Known(drmad, lambda T, H, k: (2 * T + 1, T)),
-    "implicit_cg": _implicit(cg, 3),
-    "implicit_neumann": _implicit(neumann, 2),
-    "implicit_nystrom": _implicit(nystrom, 2),
-    "implicit_identity": _implicit(identity, 2),
-    "es": _Known(es, lambda T, H, k: (33 * (T + 1), 0)),
-    "pes": _Known(lambda T: pes(_piece(T)), lambda T, H, k: (33 * (T + T // _piece(T)), 0)),
-    "soba": _Known(lambda T: soba(), lambda T, H, k: (2 * T, T)),
-    "amigo": _Known(
-        lambda T: amigo(_piece(T)),
-        lambda T, H, k: (T + T // _piece(T), 11 * (T // _piece(T))),
-    ),
-    "stocbio": _Known(
-        lambda T: stocbio(_piece(T)),
-        lambda T, H, k: (T + T // _piece(T), 11 * (T // _piece(T))),
-    ),
-    "f2sa": _Known(lambda T: f2sa(_piece(T)), lambda T, H, k: (3 * T + 3 * (T // _piece(T)), 0)),
-}
-KNOWN = tuple(_METHODS)
+KNOWN = tuple(name for name in METHODS if name not in ("saba", "fds"))
 """Methods by the names of `gradhpo list`. Not here: `saba` and `fds`, whose settings the
 problem decides; give those as estimators."""
+
+PIECE = 10
+"""Longest window of the methods that go through a run in several."""
 
 
 @dataclass(frozen=True)
@@ -376,7 +320,7 @@ def _truth(name, problem, inner, lam, window, steps) -> tuple[Any, Hyper]:
 
     if name == "differences":
         return jax.jit(loss)(lam), richardson(jax.jit(loss), lam)
-    exact = reverse(steps) if name == "reverse" else forward(steps)
+    exact = _named(name, steps)
 
     @jax.jit
     def estimate(inner, lam, window):
@@ -424,7 +368,7 @@ def _first_bad(problem, inner, lam, window, steps) -> str:
 
 def _measure(choice, problem, inner, lam, window, steps, exact, training) -> Row:
     try:
-        estimator = _METHODS[choice].make(steps) if isinstance(choice, str) else choice
+        estimator = _named(choice, steps) if isinstance(choice, str) else choice
         if steps % estimator.window:
             raise ValueError(f"its window of {estimator.window} does not divide {steps} steps.")
         traced = jax.jit(_episode(problem, estimator)).trace(inner, lam, window)
@@ -440,7 +384,10 @@ def _measure(choice, problem, inner, lam, window, steps, exact, training) -> Row
     gradients, products = None, None
     if isinstance(choice, str):
         size = sum(np.size(x) for x in jax.tree.leaves(lam))
-        gradients, products = _METHODS[choice].cost(steps, size, iterations)
+        gradients, products = METHODS[choice].cost(steps, size)
+        products += iterations - METHODS[choice].iterations
+        if estimator.start is not None:  # HyperDistill's fit
+            gradients, products = gradients + 2 * steps + 1, products + 2 * steps
     fixed, looped = _flops(traced.jaxpr)
     last = {name: float(np.asarray(x)[-1]) for name, x in info.items()}
     return Row(
@@ -453,6 +400,16 @@ def _measure(choice, problem, inner, lam, window, steps, exact, training) -> Row
         info=MappingProxyType(last),
         hypergrad=hypergrad,
     )
+
+
+def _named(name: str, steps: int) -> Estimator:
+    """A method of the registry, for a run of T steps."""
+    settings = {"T": steps, "inner_optimizer": optax.identity()}  # the problem has its own
+    if name == "greedy":
+        settings["unroll_steps"] = steps
+    elif METHODS[name].make(**settings).estimator().window == PIECE:
+        settings["unroll_steps"] = max(k for k in range(1, PIECE + 1) if steps % k == 0)
+    return METHODS[name].make(**settings).estimator()
 
 
 def _episode(problem: BilevelProblem, estimator: Estimator) -> Callable:

@@ -43,15 +43,22 @@ class Method(NamedTuple):
     description: str
     cost: Callable[[int, int], Cost]  # of T inner steps with H hyperparameters, at most
     settings: Mapping[str, Any] = MappingProxyType({})
+    iterations: int = 0  # of the linear solver, at most; a product each, and part of the cost
 
     def make(self, **settings: Any) -> EstimatorOptimizer:
         """The method's optimizer with these settings and those of its name."""
         return self.optimizer(**{**self.settings, **settings})
 
 
-def _implicit(products: int) -> Callable[[int, int], Cost]:
+def _implicit(description: str, solver: Any, iterations: int, more: int = 2) -> Method:
     """T steps, one validation gradient, the gradient of the condition, and the solve."""
-    return lambda steps, size: (steps + 2, products)
+    return Method(
+        ImplicitOptimizer,
+        f"implicit differentiation, {description}",
+        lambda steps, size: (steps + 2, iterations + more),
+        MappingProxyType({"solver": solver}),
+        iterations,
+    )
 
 
 # HyperDistill's fits of theta come on top: T + 1 gradients, and T gradients and 2T products
@@ -98,30 +105,10 @@ METHODS: dict[str, Method] = {
         "reverse mode along a straight line, two stored states",
         lambda steps, size: (2 * steps + 1, steps),
     ),
-    "implicit_cg": Method(
-        ImplicitOptimizer,
-        "implicit differentiation, conjugate gradients",
-        _implicit(103),
-        MappingProxyType({"solver": cg()}),
-    ),
-    "implicit_neumann": Method(
-        ImplicitOptimizer,
-        "implicit differentiation, 20 Neumann iterations",
-        _implicit(22),
-        MappingProxyType({"solver": neumann()}),
-    ),
-    "implicit_nystrom": Method(
-        ImplicitOptimizer,
-        "implicit differentiation, Nystrom approximation of rank 10",
-        _implicit(12),
-        MappingProxyType({"solver": nystrom()}),
-    ),
-    "implicit_identity": Method(
-        ImplicitOptimizer,
-        "implicit differentiation, curvature ignored",
-        _implicit(2),
-        MappingProxyType({"solver": identity()}),
-    ),
+    "implicit_cg": _implicit("conjugate gradients", cg(), 100, more=3),
+    "implicit_neumann": _implicit("20 Neumann iterations", neumann(), 20),
+    "implicit_nystrom": _implicit("Nystrom approximation of rank 10", nystrom(), 10),
+    "implicit_identity": _implicit("curvature ignored", identity(), 0),
     "es": Method(
         ESOptimizer,
         "evolution strategies over T steps, 16 antithetic pairs",

@@ -154,7 +154,7 @@ class _Constant(NamedTuple):
 class _Step:
     """One Optax step with `g` kept as an independent input of the update."""
 
-    def __init__(self, train_loss, make_optimizer, inner, lam, batch):
+    def __init__(self, train_loss, make_optimizer, inner, lam, batch, g=None):
         self.w, w_rest = split(inner.params)
         self.lam = lam
 
@@ -168,7 +168,7 @@ class _Step:
 
         z, z_rest = split(inner.opt_state)
         self.loss = loss
-        g = jax.grad(loss)(self.w, lam)
+        g = jax.grad(loss)(self.w, lam) if g is None else g
         (w, z), self.pull_update, z_rest_new = jax.vjp(update, g, self.w, z, lam, has_aux=True)
         self.new = InnerState(merge(w, w_rest), merge(z, z_rest_new), inner.model_state)
 
@@ -194,7 +194,7 @@ def second_order_products(
 
 
 def linearize(
-    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch
+    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch, gradient: Params | None = None
 ) -> tuple[InnerState, Pullback]:
     """Take one inner step and return it with its pullback.
 
@@ -204,6 +204,8 @@ def linearize(
             through and never differentiated.
         lam: Hyperparameters as the user stores them; every leaf floating point.
         batch: One batch, without a window axis. Not differentiated.
+        gradient: The training gradient at this point, where it is known and the dynamics
+            are an Optax optimizer's; else it is computed.
 
     Returns:
         `(s_t, pullback)`. For a cotangent `alpha` on `s_t` (see `zero_cotangent`),
@@ -216,7 +218,7 @@ def linearize(
         `s_t = (w_t, z_t)` so that momentum is part of the state.
     """
     if dynamics.parts is not None:
-        taken = _Step(*dynamics.parts, inner, lam, batch)
+        taken = _Step(*dynamics.parts, inner, lam, batch, gradient)
         return taken.new, taken.pullback
 
     floating, rest = split((inner.params, inner.opt_state))

@@ -82,9 +82,11 @@ def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
 
 
 def fresh_average(inner: InnerState, lam: Hyper) -> AverageMemory:
-    """The empty average: its weight is zero, so its value never counts."""
+    """The empty average, of weight zero. Its buffers are its own: a caller may donate them."""
     floating, _ = split((inner.params, inner.opt_state))
-    return AverageMemory(InnerState(*floating), jnp.zeros((), scalar_dtype(lam)))
+    return AverageMemory(
+        InnerState(*optax.tree.zeros_like(floating)), jnp.zeros((), scalar_dtype(lam))
+    )
 
 
 def average(

@@ -146,32 +146,36 @@ def unrolled_gradients(
 # -- one level: a trajectory ---------------------------------------------------------------
 
 
-def _retrace(problem: BilevelProblem, lam: Hyper) -> Any:
-    """`slots -> last update`, for an optimizer that tells it."""
+def _retraceable(problem: BilevelProblem, lam: Hyper) -> Any:
+    """The inner optimizer, if its slots tell the last update; else None."""
     parts = problem.dynamics.parts
-    return None if parts is None else getattr(parts[1](lam), "last_updates", None)
+    optimizer = None if parts is None else parts[1](lam)
+    return optimizer if hasattr(optimizer, "last_updates") else None
 
 
 def _keep(problem: BilevelProblem, lam: Hyper, inner: InnerState) -> InnerState:
     """What the sweep back to s_{t-1} needs of it: all, or all but the weights."""
-    if _retrace(problem, lam) is None:
+    if _retraceable(problem, lam) is None:
         return inner
     return inner._replace(params=split(inner.params)[1])
 
 
 def _carried(problem: BilevelProblem, lam: Hyper, inner: InnerState) -> InnerState | None:
     """s_t, where s_{t-1} is made from it."""
-    return None if _retrace(problem, lam) is None else inner
+    return None if _retraceable(problem, lam) is None else inner
 
 
-def _recall(problem: BilevelProblem, lam: Hyper, after: Any, kept: InnerState) -> InnerState:
-    """s_{t-1} from s_t and what was kept."""
-    retrace = _retrace(problem, lam)
-    if retrace is None:
-        return kept
-    weights = optax.tree.sub(split(after.params)[0], retrace(after.opt_state))
+def _recall(
+    problem: BilevelProblem, lam: Hyper, after: Any, kept: InnerState
+) -> tuple[InnerState, Any]:
+    """s_{t-1} from s_t and what was kept; and the gradient there, or None if unknown."""
+    optimizer = _retraceable(problem, lam)
+    if optimizer is None:
+        return kept, None
+    weights = optax.tree.sub(split(after.params)[0], optimizer.last_updates(after.opt_state))
     slots, rest = split(kept.opt_state)
-    return join((weights, slots), (kept.params, rest), kept.model_state)
+    inner = join((weights, slots), (kept.params, rest), kept.model_state)
+    return inner, optimizer.last_gradients(kept.opt_state, after.opt_state)
 
 
 def _store_step(problem, lam, inner, batch):
@@ -181,8 +185,8 @@ def _store_step(problem, lam, inner, batch):
 def _pull_step(problem, lam, carry, x):
     after, (alpha, acc, largest) = carry
     kept, batch = x
-    inner = _recall(problem, lam, after, kept)
-    _, pullback = linearize(problem.dynamics, inner, lam, batch)
+    inner, gradient = _recall(problem, lam, after, kept)
+    _, pullback = linearize(problem.dynamics, inner, lam, batch, gradient)
     alpha, term = pullback(alpha)  # alpha_{t-1} = alpha_t A_t, alpha_t B_t
     largest = jnp.maximum(largest, tree_l2_norm(alpha).astype(largest.dtype))
     return (_carried(problem, lam, inner), (alpha, optax.tree.add(acc, term), largest)), None

@@ -1,8 +1,8 @@
-"""Momentum and Adam whose slots tell the update they made last.
+"""Momentum and Adam whose slots tell the update they made last, and the gradient it was made of.
 
 Reverse mode through these optimizers stores the slots of every step and no weights: from
 `w_t` and the slots after step t it takes `w_{t-1} = w_t - U_t` back. Less memory, and less
-memory traffic, than storing both.
+memory traffic, than storing both; and no gradient is computed a second time.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ class Retraceable(NamedTuple):
     init: Callable[[Params], OptState]
     update: Callable[..., tuple[Params, OptState]]
     last_updates: Callable[[OptState], Params]  # U_t from the slots after step t
+    last_gradients: Callable[[OptState, OptState], Params]  # g_t from those before and after
 
 
 def momentum_sgd(learning_rate: PyTree, momentum: jax.typing.ArrayLike = 0.9) -> Retraceable:
@@ -52,7 +53,10 @@ def momentum_sgd(learning_rate: PyTree, momentum: jax.typing.ArrayLike = 0.9) ->
     def last_updates(state):
         return _descend(learning_rate, state.trace)
 
-    return Retraceable(trace.init, update, last_updates)
+    def last_gradients(before, after):
+        return optax.tree.add_scale(after.trace, -momentum, before.trace)
+
+    return Retraceable(trace.init, update, last_updates, last_gradients)
 
 
 def adam(
@@ -88,7 +92,10 @@ def adam(
 
         return _descend(learning_rate, jax.tree.map(step, state.mu, state.nu))
 
-    return Retraceable(moments.init, update, last_updates)
+    def last_gradients(before, after):
+        return jax.tree.map(lambda m, n: (n - b1 * m) / (1 - b1), before.mu, after.mu)
+
+    return Retraceable(moments.init, update, last_updates, last_gradients)
 
 
 def _descend(learning_rate: PyTree, step: Params) -> Params:
