@@ -6,10 +6,13 @@ import numpy as np
 import optax
 
 from gradhpo import (
+    DrMADOptimizer,
     FOOptimizer,
+    ForwardOptimizer,
     GreedyOptimizer,
     OneStepOptimizer,
     OnlineHypergradientOptimizer,
+    PESOptimizer,
     ReverseOptimizer,
     T1T2Optimizer,
 )
@@ -23,6 +26,10 @@ METHODS = {
     "greedy": (GreedyOptimizer, {"unroll_steps": 2}),
     "hyperdistill": (OnlineHypergradientOptimizer, {"gamma": 0.9, "estimation_period": 2}),
     "reverse": (ReverseOptimizer, {}),
+    "forward": (ForwardOptimizer, {}),
+    "rtho": (ForwardOptimizer, {"online": True}),
+    "drmad": (DrMADOptimizer, {}),
+    "pes": (PESOptimizer, {"unroll_steps": 2, "pairs": 2, "sigma": 0.3}),
 }
 
 

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradhpo import finite_difference, first_order, greedy, hyperdistill, one_step, reverse
+from gradhpo import (
+    drmad,
+    finite_difference,
+    first_order,
+    forward,
+    greedy,
+    hyperdistill,
+    one_step,
+    pes,
+    reverse,
+)
 from gradhpo.testing import assert_trees_close, check_estimator, relative_error, unrolled_loss
 from gradhpo.testing.problems import (
     CONTRACTION_GAMMA,
@@ -16,6 +26,7 @@ from gradhpo.testing.problems import (
     learning_rates,
     outer_lam,
     ridge,
+    straight_line,
 )
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -37,8 +48,15 @@ GAMMA = CONTRACTION_GAMMA
             [integer_leaves],
         ),
         (first_order, [], [outer_lam], [contraction]),
+        (forward(3), [integer_leaves], [], [outer_lam]),
+        (reverse(3, memory="segments"), [integer_leaves], [], [contraction]),
+        (drmad(3), [straight_line], [outer_lam], [contraction]),
+        (pes(2, pairs=2), [], [outer_lam], [contraction]),
     ],
-    ids=["one_step", "averaged", "finite_difference", "greedy", "reverse", "hyperdistill", "fo"],
+    ids=str.split(
+        "one_step averaged finite_difference greedy reverse hyperdistill fo forward segments "
+        "drmad pes"
+    ),
 )
 def test_the_packages_own_estimators_conform(estimator, exact_on, not_exact_on, problems):
     check_estimator(
