@@ -1,5 +1,6 @@
 """Reverse mode in all its memories, forward mode in all its forms, DrMAD."""
 
+import functools
 from functools import partial
 
 import jax
@@ -105,26 +106,27 @@ def with_budget(settings, inner):
 @pytest.mark.parametrize("name", RETRACEABLE)
 def test_memories_have_one_answer(name, settings):
     """X1, X6: against jax.grad of the unrolled loss, also for the initial state."""
-    retraceable, plain = RETRACEABLE[name]
-    problem, inner, lam, window = curved(retraceable, steps=13)
-    reference, *_ = curved(plain, steps=13)
-
-    def loss(lam, w):
-        start = reference.dynamics.init(w, lam)
-        return unrolled_loss(reference, start, lam, window)
-
-    want = jax.grad(loss, argnums=(0, 1))(lam, inner.params)
+    problem, inner, lam, window = curved(RETRACEABLE[name][0], steps=13)
+    want, last = by_jax_grad(RETRACEABLE[name][1], 13)
     got = unrolled_gradients(problem, inner, lam, window, **with_budget(settings, inner))
     assert_trees_close(optax.tree.add(got.direct, got.indirect), want[0], 1e-12)
     assert_trees_close(got.initial.params, want[1], 1e-12)
-    assert_trees_close(flat_state(got.inner)[:6], last_weights(plain, 13), 1e-13)
+    assert_trees_close(flat_state(got.inner)[:6], last, 1e-13)
 
 
-def last_weights(make_optimizer, steps):
+@functools.cache
+def by_jax_grad(make_optimizer, steps):
+    """Derivatives of the unrolled loss in lam and w_0, and the last weights."""
     problem, inner, lam, window = curved(make_optimizer, steps)
+
+    @jax.jit
+    def loss(lam, w):
+        return unrolled_loss(problem, problem.dynamics.init(w, lam), lam, window)
+
+    wanted = jax.grad(loss, argnums=(0, 1))(lam, inner.params)
     for t in range(steps):
         inner = problem.dynamics.step(inner, lam, at(window.train, t))
-    return inner.params
+    return wanted, inner.params
 
 
 @pytest.mark.parametrize("name", ["nested", "integer_leaves", "mlp_adam", "contraction"])
@@ -238,32 +240,48 @@ def test_wrong_settings_are_named():
         whole_window(reverse(T, memory="segments", budget=10), *outer_lam(T))
 
 
-@pytest.mark.parametrize("name", RETRACEABLE)
-def test_retraceable_optimizers_are_optax(name):
-    retraceable, plain = (make(CONSTANT) for make in RETRACEABLE[name])
-    params = {"a": jnp.arange(3.0), "b": jnp.ones(())}
-    rates = {"a": jnp.full(3, 0.1), "b": jnp.asarray(0.2)}
-    del plain
-    for ours, theirs in [
+RATES = {"a": jnp.full(3, 0.1), "b": jnp.asarray(0.2)}
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
         (momentum_sgd(0.1, 0.9), optax.sgd(0.1, momentum=0.9)),
-        (adam(0.1, eps_root=0.0), optax.adam(0.1)),
         (
-            momentum_sgd(rates, 0.9),
-            optax.chain(optax.trace(0.9), scale_by_tree(optax.tree.scale(-1, rates))),
+            momentum_sgd(RATES, 0.9),
+            optax.chain(optax.trace(0.9), scale_by_tree(optax.tree.scale(-1, RATES))),
         ),
-    ]:
-        s, z, w = ours.init(params), theirs.init(params), params
-        for t in range(3):
-            g = jax.tree.map(lambda x: jnp.cos(x + t), w)  # noqa: B023
-            u, s = ours.update(g, s, w)
-            v, z = theirs.update(g, z, w)
-            assert_trees_close(u, v, 1e-13)
-            assert_trees_close(ours.last_updates(s), u, 1e-15)
-            w = optax.apply_updates(w, u)
-    assert callable(retraceable.last_updates)
+        (adam(0.1, eps_root=0.0), optax.adam(0.1)),
+    ],
+    ids=["momentum", "momentum_tree", "adam"],
+)
+def test_retraceable_optimizers_are_optax(ours, theirs):
+    """The same updates; the slots tell the last one and the gradient it was made of."""
+    w = {"a": jnp.arange(3.0), "b": jnp.ones(())}
+    before, z = ours.init(w), theirs.init(w)
+    for t in range(3):
+        g = jax.tree.map(lambda x: jnp.cos(x + t), w)  # noqa: B023
+        u, after = ours.update(g, before, w)
+        v, z = theirs.update(g, z, w)
+        assert_trees_close(u, v, 1e-13)
+        assert_trees_close(ours.last_updates(after), u, 1e-15)
+        assert_trees_close(ours.last_gradients(before, after), g, 1e-14)
+        w, before = optax.apply_updates(w, u), after
 
 
-CONSTANT = {"rate": jnp.asarray(-2.0), "decay": jnp.asarray(0.9)}
+@pytest.mark.parametrize("name", RETRACEABLE)
+def test_narrow_weights_stay_narrow(name):
+    """bfloat16 weights under float32 settings of the optimizer: near the float32 answer."""
+
+    def both(dtype):
+        problem, _, lam, window = curved(RETRACEABLE[name][0], steps=4)
+        lam, window = jax.tree.map(lambda x: x.astype(jnp.float32), (lam, window))
+        inner = problem.dynamics.init(jnp.linspace(-1, 1, 6, dtype=dtype), lam)
+        return unrolled_gradients(problem, inner, lam, window)
+
+    got, want = both(jnp.bfloat16), both(jnp.float32)
+    assert got.inner.params.dtype == jnp.bfloat16
+    assert relative_error(got.indirect, want.indirect) < 0.05
 
 
 # -- forward mode ------------------------------------------------------------------------------

@@ -47,14 +47,16 @@ def momentum_sgd(learning_rate: PyTree, momentum: jax.typing.ArrayLike = 0.9) ->
     trace = optax.trace(momentum)
 
     def update(updates, state, params=None):
-        _, state = trace.update(updates, state, params)
+        state = _cast_like(trace.update(updates, state, params)[1], state)
         return last_updates(state), state
 
     def last_updates(state):
         return _descend(learning_rate, state.trace)
 
     def last_gradients(before, after):
-        return optax.tree.add_scale(after.trace, -momentum, before.trace)
+        return jax.tree.map(
+            lambda m, n: (n - momentum * m).astype(n.dtype), before.trace, after.trace
+        )
 
     return Retraceable(trace.init, update, last_updates, last_gradients)
 
@@ -81,21 +83,28 @@ def adam(
     moments = optax.scale_by_adam(b1, b2, eps, eps_root)
 
     def update(updates, state, params=None):
-        _, state = moments.update(updates, state, params)
+        state = _cast_like(moments.update(updates, state, params)[1], state)
         return last_updates(state), state
 
     def last_updates(state):
         bias1, bias2 = 1 - b1**state.count, 1 - b2**state.count
 
         def step(m, v):
-            return m / bias1 / (jnp.sqrt(v / bias2 + eps_root) + eps)
+            return (m / bias1 / (jnp.sqrt(v / bias2 + eps_root) + eps)).astype(m.dtype)
 
         return _descend(learning_rate, jax.tree.map(step, state.mu, state.nu))
 
     def last_gradients(before, after):
-        return jax.tree.map(lambda m, n: (n - b1 * m) / (1 - b1), before.mu, after.mu)
+        return jax.tree.map(
+            lambda m, n: ((n - b1 * m) / (1 - b1)).astype(n.dtype), before.mu, after.mu
+        )
 
     return Retraceable(moments.init, update, last_updates, last_gradients)
+
+
+def _cast_like(new: OptState, old: OptState) -> OptState:
+    """A float32 decay, traced, leaves narrower slots narrow."""
+    return jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
 
 
 def _descend(learning_rate: PyTree, step: Params) -> Params:
