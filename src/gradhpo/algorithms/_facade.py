@@ -242,7 +242,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         dtype = scalar_dtype(state.hyperparams)
         estimator = self.estimator("scan")
         taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
-        loop, compiled = "scan", None
+        loop, compiled, fit = "scan", None, None
         for m in range(1, M + 1):
             window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
@@ -253,8 +253,11 @@ class EstimatorOptimizer(BilevelOptimizer):
                 complain_of(self, findings)
                 loop = resolve(self.loop, findings)
                 compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
+                # A host loop for its own sake is one over the updates; the fit needs none.
+                inside = loop if findings.convolves else resolve("auto", findings)
+                fit = self._cached(programs, train_loss_fn, val_loss_fn, inside).estimate_theta
             if estimator.start is not None and (m - 1) % self.estimation_interval == 0:
-                state = compiled.estimate_theta(state, window, resident)
+                state = fit(state, window, resident)
             state = self._episode(compiled, loop, state, window, rate, resident, keep_phi)
             if callback is not None:
                 callback(m, _copy(state))
