@@ -203,6 +203,7 @@ def report(net, args):
         for found in peers.ask("torch", "w2_torch.py", method, net, min(args.rounds, 3), *small):
             name, peer = f"{method} (torch)", statistics.median(found["seconds"])
             rows.append(Row(name, "time / trajectory", peer / yardstick))
+            rows.append(Row(name, "growth of its peak memory, MiB", found["mib"]))
             if method == "training":
                 torch_training = peer
             else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 import time
 
@@ -87,6 +88,7 @@ def with_higher(w, train, val, rate, decay):
 def main(method, net, rounds, *flags):
     problem = tensors(net, "--small" in flags)
     run = {"training": training, "torchopt": with_torchopt, "higher": with_higher}[method]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run(*problem)
     seconds = []
     for _ in range(int(rounds)):
@@ -94,7 +96,8 @@ def main(method, net, rounds, *flags):
         got = run(*problem)
         seconds.append(time.process_time() - start)
     size = None if method == "training" else float(sum((x**2).sum() for x in got)) ** 0.5
-    print(json.dumps({"seconds": seconds, "norm": size, "torch": torch.__version__}))
+    mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # Linux: KiB
+    print(json.dumps({"seconds": seconds, "norm": size, "mib": mib, "torch": torch.__version__}))
 
 
 if __name__ == "__main__":
