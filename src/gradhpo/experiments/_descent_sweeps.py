@@ -85,11 +85,12 @@ def grid(model: str, data: Images, seeds: int, cap: int, out: Path, progress: Pr
         order = datasets.sample_indices(seed, len(data.train.targets), BATCH, cap)
         for name, values in found.items():
             method, _, decay = name.partition(", ")
-            betas = BETAS if name in GRID else (0.0,)
-            for (i, rate), (j, beta) in itertools.product(enumerate(RATES), enumerate(betas)):
-                args = (np.float32(rate), np.float32(beta), seed, data[:-1], order, GOAL)
-                taken = iterations_until(model, Recipe(method, decays=bool(decay)), *args)
-                values[seed, i, j] = int(taken) or cap
+            pairs = np.array(
+                [*itertools.product(RATES, BETAS if name in GRID else (0.0,))], np.float32
+            )
+            recipe, (rates, betas) = Recipe(method, decays=bool(decay)), pairs.T
+            taken = iterations_until(model, recipe, rates, betas, seed, data, order, GOAL)
+            values[seed] = np.where(taken, taken, cap).reshape(values.shape[1:])
             progress(f"hypergradient_descent: grid, seed {seed}, {name} done")
     published = {name: np.array(rows, float) for name, rows in GRID.items()}
     published |= {name: np.array(row, float)[:, None] for name, row in GRID_BASE.items()}

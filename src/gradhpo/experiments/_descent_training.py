@@ -23,6 +23,7 @@ from gradhpo.transforms import adam_hd, sgd_hd
 __all__ = ["METHODS", "Curves", "Recipe", "iterations_until", "optimizer", "train"]
 
 BATCH = 128
+CHUNK = 100  # steps between two looks at who has reached the goal
 L2 = 1e-4  # added to the gradient, not to the loss that is reported
 
 
@@ -139,7 +140,10 @@ def train(
     for seed in range(seeds):
         start, shuffle = jax.random.split(jax.random.key(seed))
         params, running = MODELS[model].init(start, data.train.inputs.shape[1:])
-        carry = tuple(_begin(recipe, params, running, etas) for recipe in plan)
+        carry = tuple(
+            _begin(recipe, params, running, etas, np.full(len(rates), recipe.beta, np.float32))
+            for recipe in plan
+        )
         history.append([])
         for epoch in range(epochs):
             order = datasets.epoch_indices(seed, len(data.train.targets), BATCH, epoch)
@@ -168,11 +172,13 @@ def train(
 
 
 @partial(jax.jit, static_argnums=0)
-def _begin(recipe: Recipe, params: Any, running: Any, etas: jax.Array) -> Carry:
-    def one(rate):
-        return Carry(params, running, optimizer(recipe, rate).init(params))
+def _begin(recipe: Recipe, params: Any, running: Any, rates: Any, betas: Any) -> Carry:
+    """The start of runs from several rates, the same weights for all."""
 
-    return jax.vmap(one)(etas)
+    def one(rate, beta):
+        return Carry(params, running, optimizer(recipe, rate, beta).init(params))
+
+    return jax.vmap(one)(rates, betas)
 
 
 def _epoch(model: str, plan: Any, carry: Any, etas: Any, data: Any, batches: Any) -> Any:
@@ -236,32 +242,66 @@ def _mean_loss(model: str, carry: Carry, part: Any, mean: Any, std: Any) -> jax.
     return jax.vmap(lambda c: _batch_loss(model, c.params, c.running, batch, None)[0])(carry)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def iterations_until(
-    model: str, recipe: Recipe, rate: Any, beta: Any, seed: Any, data: Any, order: Any, goal: Any
-) -> jax.Array:
-    """The first iteration, from 1, whose minibatch loss is at most `goal`; 0 if none in `order`.
+    model: str,
+    recipe: Recipe,
+    rates: np.ndarray,
+    betas: np.ndarray,
+    seed: int,
+    data: Images,
+    order: np.ndarray,
+    goal: float,
+) -> np.ndarray:
+    """The first iteration, from 1, whose minibatch loss is at most `goal`; 0 where none is.
 
-    Starts as `train` does with this seed, and ends early at a loss that is NaN. `order` has
-    shape (iterations, batch).
+    Args:
+        model, recipe, seed, data: As in `train`, which starts alike; beta is not the recipe's.
+        rates, betas: The K runs, side by side on the same batches, float32 (K,).
+        order: Examples of each batch, (iterations, batch).
+        goal: The loss to be reached; a run also ends when its loss is NaN.
+
+    Returns:
+        Integers (K,).
     """
-    opt = optimizer(recipe, rate, beta)
-    train, _, mean, std = data
     key, _ = jax.random.split(jax.random.key(seed))
-    params, running = MODELS[model].init(key, train.inputs.shape[1:])
-    loss = jax.value_and_grad(partial(_batch_loss, model), has_aux=True)
+    params, running = MODELS[model].init(key, data.train.inputs.shape[1:])
+    found, left = np.zeros(len(rates), int), np.arange(len(rates))
+    carry = _begin(recipe, params, running, rates, betas)
+    for first in range(0, len(order), CHUNK):
+        batches = order[first : first + CHUNK]
+        arguments = rates[left], betas[left], running, data[:-1], batches
+        carry, losses = _chunk(model, recipe, carry, *arguments)
+        losses = np.asarray(losses)
+        reached = losses <= goal
+        hit = np.where(reached.any(0), first + 1 + reached.argmax(0), 0)
+        found[left] = np.where(found[left] > 0, found[left], hit)
+        kept = np.flatnonzero((found[left] == 0) & ~np.isnan(losses[-1]))
+        if not kept.size:
+            break
+        size = 1 << int(kept.size - 1).bit_length()  # few sizes, as each is a compilation
+        if size < len(left):
+            kept = np.resize(kept, size)  # a run that is there twice finds the same twice
+            left, carry = left[kept], jax.tree.map(lambda x, kept=kept: x[kept], carry)
+    return found
 
-    def goes_on(state):
-        t, value, *_ = state
-        return (t < len(order)) & (value > goal)
 
-    def step(state):
-        t, _, params, opt_state = state
-        batch = (train.inputs[order[t]] - mean) / std, train.targets[order[t]]
-        (value, _), g = loss(params, running, batch, key)
-        updates, opt_state = opt.update(g, opt_state, params)
-        return t + 1, value, optax.apply_updates(params, updates), opt_state
+@partial(jax.jit, static_argnums=(0, 1))
+def _chunk(
+    model: str, recipe: Recipe, carry: Any, rates: Any, betas: Any, running: Any, data: Any, order
+) -> Any:
+    """Some steps of every run: `(carry, losses (steps, K))`."""
+    train, _, mean, std = data
 
-    begin = jnp.int32(0), jnp.float32(jnp.inf), params, opt.init(params)
-    t, value, *_ = lax.while_loop(goes_on, step, begin)
-    return jnp.where(value <= goal, t, 0)
+    def step(carry, rows):
+        batch = (train.inputs[rows] - mean) / std, train.targets[rows]
+
+        def one(carry, rate, beta):
+            (params, running, opt_state), opt = carry, optimizer(recipe, rate, beta)
+            loss = jax.value_and_grad(partial(_batch_loss, model), has_aux=True)
+            (value, _), g = loss(params, running, batch, None)
+            updates, opt_state = opt.update(g, opt_state, params)
+            return Carry(optax.apply_updates(params, updates), running, opt_state), value
+
+        return jax.vmap(one)(carry, rates, betas)
+
+    return lax.scan(step, carry, order)
