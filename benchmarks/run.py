@@ -4,8 +4,8 @@
     python benchmarks/run.py --check     the counts again: fails if one has grown by over 2 %
     python benchmarks/run.py --write     new counts into figures.json
 
-Counts are flops and temporary bytes of compiled programs; nothing is run for them. They
-belong to one version of JAX, on CPU.
+Counts are flops, temporary bytes and bytes moved of compiled programs; nothing is run for
+them. They belong to one version of JAX, on CPU.
 """
 
 import argparse
@@ -17,7 +17,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.json"
-WORKLOADS = ("w1_tutorial", "w2_reverse", "w3_implicit", "w4_scale", "w5_convolution")
+WORKLOADS = (
+    "w1_tutorial",
+    "w2_reverse",
+    "w3_implicit",
+    "w4_scale",
+    "w5_convolution",
+    "w6_hypergradient_descent",
+)
 GROWTH = 1.02
 
 

@@ -1,6 +1,26 @@
 """Optax gradient transformations that Optax lacks."""
 
+from gradhpo.transforms.hypergradient_descent import (
+    HypergradientDescentState,
+    adam_hd,
+    adamw_hd,
+    hypergradient_descent,
+    hypergradient_status,
+    learning_rates,
+    sgd_hd,
+)
 from gradhpo.transforms.retraceable import adam, momentum_sgd
 from gradhpo.transforms.scaling import scale_by_tree
 
-__all__ = ["adam", "momentum_sgd", "scale_by_tree"]
+__all__ = [
+    "HypergradientDescentState",
+    "adam",
+    "adam_hd",
+    "adamw_hd",
+    "hypergradient_descent",
+    "hypergradient_status",
+    "learning_rates",
+    "momentum_sgd",
+    "scale_by_tree",
+    "sgd_hd",
+]

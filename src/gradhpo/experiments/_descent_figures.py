@@ -1,0 +1,101 @@
+"""Figures of the study `hypergradient_descent`: training loss, validation loss, learning rate."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gradhpo.experiments._descent_training import Curves
+from gradhpo.experiments._drawing import COLORS, FAINT, INK, label_ends, new_axes, new_figure, save
+
+__all__ = ["passages", "panels", "tuning"]
+
+
+def panels(curves: Mapping[str, Curves], path: Path, title: str) -> Path:
+    """Three panels, a line per method: means over seeds, by step; the second by epoch."""
+    figure = new_figure(12.6, 3.6)
+    seeds, epochs, steps = next(iter(curves.values())).train_loss.shape
+    title = f"{title}, {seeds} seed{'s' * (seeds != 1)}"
+    for i, (panel, label) in enumerate(
+        zip(
+            figure.subfigures(1, 3, squeeze=False).ravel(),
+            ("training loss of the minibatch", "validation loss", "learning rate"),
+            strict=True,
+        )
+    ):
+        axes = new_axes(panel, "" if i else title, "epoch", label)
+        axes.set_yscale("symlog" if i == 2 else "log", **({"linthresh": 1e-4} if i == 2 else {}))
+        ends = []
+        for color, (name, each) in zip(COLORS, curves.items(), strict=False):
+            values = (each.train_loss, each.val_loss, each.learning_rate)[i]
+            y = values.reshape(seeds, -1).mean(0)
+            x = np.arange(1, epochs + 1) if i == 1 else np.arange(1, len(y) + 1) / steps
+            axes.plot(x, y, color=color, linewidth=0.8 if i == 0 else 1.4)
+            last = np.flatnonzero(np.isfinite(y))[-1:]
+            ends.append((name, color, x[last], y[last]))
+        axes.margins(x=0)
+        label_ends(axes, ends)
+    return save(figure, path)
+
+
+def tuning(
+    curves: Mapping[str, Sequence[Curves]], rates: Sequence[float], path: Path, title: str
+) -> Path:
+    """Three panels by epoch, a line per method and initial rate; a cross where one became NaN."""
+    figure = new_figure(12.6, 4.2)
+    sub = figure.subfigures(1, 3, squeeze=False).ravel()
+    for i, (panel, label) in enumerate(
+        zip(sub, ("training loss", "validation loss", "learning rate"), strict=True)
+    ):
+        axes = new_axes(panel, "" if i else title, "epoch", label)
+        axes.set_yscale("log", nonpositive="mask")
+        for color, (name, by_rate) in zip(COLORS, curves.items(), strict=False):
+            for k, each in enumerate(by_rate):
+                y = (each.train_loss.mean(-1), each.val_loss, each.learning_rate.mean(-1))[i].mean(
+                    0
+                )
+                x = np.arange(1, len(y) + 1)
+                dashes = "-" if "_hd" in name else ":"
+                axes.plot(x, y, dashes, color=color, linewidth=1.3, label=name if not k else None)
+                bad = np.flatnonzero(~np.isfinite(y))[:1]
+                axes.plot(x[bad], axes.get_ylim()[1] * np.ones(len(bad)), "x", color=color)
+        if i == 2:
+            axes.set_yticks(rates)
+            axes.minorticks_off()
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
+    return save(figure, path)
+
+
+def passages(
+    found: Mapping[str, np.ndarray],
+    published: Mapping[str, Sequence[Sequence[int]]],
+    axes_values: tuple[Sequence[float], Sequence[float]],
+    cap: int,
+    path: Path,
+) -> Path:
+    """A panel per method: median iterations over beta with their 10-90 % range, by initial rate.
+
+    Args:
+        found: Method to iterations (seeds, initial rates, betas), the cap where not reached.
+        published: Method to the same without seeds; drawn as crosses.
+        axes_values: The initial rates and the betas.
+        cap: Upper end of the axis.
+        path: File to write.
+    """
+    rates, betas = axes_values
+    figure = new_figure(12.6, 3.8)
+    for i, (panel, (name, values)) in enumerate(
+        zip(figure.subfigures(1, len(found), squeeze=False).ravel(), found.items(), strict=True)
+    ):
+        axes = new_axes(panel, name, "beta", "" if i else "iterations to a loss of 0.29")
+        axes.set(xscale="log", yscale="log", ylim=(10, 1.3 * cap))
+        low, middle, high = np.percentile(values, (10, 50, 90), axis=0)
+        for k, (rate, color) in enumerate(zip(rates, COLORS, strict=False)):
+            axes.plot(betas, middle[k], color=color, linewidth=1.4, label=f"{rate:g}")
+            axes.fill_between(betas, low[k], high[k], color=color, alpha=0.12, linewidth=0)
+            theirs = np.minimum(published[name][k], cap)
+            axes.plot(betas, theirs, "x", color=color, markersize=5)
+        axes.axhline(cap, color=FAINT, linewidth=0.8)
+        if not i:
+            axes.legend(title="from", frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
+    return save(figure, path)

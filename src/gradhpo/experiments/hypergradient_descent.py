@@ -1,0 +1,212 @@
+"""Hypergradient descent: SGD, SGD with Nesterov momentum and Adam, each with and without it.
+
+Logistic regression or a network of 784-1000-1000-10 units on MNIST, VGG-16 with batch
+normalisation and dropout on CIFAR-10 (crops and flips); minibatches of 128, an L2 penalty of
+1e-4 in the gradient, eta_0 = 1e-3; beta = 1e-3 for SGD, 1e-7 for Adam (VGG: 1e-8). Validation
+is on the test data, as the authors have it; nothing is chosen by it.
+
+Besides the six methods `method` takes `prodigy`, `dadapt`, `mechanize` (around Adam) and `dog` of
+`optax.contrib`, which need no learning rate either. Two sweeps answer how much eta_0 matters:
+
+    --online-tuning   eta_0 = 1e-1 ... 1e-6, whole runs, with Adam-HD at a beta of 1e-4 too
+    --grid            eta_0 and beta = 1e-1 ... 1e-6: iterations until a minibatch loss of 0.29
+
+Source:
+    Baydin et al. (2018), "Online Learning Rate Adaptation with Hypergradient Descent", section 4,
+    with the settings of the authors' PyTorch code (10, 100 and 100 epochs; the text has 20, 100
+    and 200). A last partial batch is left out: 468 steps per epoch of MNIST, not 469.
+"""
+
+import csv
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from gradhpo.experiments._descent_figures import panels
+from gradhpo.experiments._descent_models import Images, images
+from gradhpo.experiments._descent_published import LOSSES, PEAKS
+from gradhpo.experiments._descent_sweeps import Values, grid, online_tuning
+from gradhpo.experiments._descent_training import BATCH, METHODS, Curves, Recipe, train
+from gradhpo.experiments.report import StudyResult, interval, summarize
+from gradhpo.experiments.study import DataStudyConfig, Progress, output_directory, silent
+
+__all__ = ["Config", "run"]
+
+COMPARED = ("sgd", "sgd_hd", "sgdn", "sgdn_hd", "adam", "adam_hd")
+FAMILIES = {  # figure -> its methods; the last is drawn where one of optax.contrib took part
+    "sgd": ("sgd", "sgd_hd"),
+    "sgdn": ("sgdn", "sgdn_hd"),
+    "adam": ("adam", "adam_hd"),
+    "others": ("sgdn_hd", "adam", "adam_hd", "prodigy", "dadapt", "mechanize", "dog"),
+}
+
+
+@dataclass(frozen=True)
+class Config(DataStudyConfig):
+    """Settings of the study.
+
+    Raises:
+        ValueError: a number is out of range, or VGG is asked for images that are not 32 x 32.
+
+    >>> Config(model="mlp", seeds=1).dataset
+    'mnist'
+    """
+
+    baselines = ()
+
+    out: Path = Path("results/hypergradient_descent")
+    seeds: int = 10
+    dataset: Literal["mnist", "cifar10", "digits"] = "mnist"
+    """Data set; VGG takes cifar10 only."""
+    model: Literal["logreg", "mlp", "vgg"] = "logreg"
+    """Model; on two cores an epoch of all six methods takes 1 s, 1 min and hours."""
+    epochs: int = 10
+    """Passes through the training data."""
+    train_size: int = 0
+    """Training examples; 0 means all."""
+    learning_rate: float = 1e-3
+    """Where every learning rate starts, eta_0."""
+    decay: bool = False
+    """Let Adam's steps fall as 1 / sqrt(t), as the paper does for logistic regression."""
+    online_tuning: bool = False
+    """Instead: SGD, SGD-HD, Adam and Adam-HD from initial rates 1e-1 ... 1e-6."""
+    grid: bool = False
+    """Instead: iterations to a minibatch loss of 0.29 over a grid of initial rates and betas."""
+    cap: int = 20_000
+    """Iterations after which the grid gives up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("epochs", 1), ("cap", 1), ("train_size", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if 0 < self.train_size < BATCH:
+            raise ValueError(f"train_size must be 0 or at least {BATCH}, a batch.")
+        if not 0 < self.learning_rate < np.inf:
+            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}.")
+        if self.model == "vgg" and self.dataset != "cifar10":
+            raise ValueError("VGG-16 takes images of 32 x 32 pixels: --dataset cifar10.")
+        if self.grid and (self.online_tuning or self.model != "logreg"):
+            raise ValueError("the grid is of logistic regression, and a run of its own.")
+
+    @classmethod
+    def known_methods(cls) -> tuple[str, ...]:
+        return tuple(METHODS)
+
+    def recipes(self) -> dict[str, Recipe]:
+        """The methods of the run with the authors' betas."""
+        adam_beta = 1e-8 if self.model == "vgg" else 1e-7
+        return {
+            name: Recipe(
+                name,
+                (adam_beta if "adam" in name else 1e-3) if name.endswith("_hd") else 0.0,
+                self.decay and name.startswith("adam"),
+            )
+            for name in self.method or COMPARED
+        }
+
+
+def run(config: Config, progress: Progress = silent) -> StudyResult:
+    """Run the study.
+
+    Writes a figure of three panels per optimizer, `iterations.csv` (loss and rate of every
+    step) and, for the authors' problems, `published.csv`: our numbers beside theirs. The sweeps
+    write a figure and a table of their own.
+    """
+    out = output_directory(config.out)
+    if config.fast:
+        config = _reduced(config)
+    begun = time.perf_counter()
+    data = images(config.dataset, config.data_dir, config.train_size)
+    if config.online_tuning:
+        values = online_tuning(config.model, data, config.seeds, config.epochs, out, progress)
+    elif config.grid:
+        grid(config.model, data, config.seeds, config.cap, out, progress)
+        values = {}
+    else:
+        values = _compare(config, data, out, progress)
+    steps = len(data.train.targets) // BATCH * config.epochs
+    methods = summarize(values, {name: (steps, 0) for name in values})
+    seconds = time.perf_counter() - begun
+    return StudyResult("hypergradient_descent", config, methods, seconds, data.files)
+
+
+def _reduced(config: Config) -> Config:
+    """What ends within a minute on two slow cores, but for VGG."""
+    most = {"seeds": 2, "epochs": 2, "cap": 500}
+    config = replace(config, **{name: min(getattr(config, name), n) for name, n in most.items()})
+    return replace(config, train_size=config.train_size or 8 * BATCH)
+
+
+def _compare(config: Config, data: Images, out: Path, progress: Progress) -> Values:
+    """All methods from one initial rate."""
+    recipes = config.recipes()
+    found = train(
+        config.model,
+        recipes,
+        (config.learning_rate,),
+        data,
+        config.seeds,
+        config.epochs,
+        progress,
+    )
+    curves = {name: each[0] for name, each in found.items()}
+    title = f"{config.model} on {config.dataset}"
+    for name, members in FAMILIES.items():
+        shown = {member: curves[member] for member in members if member in curves}
+        if shown and (name != "others" or set(shown) - set(COMPARED)):
+            panels(shown, out / f"{name}.png", title)
+    _write_iterations(curves, out / "iterations.csv")
+    authors_data = "cifar10" if config.model == "vgg" else "mnist"
+    if (config.dataset, config.train_size, config.learning_rate, config.decay) == (
+        *(authors_data, 0, 1e-3, False),
+    ):
+        _write_published(config.model, curves, out / "published.csv", progress)
+    return {
+        name: {"train_loss_by_epoch": each.train_loss.mean(-1), "val_loss_by_epoch": each.val_loss}
+        for name, each in curves.items()
+    }
+
+
+def _write_iterations(curves: dict[str, Curves], path: Path) -> None:
+    """A row per method, seed and step."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "seed", "iteration", "train_loss", "learning_rate"])
+        for name, each in curves.items():
+            seeds = len(each.train_loss)
+            pairs = zip(*(x.reshape(seeds, -1).tolist() for x in each[:2]), strict=True)
+            for seed, (losses, rates) in enumerate(pairs):
+                rows = enumerate(zip(losses, rates, strict=True), start=1)
+                writer.writerows([name, seed, i, *row] for i, row in rows)
+
+
+def _write_published(model: str, curves: dict[str, Curves], path: Path, progress: Progress) -> None:
+    """Our means and 95 % intervals over seeds, and the authors' single run."""
+    rows = []
+    for epoch, methods in LOSSES[model].items():
+        for name, theirs in methods.items():
+            if name not in curves or epoch > curves[name].val_loss.shape[1]:
+                continue
+            ours = curves[name].train_loss.mean(-1), curves[name].val_loss
+            for what, values, number in zip(("train_loss", "val_loss"), ours, theirs, strict=True):
+                rows.append((name, what, epoch, interval(values[:, epoch - 1]), number))
+    for name, (rate, iteration) in PEAKS.get(model, {}).items():
+        if name in curves:
+            rates = curves[name].learning_rate.reshape(len(curves[name].val_loss), -1)
+            rows.append((name, "peak_rate", "", interval(rates.max(1)), rate))
+            rows.append((name, "peak_iteration", "", interval(rates.argmax(1) + 1.0), iteration))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "quantity", "epoch", "mean", "low", "high", "published"])
+        for name, what, epoch, summary, number in rows:
+            mean, (low, high) = float(summary.mean), map(float, summary.ci95)
+            writer.writerow([name, what, epoch, mean, low, high, number])
+            at = f" at epoch {epoch}" if epoch else ""
+            progress(
+                f"hypergradient_descent: {model}, {name}, {what}{at}: {mean:.4g}, published "
+                f"{number:.4g} ({100 * (mean / number - 1):+.1f} %)"
+            )

@@ -1,0 +1,464 @@
+"""Hypergradient descent: the learning rate of any Optax optimizer, tuned while it trains.
+
+Baydin, Cornish, Martinez Rubio, Schmidt, Wood (2018), "Online Learning Rate Adaptation with
+Hypergradient Descent", ICLR. With g_t = grad f_t(w_{t-1}) and an update that is linear in its
+rate, u_t = eta_t d_t and w_t = w_{t-1} + u_t:
+
+    h_t   = g_t . d_{t-1}                        d f_t(w_{t-1}) / d eta_{t-1}
+    eta_t = eta_{t-1} - beta h_t                 additive, eqs. (5) and (10)
+    eta_t = eta_{t-1} (1 - beta h_t / (|g_t| |d_{t-1}|))           multiplicative, eq. (9)
+    d_t   = the inner optimizer's update at rate 1
+            -g_t   |   -(g_t + mu v_t), v_t = mu v_{t-1} + g_t   |   -m_t / (sqrt(v_t) + eps)
+    w_t   = w_{t-1} + eta_t d_t                  with the new rate; d_0 = 0
+
+No validation set and no second derivative: the next training batch judges the last step. The
+minus of descent meets the minus in d: where successive gradients agree the rate grows.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from gradhpo.core.types import OptState, Params, PyTree
+from gradhpo.utils.validation import check_callable, check_number, leaves_with_names
+
+__all__ = [
+    "HypergradientDescentState",
+    "Rule",
+    "Scope",
+    "adam_hd",
+    "adamw_hd",
+    "hypergradient_descent",
+    "hypergradient_status",
+    "learning_rates",
+    "sgd_hd",
+]
+
+Rule = Literal["additive", "multiplicative"]
+Scope = Literal["global", "leaf", "parameter"]
+Number = jax.typing.ArrayLike
+
+
+class HypergradientDescentState(NamedTuple):
+    """State of `hypergradient_descent`; `optax.tree.get(state, "learning_rate")` finds the rate."""
+
+    learning_rate: PyTree  # eta_t, before any schedule; at least float32
+    direction: Params  # d_t (times the schedule): the derivative of the last update in eta
+    inner_state: OptState  # slots of the inner optimizer
+    rate_state: OptState  # slots of the optimizer that moves eta: empty, or the next level's state
+    step: jax.Array  # number of steps taken, int32
+    first_bad_step: jax.Array  # the first step, from 0, that found no finite new rate; -1: none
+
+
+def hypergradient_descent(
+    inner: optax.GradientTransformation,
+    learning_rate: Number,
+    hypergradient_lr: Number | optax.GradientTransformation,
+    *,
+    rule: Rule = "additive",
+    scope: Scope = "global",
+    floor: Number | None = None,
+    ceiling: Number | None = None,
+    schedule: optax.Schedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Learn the scale of an optimizer's updates by descent along the training loss.
+
+    Args:
+        inner: The optimizer at rate 1, such as `optax.lion(1.0)`: its updates are the
+            directions d_t. (With `optax.lion(0.1)` every rate here counts in tenths.)
+        learning_rate: eta_0, in the units of the optimizer's usual rate.
+        hypergradient_lr: beta. Additive: in units of rate squared per unit of loss, so it
+            depends on the scale of the loss; 0 leaves the inner optimizer at `learning_rate`,
+            bit for bit. Multiplicative: a fraction below 1. Or an Optax optimizer that moves
+            eta given h_t: a number stands for `optax.sgd(beta)`, a chain with `optax.clip`
+            bounds the change, and another `sgd_hd` makes beta itself be learned, and so on.
+        rule: "additive", or "multiplicative", which takes h_t relative to both norms: without
+            units, and unable to change the sign of eta.
+        scope: What shares a rate: everything ("global", as in the paper), each array of the
+            tree ("leaf") or each number ("parameter"), with its own part of h_t.
+        floor, ceiling: Bounds that eta is clipped to. Without a floor the additive rule may
+            make eta negative, which it does now and then in the authors' own runs.
+        schedule: `s(count)`, count from 0: the update is `s eta_t d_t`. The paper's
+            1 / sqrt(t) is `lambda count: (count + 1) ** -0.5`.
+
+    Returns:
+        An Optax transformation with state `HypergradientDescentState`. Beyond the inner
+        optimizer it costs one product of two trees like the parameters (three for the
+        multiplicative rule) and stores one such tree. Rates and products are float32, or
+        float64 for float64 parameters; updates keep their dtype.
+
+        h_t is the derivative of the loss when the transformation receives its gradient and its
+        own updates are applied unchanged. A gradient clipped to a norm before it scales h_t by
+        the same factor; scaling by c after it makes the true derivative c h_t.
+
+        Where a new rate is not finite, all rates and rate_state keep their values and
+        `first_bad_step` says when. The update itself is passed on as the inner optimizer made
+        it; `optax.apply_if_finite` around everything keeps it from the weights.
+
+    Raises:
+        TypeError: `inner` is no optimizer, a number is something else, or (in `init`) a leaf of
+            the parameters is not real floating point.
+        ValueError: a number out of range, or an unknown rule or scope.
+
+    Source:
+        Baydin et al. (2018), section 3; the learned beta is the stack of Chandra, Xie,
+        Ragan-Kelley, Meijer (2022), "Gradient Descent: The Ultimate Optimizer", with
+        h_t (-h_{t-1}) for its hypergradient. The authors' Adam moves eta array after array
+        within a step, so that early arrays use a rate that has not met all of h_t yet; here h_t
+        is summed first.
+
+    >>> opt = hypergradient_descent(optax.sgd(1.0), learning_rate=0.1, hypergradient_lr=0.01)
+    >>> w = jnp.array([1.0, 2.0])
+    >>> state = opt.init(w)
+    >>> for _ in range(2):
+    ...     updates, state = opt.update(w, state)  # f(w) = w . w / 2
+    ...     w = optax.apply_updates(w, updates)
+    >>> print(state.learning_rate)  # 0.1 + 0.01 * (0.9 + 3.6)
+    0.145
+    """
+    for name, choice, known in (("rule", rule, Rule), ("scope", scope, Scope)):
+        if choice not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {choice!r}.")
+    inner = optax.with_extra_args_support(_optimizer("inner", inner))
+    multiplicative = rule == "multiplicative"
+    _check_start(learning_rate, floor, ceiling, multiplicative)
+    mover = _rate_optimizer(hypergradient_lr, multiplicative)
+    if schedule is not None:
+        check_callable("schedule", schedule, "(count) -> factor")
+
+    def init(params):
+        _check_real(params)
+        rate = _initial_rate(learning_rate, params, scope)
+        return HypergradientDescentState(
+            learning_rate=rate,
+            direction=jax.tree.map(lambda p: jnp.zeros_like(p, jnp.result_type(p)), params),
+            inner_state=inner.init(params),
+            rate_state=mover.init(rate),
+            step=jnp.zeros((), jnp.int32),
+            first_bad_step=jnp.full((), -1, jnp.int32),
+        )
+
+    def move(rate, rate_state, g, d):
+        """eta_t, its optimizer's slots, and whether eta_t is finite (if not, the old ones)."""
+        h = _products(g, d, rate, scope)
+        if multiplicative:
+            sizes = jax.tree.map(
+                lambda gg, dd: jnp.sqrt(gg) * jnp.sqrt(dd),
+                _products(g, g, rate, scope),
+                _products(d, d, rate, scope),
+            )
+            h = jax.tree.map(lambda x, n: x / jnp.where(n == 0, 1, n), h, sizes)
+        change, slots = mover.update(h, rate_state, rate)
+        if multiplicative:
+            change = jax.tree.map(jnp.multiply, rate, change)
+        new = optax.apply_updates(rate, change)
+        finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new)]).all()
+        keep = partial(jnp.where, finite)
+        new, slots = jax.tree.map(keep, (new, slots), (rate, rate_state))
+        if floor is not None or ceiling is not None:
+            new = jax.tree.map(lambda x: jnp.clip(x, floor, ceiling).astype(x.dtype), new)
+        return new, slots, finite
+
+    def update(updates, state, params=None, **extra_args):
+        rate, rate_state, finite = move(
+            state.learning_rate, state.rate_state, updates, state.direction
+        )
+        direction, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        sizes = jax.tree.map(lambda _: rate, direction) if scope == "global" else rate
+        derivative = direction
+        if schedule is not None:
+            s = schedule(state.step)
+            sizes = jax.tree.map(lambda r: (s * r).astype(r.dtype), sizes)
+            derivative = jax.tree.map(lambda d: (s * d).astype(d.dtype), direction)
+        # Rounded to the leaf's dtype before the product, as Optax does.
+        scaled = jax.tree.map(lambda r, d: r.astype(d.dtype) * d, sizes, direction)
+        first_bad = jnp.logical_not(finite) & (state.first_bad_step < 0)
+        return scaled, HypergradientDescentState(
+            learning_rate=rate,
+            # The choice keeps a bad d_t out of the next h, and makes d_t wait for h_t: without it
+            # XLA copies d_{t-1} to write d_t before d_{t-1} has been read.
+            direction=jax.tree.map(
+                lambda d, old: jnp.where(finite, d.astype(old.dtype), old),
+                derivative,
+                state.direction,
+            ),
+            inner_state=inner_state,
+            rate_state=rate_state,
+            step=jnp.asarray(optax.safe_increment(state.step)),
+            first_bad_step=jnp.where(first_bad, state.step, state.first_bad_step),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def sgd_hd(
+    learning_rate: Number,
+    hypergradient_lr: Number | optax.GradientTransformation,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    **settings: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD-HD, and with momentum SGDN-HD: `optax.sgd` whose learning rate tunes itself.
+
+    Args:
+        learning_rate: eta_0.
+        hypergradient_lr: beta; the paper has 1e-3 on its three problems. See
+            `hypergradient_descent`, also for what else it can be.
+        momentum, nesterov: As in `optax.sgd`; SGDN-HD has 0.9 and True.
+        weight_decay: Factor of the weights that are added to the gradient before all else (an
+            L2 penalty, part of the loss as far as h_t is concerned).
+        settings: `rule`, `scope`, `floor`, `ceiling`, `schedule` of `hypergradient_descent`.
+
+    Raises:
+        TypeError, ValueError: See `hypergradient_descent`.
+
+    Source:
+        Baydin et al. (2018), algorithms 4 and 5.
+
+    >>> opt = sgd_hd(1e-3, hypergradient_lr=1e-3, momentum=0.9, nesterov=True)
+    >>> print(optax.tree.get(opt.init(jnp.zeros(3)), "learning_rate"))
+    0.001
+    """
+    inner = optax.sgd(1.0, momentum, nesterov)
+    learned = hypergradient_descent(inner, learning_rate, hypergradient_lr, **settings)
+    return _with_l2(weight_decay, learned)
+
+
+def adam_hd(
+    learning_rate: Number,
+    hypergradient_lr: Number | optax.GradientTransformation,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    weight_decay: float = 0.0,
+    **settings: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam-HD: `optax.adam` whose learning rate tunes itself.
+
+    Args:
+        learning_rate: eta_0.
+        hypergradient_lr: beta; the paper has 1e-7 on MNIST and 1e-8 on CIFAR-10. At 1e-4
+            training can diverge: see `hypergradient_status`.
+        b1, b2, eps, eps_root: As in `optax.adam`.
+        weight_decay: As in `sgd_hd`: an L2 penalty. `adamw_hd` has the decoupled form.
+        settings: `rule`, `scope`, `floor`, `ceiling`, `schedule` of `hypergradient_descent`.
+
+    Raises:
+        TypeError, ValueError: See `hypergradient_descent`.
+
+    Source:
+        Baydin et al. (2018), algorithm 6.
+
+    >>> opt = adam_hd(1e-3, 0.02, rule="multiplicative", floor=1e-5)
+    >>> print(optax.tree.get(opt.init(jnp.zeros(3)), "learning_rate"))
+    0.001
+    """
+    inner = optax.adam(1.0, b1, b2, eps, eps_root)
+    learned = hypergradient_descent(inner, learning_rate, hypergradient_lr, **settings)
+    return _with_l2(weight_decay, learned)
+
+
+def adamw_hd(
+    learning_rate: Number,
+    hypergradient_lr: Number | optax.GradientTransformation,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    weight_decay: float = 1e-4,
+    mask: Any = None,
+    **settings: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam-HD with decoupled weight decay: `optax.adamw` whose learning rate tunes itself.
+
+    The decay is scaled by the rate, so it is part of d_t; h_t still uses the gradient of the
+    loss alone.
+
+    Args:
+        learning_rate: eta_0.
+        hypergradient_lr: beta.
+        b1, b2, eps, eps_root, weight_decay, mask: As in `optax.adamw`.
+        settings: `rule`, `scope`, `floor`, `ceiling`, `schedule` of `hypergradient_descent`.
+
+    Raises:
+        TypeError, ValueError: See `hypergradient_descent`.
+
+    >>> opt = adamw_hd(1e-3, 1e-8, scope="leaf")
+    >>> {name: float(rate) for name, rate in opt.init({"w": 0.0}).learning_rate.items()}
+    {'w': 0.0010000000474974513}
+    """
+    inner = optax.adamw(1.0, b1, b2, eps, eps_root, weight_decay=weight_decay, mask=mask)
+    return hypergradient_descent(inner, learning_rate, hypergradient_lr, **settings)
+
+
+def learning_rates(state: OptState) -> dict[str, PyTree]:
+    """Every learned rate in an optimizer's state, by its path.
+
+    Args:
+        state: State of a chain, of groups (`optax.multi_transform`), of a stack, or of
+            anything else that holds a `HypergradientDescentState`.
+
+    Returns:
+        Path to rate: a scalar, or for scope "leaf" or "parameter" a tree of them. In a stack
+        beta stands below `rate_state`, named like any rate.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> stack = sgd_hd(0.1, hypergradient_lr=sgd_hd(0.01, 1e-4))
+    >>> {path: f"{rate:.2f}" for path, rate in learning_rates(stack.init(jnp.zeros(3))).items()}
+    {'learning_rate': '0.10', 'rate_state.learning_rate': '0.01'}
+    """
+    return _fields(state, "learning_rate")
+
+
+def hypergradient_status(state: OptState) -> str:
+    """What became of the learned rates, in words: a line per rate, for the log.
+
+    Args:
+        state: As for `learning_rates`, with values (outside of `jit`), not batched by `vmap`.
+
+    Raises:
+        ValueError: `state` holds no learned rate.
+
+    >>> opt = sgd_hd(0.1, 0.01)
+    >>> _, state = opt.update(jnp.array([jnp.nan]), opt.init(jnp.zeros(1)))
+    >>> print(hypergradient_status(state))  # doctest: +ELLIPSIS
+    learning_rate: no finite new rate at step 0; it stays at 0.1. Look for NaN in that batch, ...
+    """
+    firsts = _fields(state, "first_bad_step").values()
+    lines = []
+    for (path, rate), first in zip(learning_rates(state).items(), firsts, strict=True):
+        values = np.concatenate([np.ravel(x) for x in jax.tree.leaves(rate)])
+        low, high = values.min(), values.max()
+        at = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        if first < 0:
+            warning = ", negative: steps go uphill, set a floor" if low < 0 else ""
+            lines.append(f"{path}: finite, {at}{warning}")
+            continue
+        lines.append(
+            f"{path}: no finite new rate at step {int(first)}; it stays at {at}. Look for NaN in "
+            "that batch, else training has diverged: lower hypergradient_lr, set a ceiling, clip "
+            'h (a chain of optax.clip and optax.sgd for hypergradient_lr), or rule="multiplicative"'
+        )
+    return "\n".join(lines)
+
+
+def _fields(state: OptState, field: str) -> dict[str, Any]:
+    """A field of every `HypergradientDescentState` in a state, by its path."""
+    ours = HypergradientDescentState.__name__
+    found = optax.tree.get_all_with_path(
+        state, field, lambda path, _: getattr(path[-1], "tuple_name", "") == ours
+    )
+    if not found:
+        raise ValueError(
+            "the state holds no rate learned by hypergradient descent; it must come from the "
+            "init or update of sgd_hd, adam_hd, hypergradient_descent, or of what contains them."
+        )
+    return {"".join(map(_entry, path)).removeprefix("."): value for path, value in found}
+
+
+def _entry(key: Any) -> str:
+    return f".{key.name}" if hasattr(key, "tuple_name") else str(key)
+
+
+def _with_l2(
+    weight_decay: float, learned: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """`learned` on the gradient of the loss with its penalty; no change where there is none."""
+    if check_number("weight_decay", weight_decay) == 0:
+        return learned
+    return optax.chain(optax.add_decayed_weights(weight_decay), learned)
+
+
+def _products(a: Params, b: Params, rate: PyTree, scope: Scope) -> PyTree:
+    """The inner product of two trees over what shares a rate, shaped like `rate`."""
+
+    def product(x, y, r):
+        return x.astype(r.dtype) * y.astype(r.dtype)
+
+    if scope == "parameter":
+        return jax.tree.map(product, a, b, rate)
+    # Sums of products, not dots: they fuse, and an array split over devices stays where it is.
+    if scope == "leaf":
+        return jax.tree.map(lambda x, y, r: jnp.sum(product(x, y, r)), a, b, rate)
+    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(product(x, y, rate)), a, b)))
+
+
+def _initial_rate(learning_rate: Number, params: Params, scope: Scope) -> PyTree:
+    """eta_0 for everything that has a rate, never narrower than float32."""
+
+    def full(shape, *leaves):
+        dtype = jnp.result_type(jnp.float32, *(jnp.result_type(x) for x in leaves))
+        return jnp.full(shape, learning_rate, dtype)
+
+    if scope == "global":
+        return full((), *jax.tree.leaves(params))
+    return jax.tree.map(lambda p: full(jnp.shape(p) if scope == "parameter" else (), p), params)
+
+
+def _rate_optimizer(hypergradient_lr: Any, multiplicative: bool) -> optax.GradientTransformation:
+    """What moves eta along its gradient: the optimizer given, or plain steps of size beta."""
+    if hasattr(hypergradient_lr, "init") or callable(hypergradient_lr):
+        return _optimizer("hypergradient_lr", hypergradient_lr)
+    if not isinstance(hypergradient_lr, Tracer):
+        beta = check_number("hypergradient_lr", hypergradient_lr)
+        if beta < 0:
+            raise ValueError(f"hypergradient_lr must not be negative, got {beta}.")
+        if multiplicative and beta >= 1:
+            raise ValueError(
+                f"with the multiplicative rule hypergradient_lr must be below 1, got {beta}: eta "
+                "changes by a factor between 1 - beta and 1 + beta. Try 0.02."
+            )
+    return optax.sgd(hypergradient_lr)
+
+
+def _optimizer(name: str, value: Any) -> optax.GradientTransformation:
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(
+            f"{name} must be an Optax optimizer, such as optax.sgd(1.0)"
+            f"{' or a number' * (name != 'inner')}; got {value!r} ({type(value).__name__})."
+        )
+    return value
+
+
+def _check_start(learning_rate: Any, floor: Any, ceiling: Any, multiplicative: bool) -> None:
+    """eta_0 a number within its bounds; what is traced is taken on trust."""
+    if callable(learning_rate):
+        raise TypeError(
+            "learning_rate is where the rate starts, a number; a schedule multiplies it: pass it "
+            "as schedule=."
+        )
+    given = {"learning_rate": learning_rate, "floor": floor, "ceiling": ceiling}
+    known = {
+        name: check_number(name, value)
+        for name, value in given.items()
+        if not (isinstance(value, Tracer) or (value is None and name != "learning_rate"))
+    }
+    if "learning_rate" not in known:
+        return
+    start = known["learning_rate"]
+    if start < 0 or (multiplicative and start == 0):
+        rule = "positive, as the multiplicative rule cannot leave 0" if start == 0 else "at least 0"
+        raise ValueError(f"learning_rate must be {rule}; got {start}.")
+    if not known.get("floor", -np.inf) <= start <= known.get("ceiling", np.inf):
+        raise ValueError(f"learning_rate must lie between floor and ceiling; got {known}.")
+
+
+def _check_real(params: Params) -> None:
+    leaves = leaves_with_names(params)
+    if not leaves:
+        raise ValueError("the parameters have no leaves: there is nothing to train.")
+    for name, leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"every parameter must be real floating point, but leaf {name} is "
+                f"{jnp.result_type(leaf)}; leave it out with optax.masked."
+            )
