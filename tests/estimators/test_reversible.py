@@ -25,9 +25,11 @@ from gradhpo import (
     unrolled_gradients,
 )
 from gradhpo.core.dynamics import InnerState
-from gradhpo.testing import assert_trees_close, relative_error, unrolled_loss
+from gradhpo.core.estimator import roll
+from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.transforms import reversible_sgd
 from gradhpo.utils import fixed_point as fx
+from gradhpo.utils.gradients import tree_last
 
 LONG = 1000
 MOMENTA = {
@@ -48,11 +50,11 @@ class Case(NamedTuple):
 
 
 def scores(w, x):
-    """A tanh network, after a convolution if there is a filter."""
-    if "filter" in w:
-        x = jnp.tanh(jax.lax.conv(x.reshape(-1, 1, 4, 4), w["filter"], (2, 2), "SAME"))
-        x = x.reshape(x.shape[0], -1)
-    return jnp.tanh(x @ w["first"] + w["bias"]) @ w["last"]
+    """A tanh network whose first layer is dense or a convolution."""
+    if w["first"].ndim == 4:
+        x = jax.lax.conv(x.reshape(-1, 1, 4, 4), w["first"], (2, 2), "SAME")
+        return jnp.tanh(x).reshape(x.shape[0], -1) @ w["last"]
+    return jnp.tanh(x @ w["first"]) @ w["last"]
 
 
 def cross_entropy(w, batch):
@@ -83,9 +85,8 @@ def logit(p):
 
 def network(steps, momenta, convolution=False, batch=8):
     noise = np.random.default_rng(0)
-    shapes = {"first": (16, 6), "bias": (6,), "last": (6, 3)}
-    if convolution:
-        shapes = {"filter": (4, 1, 3, 3), **shapes}
+    first = (2, 1, 3, 3) if convolution else (16, 8)
+    shapes = {"first": first, "last": (8, 3)}
     dtype = jnp.result_type(float)
     w = {k: jnp.asarray(noise.standard_normal(s) / 2, dtype) for k, s in shapes.items()}
     rates = {k: jnp.full(steps, -0.5 - i / 10, dtype) for i, k in enumerate(sorted(w))}
@@ -160,7 +161,6 @@ def test_start_is_checked_against_what_it_was():
 def test_decay_is_a_product_to_one_unit_and_a_bijection(bits, request):
     request.getfixturevalue(bits)
     noise = np.random.default_rng(0)
-    unit = 2.0**-52 if bits == "x64" else 2.0**-20
     start = fx.encode(jnp.asarray(noise.uniform(-1000, 1000, 99)))
     n = fx.numerator(jnp.asarray(noise.uniform(0.01, 0.9999, (300, 99))))
     smallest = np.asarray(n.min(1))
@@ -179,26 +179,30 @@ def test_decay_is_a_product_to_one_unit_and_a_bijection(bits, request):
         value = fx.subtract(value, start)
         value, buffer = inverse(value, buffer, n[t], plan.spill[t], plan.plane[t])
     assert fx.same(value, start) and fx.is_empty(buffer)
-    assert (
-        jnp.max(
-            jnp.abs(fx.decode(fx.encode(jnp.array([0.1, -7.3])), float) - jnp.array([0.1, -7.3]))
-        )
-        < unit
-    )
 
 
 @pytest.mark.parametrize("mu, published", [(0.9, 0.152), (0.98, 0.029)])
-def test_bits_per_step(mu, published, x64):
-    """Maclaurin et al. (2015), section 2.2; and no more is allocated than the schedule asks for."""
-    used = {}
-    for steps in (500, LONG):
-        case = network(steps, np.full(LONG, mu))
-        got = backwards(case.problem, mu)(case.inner, case.lam, case.window)
-        used[steps] = float(got.used_bits)
-        bound = 1.15 * steps * math.log2(1 / mu) + math.log2(1 / (1 - mu)) + 34
-        spare = fx.PLANE
-        assert used[steps] <= got.allocated_bits <= bound + spare
-    assert (used[LONG] - used[500]) / 500 == pytest.approx(published, rel=0.05)
+def test_bits_per_step(mu, published):
+    """Maclaurin et al. (2015), section 2.2; and no more is allocated than the momenta ask for."""
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((LONG, 50)), jnp.float32)
+    n = jnp.full(LONG, fx.numerator(jnp.asarray(mu)))
+    bits = fx.worst_bits(np.full(LONG, mu))
+    floor = math.log2(1 / mu)
+    room = fx.allocated_bits(fx.empty_buffer((), bits))
+    assert room - fx.PLANE <= 1.15 * LONG * floor + math.log2(1 / (1 - mu)) + 34
+    plan = fx.plan(n)
+
+    def step(carry, x):
+        value, buffer = carry
+        kick, *how = x
+        value, buffer = fx.decay(value, buffer, *how)
+        carry = fx.add(value, fx.encode(kick)), buffer
+        return carry, fx.used_bits(buffer, how[-1] + how[-2])
+
+    start = fx.encode(noise[0]), fx.empty_buffer((50,), bits)
+    used = jax.lax.scan(step, start, (noise, n, plan.spill, plan.plane))[1]
+    assert used[-1] <= bits <= room
+    assert (used[-1] - used[LONG // 2 - 1]) / (LONG / 2) == pytest.approx(published, rel=0.05)
 
 
 # -- the derivative ------------------------------------------------------------------------------
@@ -268,7 +272,7 @@ def by_hand(case, velocity="before", sign=1):
 
 @bits_64
 def test_hypergradient_is_that_of_the_stored_trajectory():
-    case = network(60, MOMENTA["random"])
+    case = network(30, MOMENTA["random"])
     got = backwards(case.problem, 0.1)(*case[1:]).gradients
     want, initial, (w, v) = by_hand(case)
     hypergrad = optax.tree.add(got.direct, got.indirect)
@@ -287,7 +291,8 @@ def test_hypergradient_is_that_of_real_numbers(bits, tolerance, request):
 
     def loss(lam, w, v):
         start = InnerState(w, case.inner.opt_state._replace(velocity=v))
-        return unrolled_loss(case.problem, start, lam, case.window)
+        end = roll(case.problem.dynamics, start, lam, case.window.train)
+        return outer(end.params, lam, tree_last(case.window.val))
 
     want = jax.jit(jax.grad(loss, (0, 1, 2)))(
         case.lam, case.inner.params, case.inner.opt_state.velocity
@@ -329,7 +334,7 @@ def test_rates_per_parameter_and_what_is_not_differentiated():
 @bits_64
 @pytest.mark.parametrize("loop", ["unroll", "host"])
 def test_loops_have_one_answer(loop):
-    case = network(6, MOMENTA["0.9"])
+    case = network(2, MOMENTA["0.9"])
     want = backwards(case.problem, 0.5)(*case[1:])
     run = functools.partial(reversible_gradients, case.problem, least_momentum=0.5, loop=loop)
     got = (jax.jit(run) if loop == "unroll" else run)(*case[1:])
@@ -339,11 +344,12 @@ def test_loops_have_one_answer(loop):
 
 def test_vmap_is_a_loop(x64):
     case = network(12, MOMENTA["0.9"])
-    lams = jax.tree.map(lambda x: jnp.stack([x, x - 0.1, x - 0.3]), case.lam)
+    lams = jax.tree.map(lambda x: jnp.stack([x, x - 0.3]), case.lam)
     run = functools.partial(reversible_gradients, case.problem, case.inner, least_momentum=0.02)
     many = jax.jit(jax.vmap(run, (0, None)))(lams, case.window)
+    run = jax.jit(run)
     assert (many.status == Status.OK).all() and many.allocated_bits[0] > fx.HEAD
-    for i in range(3):
+    for i in range(2):
         one = run(jax.tree.map(lambda x, i=i: x[i], lams), case.window).gradients.indirect
         assert_trees_close(jax.tree.map(lambda x, i=i: x[i], many.gradients.indirect), one, 1e-12)
 
@@ -453,9 +459,8 @@ def test_gradient_that_is_not_deterministic_is_found_out():
         ([2000.0, 0.0], -1.0, [0.0, 0.0]),
         ([1.0, 1.0], -1.0, [np.nan, 0.0]),
         ([1.0, 1.0], 9.0, [0.0, 0.0]),
-        ([1.0, 1.0], np.inf, [0.0, 0.0]),
     ],
-    ids=["too large a weight", "NaN in the batch", "divergence", "infinite rate"],
+    ids=["too large a weight", "NaN in the batch", "divergence"],
 )
 def test_numbers_that_do_not_fit_are_found_out(weights, rate, batch):
     lam = {"rate": jnp.asarray(rate), "l2": jnp.asarray(-3.0)}

@@ -180,7 +180,6 @@ def reversible_gradients(
     last = _state(inner, cells, steps)
     loss, alpha, direct = outer_gradients(problem, last, lam, tree_last(window.val))
     size = tree_l2_norm(alpha)
-    cells = lax.optimization_barrier(cells)  # where steps are unrolled, nothing is kept across
     carry = cells, alpha, optax.tree.zeros_like(lam), size
     xs = jnp.arange(steps, dtype=jnp.int32), *xs
     carry, _ = fold(_step_back, problem, consts, carry, xs, loop=loop, reverse=True)
@@ -237,7 +236,7 @@ def _step(problem, consts, carry, x):
         w = add(cell.w, encode(move))
         fits &= _all(in_range(x) for x in (kick, move, _wide(v), _wide(w)))
         new.append(Cell(w, v, buffer))
-    return (new, fits), None
+    return (lax.optimization_barrier(new), fits), None
 
 
 def _step_back(problem, consts, carry, x):
@@ -253,6 +252,7 @@ def _step_back(problem, consts, carry, x):
     for i, (cell, g) in enumerate(zip(cells, gradient, strict=True)):
         before = subtract(cell.v, encode(_kick(n[i], g)))
         cells[i] = Cell(cell.w, *undo_decay(before, cell.buffer, n[i], spill[i], plane[i]))
+    cells = lax.optimization_barrier(cells)
     _, pullback = linearize(problem.dynamics, _state(inner, cells, t), lam, batch)
     alpha, term = pullback(alpha)
     largest = jnp.maximum(largest, tree_l2_norm(alpha).astype(largest.dtype))
