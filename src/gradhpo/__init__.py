@@ -24,10 +24,11 @@ from gradhpo.algorithms.unrolled import (
     FDSOptimizer,
     ForwardOptimizer,
     ReverseOptimizer,
+    ReversibleOptimizer,
 )
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.dynamics import Dynamics, InnerState, from_optax, from_update, linearize
-from gradhpo.core.estimator import Estimate, Estimator
+from gradhpo.core.estimator import Estimate, Estimator, Unrolled
 from gradhpo.core.loop import linear_decay, run_episode, run_episodes
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.source import Resident
@@ -55,7 +56,8 @@ from gradhpo.estimators.linear_solvers import (
     nystrom,
 )
 from gradhpo.estimators.one_step import one_step
-from gradhpo.estimators.reverse import Unrolled, reverse, unrolled_gradients
+from gradhpo.estimators.reverse import reverse, unrolled_gradients
+from gradhpo.estimators.reversible import Reversed, reversible, reversible_gradients
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
@@ -102,6 +104,8 @@ __all__ = [
     "PyTree",
     "Resident",
     "ReverseOptimizer",
+    "Reversed",
+    "ReversibleOptimizer",
     "SABAOptimizer",
     "SOBAOptimizer",
     "Status",
@@ -137,6 +141,8 @@ __all__ = [
     "outer_gradients",
     "pes",
     "reverse",
+    "reversible",
+    "reversible_gradients",
     "run_episode",
     "run_episodes",
     "saba",

@@ -23,6 +23,7 @@ from gradhpo.algorithms.unrolled import (
     FDSOptimizer,
     ForwardOptimizer,
     ReverseOptimizer,
+    ReversibleOptimizer,
 )
 from gradhpo.estimators.linear_solvers import cg, identity, neumann, nystrom
 
@@ -83,6 +84,11 @@ METHODS: dict[str, Method] = {
         ReverseOptimizer,
         "reverse mode: exact, T stored states",
         lambda steps, size: (2 * steps + 1, steps),
+    ),
+    "reversible": Method(
+        ReversibleOptimizer,
+        "reverse mode, SGD with momentum run backwards: exact, bits stored",
+        lambda steps, size: (3 * steps + 1, steps),
     ),
     "forward": Method(
         ForwardOptimizer,

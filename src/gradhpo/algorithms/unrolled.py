@@ -7,9 +7,16 @@ from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.drmad import drmad
 from gradhpo.estimators.forward import BUDGET, forward, forward_sharing
 from gradhpo.estimators.reverse import reverse
+from gradhpo.estimators.reversible import reversible
 from gradhpo.utils.validation import check_count
 
-__all__ = ["DrMADOptimizer", "FDSOptimizer", "ForwardOptimizer", "ReverseOptimizer"]
+__all__ = [
+    "DrMADOptimizer",
+    "FDSOptimizer",
+    "ForwardOptimizer",
+    "ReverseOptimizer",
+    "ReversibleOptimizer",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,8 @@ class ReverseOptimizer(_UnrolledOptimizer):
         truncate: Differentiate the last K steps only; what acts earlier (initial weights,
             the beginning of a schedule) then has a hypergradient of zero.
         memory: "trajectory" stores T states, and only slots for the optimizers of
-            `gradhpo.transforms`; "segments" about 2 sqrt(T), and trains twice.
+            `gradhpo.transforms`; "segments" about 2 sqrt(T), and trains twice; "reversible"
+            none, see `ReversibleOptimizer`.
         budget: Bytes for the states of "segments".
 
     Source:
@@ -61,6 +69,38 @@ class ReverseOptimizer(_UnrolledOptimizer):
         return reverse(
             self.T, truncate=self.truncate, memory=self.memory, budget=self.budget, loop=loop
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReversibleOptimizer(_UnrolledOptimizer):
+    """Reverse mode along a run of SGD with momentum that is run backwards bit by bit.
+
+    Args:
+        inner_optimizer: A factory of `gradhpo.transforms.reversible_sgd(rate, momentum)`.
+        T: Inner steps per hypergradient; required.
+        least_momentum: What the buffers are sized for where the momentum is a hyperparameter:
+            it does not fall below this, at least in the geometric mean of the steps.
+
+    Numbers are rounded to 2^-52 where JAX runs with 64 bits, and to 2^-20 otherwise.
+
+    Source:
+        Maclaurin et al. (2015), algorithms 1 to 3. See `gradhpo.estimators.reversible`, also
+        for derivatives with respect to initial weights and velocities.
+
+    >>> from gradhpo.transforms import reversible_sgd
+    >>> rate = lambda lam: reversible_sgd(lam, momentum=0.5)
+    >>> opt = ReversibleOptimizer(inner_optimizer=rate, T=2)
+    >>> loss = lambda w, lam, batch: (w - batch) ** 2 / 2
+    >>> state = opt.init(0.0, 0.5)
+    >>> print(opt.compute_hypergradient(state, 1.0, 1.0, loss, loss))
+    -0.4375
+    """
+
+    least_momentum: float | None = None
+
+    def estimator(self, loop: Loop = "scan") -> Estimator:
+        assert self.T is not None
+        return reversible(self.T, least_momentum=self.least_momentum, loop=loop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from gradhpo.core.types import Batch, Hyper, Memory, PyTree, Scalar
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_l2_norm
 
-__all__ = ["Estimate", "Estimator", "Loop", "fold", "report", "roll"]
+__all__ = ["Estimate", "Estimator", "Loop", "Unrolled", "fold", "report", "roll"]
 
 Loop = str
 """How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
@@ -46,6 +46,17 @@ class Estimator(NamedTuple):
     # at every episode start: what belongs to one episode restarts, the rest survives
     metrics: tuple[str, ...] = ()  # names in `info` beyond the ones every method reports
     indirect: bool = True  # False: only the direct term dL_val/dlam is used (first-order)
+
+
+class Unrolled(NamedTuple):
+    """Derivatives of the validation loss after a window of training."""
+
+    val_loss: Scalar  # L_val(w_T, lam; V_T)
+    direct: Hyper  # dL_val/dlam at fixed w_T
+    indirect: Hyper  # through training; the hypergradient is direct + indirect
+    initial: InnerState  # alpha_0 = dL_val/ds_0, a cotangent: None at integer leaves
+    inner: InnerState  # s_T
+    growth: Scalar  # max_t ||alpha_t|| / ||alpha_T||; large when training is chaotic
 
 
 def report(

@@ -6,7 +6,7 @@ __all__ = ["Status", "status_message"]
 
 
 class Status(IntEnum):
-    """Codes of `state.metadata["status"]`; 1 to 4 reject something."""
+    """Codes of `state.metadata["status"]`; 1 to 4 and 8 to 10 reject something."""
 
     OK = 0
     NONFINITE_TRAIN_STATE = 1
@@ -16,6 +16,9 @@ class Status(IntEnum):
     THETA_REJECTED = 5
     LINEAR_SOLVE_INACCURATE = 6
     NEGATIVE_CURVATURE = 7
+    NOT_REVERSED = 8
+    NOT_FIXED_POINT = 9
+    BUFFER_TOO_SMALL = 10
 
 
 _MESSAGES = {
@@ -50,6 +53,22 @@ _MESSAGES = {
     Status.NEGATIVE_CURVATURE: (
         "the Hessian of the training loss has negative curvature here, so this is not a minimum; "
         "the hypergradient was used all the same. Train longer between updates, or add damping"
+    ),
+    Status.NOT_REVERSED: (
+        "running training backwards did not lead back to its start bit for bit, so the "
+        "hypergradient was discarded. The gradient of the training loss differs between two "
+        "evaluations at the same point: look for operations that are not deterministic on this "
+        "device, or take reverse(memory='segments')"
+    ),
+    Status.NOT_FIXED_POINT: (
+        "reversible training left the numbers it is made of, and was undone: a weight, a velocity "
+        "or a change of one reached 1024 or is not finite, or a momentum is not between 0 and 1. "
+        "Look for NaN in the train batch or a learning rate that is too large; rescale larger "
+        "weights"
+    ),
+    Status.BUFFER_TOO_SMALL: (
+        "the information buffer of reversible training is too small for these momenta, so the "
+        "hypergradient was discarded. Lower least_momentum"
     ),
 }
 

@@ -121,13 +121,14 @@ def _apply(
     derived = jnp.isfinite(norm)
     stepped = tree_is_finite((new_lam, slots))
     status = info.pop("status", jnp.zeros((), jnp.int32))
+    explained = status >= Status.NOT_REVERSED  # why the estimate is NaN
     for good, code in (
         (stepped, Status.NONFINITE_HYPERPARAMS),
         (derived, Status.NONFINITE_HYPERGRAD),
         (judged, Status.NONFINITE_VAL_LOSS),
         (trained, Status.NONFINITE_TRAIN_STATE),
     ):  # the earliest cause has the last word
-        status = jnp.where(good, status, code)
+        status = jnp.where(good | explained, status, code)
     tuned = trained & judged & derived & stepped
     inner = tree_where(trained, inner, state.inner)
     memory = tree_where(trained & derived, estimate.memory, state.memory)

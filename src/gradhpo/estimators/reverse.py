@@ -8,18 +8,19 @@ s_t = Phi(s_{t-1}, lam; D_t); then alpha_T = dL_val/ds_T, h = dL_val/dlam, and f
 On exit alpha_0 = dL_val/ds_0, the derivative with respect to the initial state. Truncated
 to the last K steps, h misses at most ||alpha_T|| ||B|| rho^K / (1 - rho) where ||A_t|| <= rho < 1.
 
-What the backward sweep reads of s_{t-1} is stored in one of two ways:
+What the backward sweep reads of s_{t-1} comes in one of three ways:
 
     "trajectory"  every state; of an optimizer of `gradhpo.transforms` that tells its last
                   update, only the slots: w_{t-1} = w_t - U_t
     "segments"    the states at the starts of segments, the others computed again, one
                   segment at a time; segments of segments if the memory asks for it
+    "reversible"  nothing: training is run backwards, see `gradhpo.estimators.reversible`
 """
 
 import functools
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,25 +28,15 @@ import optax
 from jax import lax
 
 from gradhpo.core.dynamics import InnerState, join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
+from gradhpo.core.estimator import Estimate, Estimator, Loop, Unrolled, fold, report, roll
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
-from gradhpo.core.types import Hyper, Scalar
+from gradhpo.core.types import Hyper
+from gradhpo.estimators.reversible import reversible, reversible_gradients
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_bytes, tree_l2_norm, tree_last
 from gradhpo.utils.validation import check_count
 
-__all__ = ["Unrolled", "levels_for", "reverse", "unrolled_gradients"]
-
-
-class Unrolled(NamedTuple):
-    """Derivatives of the validation loss after a window of training."""
-
-    val_loss: Scalar  # L_val(w_T, lam; V_T)
-    direct: Hyper  # dL_val/dlam at fixed w_T
-    indirect: Hyper  # through training; the hypergradient is direct + indirect
-    initial: InnerState  # alpha_0 = dL_val/ds_0, a cotangent: None at integer leaves
-    inner: InnerState  # s_T
-    growth: Scalar  # max_t ||alpha_t|| / ||alpha_T||; large when training is chaotic
+__all__ = ["levels_for", "reverse", "unrolled_gradients"]
 
 
 def reverse(
@@ -63,7 +54,8 @@ def reverse(
             before it is a constant.
         truncate: Only the last K steps are differentiated (None: all). 1 is the one-step
             method, 0 the direct term alone.
-        memory: "trajectory" or "segments", see above. The numbers are the same.
+        memory: "trajectory", "segments" or "reversible", see above. The numbers are the same,
+            up to the rounding of reversible training.
         budget: Bytes that stored states may take, for "segments": the fewest levels that
             fit are chosen, each costing one more forward sweep. None: one level of about
             sqrt(T) segments.
@@ -76,10 +68,15 @@ def reverse(
     kept = check_count("truncate", truncate, minimum=0) if truncate is not None else steps
     if kept > steps:
         raise ValueError(f"truncate must be at most the {steps} steps of the window, got {kept}.")
-    if memory not in ("trajectory", "segments"):
-        raise ValueError(f"memory must be 'trajectory' or 'segments', got {memory!r}.")
+    if memory not in ("trajectory", "segments", "reversible"):
+        raise ValueError(
+            f"memory must be 'trajectory', 'segments' or 'reversible', got {memory!r}."
+        )
     if budget is not None and memory != "segments":
         raise ValueError('budget= says how much memory="segments" may use; give both.')
+    if memory == "reversible":
+        _check_whole(truncate)
+        return reversible(steps, loop=loop)
 
     def init(inner, lam, window):
         del inner, lam, window
@@ -125,6 +122,9 @@ def unrolled_gradients(
     >>> print(got.val_loss, got.indirect, got.initial.params)  # w_T = w_0 (1 - lam)^3
     1.0 -6.0 0.125
     """
+    if memory == "reversible":
+        _check_whole(truncate)
+        return reversible_gradients(problem, inner, lam, window, loop=loop).gradients
     total = _steps(window.train)
     steps = total if truncate is None else truncate
     span = (total - steps, steps)
@@ -141,6 +141,11 @@ def unrolled_gradients(
     initial, indirect, largest = carry
     growth = largest / jnp.where(size == 0, 1.0, size)
     return Unrolled(loss, direct, indirect, initial, inner, growth)
+
+
+def _check_whole(truncate: int | None) -> None:
+    if truncate is not None:
+        raise ValueError("memory='reversible' runs the whole window backwards; drop truncate=.")
 
 
 # -- one level: a trajectory ---------------------------------------------------------------

@@ -10,6 +10,7 @@ from gradhpo.transforms.hypergradient_descent import (
     sgd_hd,
 )
 from gradhpo.transforms.retraceable import adam, momentum_sgd
+from gradhpo.transforms.reversible import reversible_sgd
 from gradhpo.transforms.scaling import scale_by_tree
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "hypergradient_status",
     "learning_rates",
     "momentum_sgd",
+    "reversible_sgd",
     "scale_by_tree",
     "sgd_hd",
 ]

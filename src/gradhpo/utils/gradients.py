@@ -14,6 +14,7 @@ from gradhpo.utils._partition import merge, split
 
 __all__ = [
     "geometric_sum",
+    "tree_broadcast",
     "tree_bytes",
     "tree_dot",
     "tree_head",
@@ -31,6 +32,15 @@ __all__ = [
 ]
 
 PyTree = Any
+
+
+def tree_broadcast(prefix: PyTree, tree: PyTree) -> PyTree:
+    """A prefix of a tree, repeated over what stands below each of its leaves.
+
+    >>> tree_broadcast({"a": 1, "b": 2}, {"a": (7, 8), "b": 9})
+    {'a': (1, 1), 'b': 2}
+    """
+    return jax.tree.map(lambda x, below: jax.tree.map(lambda _: x, below), prefix, tree)
 
 
 def tree_bytes(tree: PyTree) -> int:

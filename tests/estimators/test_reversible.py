@@ -1,0 +1,508 @@
+"""Training run backwards: bit for bit, and with the right derivative on the way."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gradhpo import (
+    BilevelProblem,
+    ReverseOptimizer,
+    ReversibleOptimizer,
+    Status,
+    Window,
+    from_optax,
+    from_update,
+    reverse,
+    reversible,
+    reversible_gradients,
+    status_message,
+    unrolled_gradients,
+)
+from gradhpo.core.dynamics import InnerState
+from gradhpo.core.estimator import roll
+from gradhpo.testing import assert_trees_close, relative_error
+from gradhpo.transforms import reversible_sgd
+from gradhpo.utils import fixed_point as fx
+from gradhpo.utils.gradients import tree_last
+
+LONG = 1000
+MOMENTA = {
+    "0.5": np.full(LONG, 0.5),
+    "0.9": np.full(LONG, 0.9),
+    "0.98": np.full(LONG, 0.98),
+    "0.999": np.full(LONG, 0.999),
+    "random": np.random.default_rng(1).uniform(0.05, 0.999, LONG),
+}
+bits_64 = pytest.mark.usefixtures("x64")
+
+
+class Case(NamedTuple):
+    problem: BilevelProblem
+    inner: InnerState
+    lam: dict
+    window: Window
+
+
+def scores(w, x):
+    """A tanh network whose first layer is dense or a convolution."""
+    if w["first"].ndim == 4:
+        x = jax.lax.conv(x.reshape(-1, 1, 4, 4), w["first"], (2, 2), "SAME")
+        return jnp.tanh(x).reshape(x.shape[0], -1) @ w["last"]
+    return jnp.tanh(x @ w["first"]) @ w["last"]
+
+
+def cross_entropy(w, batch):
+    x, y = batch
+    return optax.softmax_cross_entropy_with_integer_labels(scores(w, x), y).mean()
+
+
+def penalized(w, lam, batch):
+    squares = (jnp.sum(jnp.exp(lam["l2"]) * x**2) for x in jax.tree.leaves(w))
+    return cross_entropy(w, batch) + sum(squares)
+
+
+def outer(w, lam, batch):
+    return cross_entropy(w, batch) + 0.01 * jnp.sum(lam["l2"])
+
+
+def scheduled(lam):
+    """Rates and momenta of every step; the rates also of every group."""
+    return reversible_sgd(
+        lambda t: {name: jnp.exp(rate[t]) for name, rate in lam["rate"].items()},
+        lambda t: jax.nn.sigmoid(lam["momentum"][t]),
+    )
+
+
+def logit(p):
+    return np.log(p) - np.log1p(-p)
+
+
+def network(steps, momenta, convolution=False, batch=8):
+    noise = np.random.default_rng(0)
+    first = (2, 1, 3, 3) if convolution else (16, 8)
+    shapes = {"first": first, "last": (8, 3)}
+    dtype = jnp.result_type(float)
+    w = {k: jnp.asarray(noise.standard_normal(s) / 2, dtype) for k, s in shapes.items()}
+    rates = {k: jnp.full(steps, -0.5 - i / 10, dtype) for i, k in enumerate(sorted(w))}
+    lam = {
+        "rate": rates,
+        "momentum": jnp.asarray(logit(momenta[:steps]), dtype),
+        "l2": jnp.asarray(-5.0, dtype),
+    }
+    problem = BilevelProblem(from_optax(penalized, scheduled), outer)
+    inner = problem.dynamics.init(w, lam)
+    velocity = jax.tree.map(lambda x: jnp.asarray(noise.standard_normal(x.shape) / 9, dtype), w)
+    inner = inner._replace(opt_state=inner.opt_state._replace(velocity=velocity))
+    train = jnp.asarray(noise.standard_normal((steps, batch, 16)), dtype)
+    data = train, jnp.asarray(noise.integers(0, 3, (steps, batch)))
+    return Case(problem, inner, lam, Window(data, data))
+
+
+@functools.cache
+def backwards(problem, least, loop="scan"):
+    return jax.jit(
+        functools.partial(reversible_gradients, problem, least_momentum=least, loop=loop)
+    )
+
+
+# -- there and back, bit for bit -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convolution", [False, True], ids=["mlp", "conv"])
+@pytest.mark.parametrize("bits", ["x64", "x32"])
+def test_round_trip_of_1000_steps(bits, convolution, request):
+    """One program for all momenta; that it came back is checked in the program itself."""
+    request.getfixturevalue(bits)
+    case = network(LONG, MOMENTA["0.5"], convolution, batch=2 if convolution else 8)
+    floats = jax.jit(functools.partial(unrolled_gradients, case.problem))
+    for name, momenta in MOMENTA.items():
+        lam = {**case.lam, "momentum": jnp.asarray(logit(momenta), jnp.result_type(float))}
+        got = backwards(case.problem, 0.25)(case.inner, lam, case.window)
+        assert int(got.status) == Status.OK, (name, status_message(got.status))
+        assert np.isfinite(got.gradients.val_loss)
+        mu = np.asarray(fx.numerator(jax.nn.sigmoid(lam["momentum"]))) / fx.DENOMINATOR
+        assert 0.9 * np.sum(np.log2(1 / mu)) < got.used_bits < fx.worst_bits(mu) + 0.1, name
+        if bits == "x64" and not convolution and name != "0.999":
+            want = floats(case.inner, lam, case.window)
+            assert_trees_close(got.gradients.indirect, want.indirect, 1e-8)
+            assert_trees_close(got.gradients.initial.params, want.initial.params, 1e-8)
+
+
+@bits_64
+def test_start_is_checked_against_what_it_was():
+    """The check itself, against a run whose steps are undone with one bit changed."""
+    from gradhpo.estimators import reversible as module
+
+    case = network(20, MOMENTA["0.9"])
+    kept = fx.undo_decay
+
+    def forgetful(value, buffer, n, spill, plane):
+        value, buffer = kept(value, buffer, n, spill, plane)
+        return value._replace(lo=value.lo.at[(0,) * value.lo.ndim].set(0)), buffer
+
+    module.undo_decay = forgetful
+    try:
+        got = jax.jit(functools.partial(reversible_gradients, case.problem, least_momentum=0.5))(
+            *case[1:]
+        )
+    finally:
+        module.undo_decay = kept
+    assert int(got.status) == Status.NOT_REVERSED
+    assert all(np.isnan(x).all() for x in jax.tree.leaves(got.gradients.indirect))
+
+
+@pytest.mark.parametrize("bits", ["x64", "x32"])
+def test_decay_is_a_product_to_one_unit_and_a_bijection(bits, request):
+    request.getfixturevalue(bits)
+    noise = np.random.default_rng(0)
+    start = fx.encode(jnp.asarray(noise.uniform(-1000, 1000, 99)))
+    n = fx.numerator(jnp.asarray(noise.uniform(0.01, 0.9999, (300, 99))))
+    smallest = np.asarray(n.min(1))
+    plan = fx.plan(jnp.asarray(smallest))
+    value, buffer = start, fx.empty_buffer((99,), fx.worst_bits(smallest / fx.DENOMINATOR))
+    inverse = jax.jit(fx.undo_decay)
+    forward = jax.jit(fx.decay)
+    for t in range(300):
+        before = np.asarray(value.hi, np.longdouble) + np.asarray(value.lo) / 2**16
+        value, buffer = forward(value, buffer, n[t], plan.spill[t], plan.plane[t])
+        after = np.asarray(value.hi, np.longdouble) + np.asarray(value.lo) / 2**16
+        assert np.max(np.abs(after - before * np.asarray(n[t]) / 2**16)) <= 1
+        value = fx.add(value, start)  # fresh information
+    assert int(plan.planes) > 100 and not fx.is_empty(buffer)
+    for t in reversed(range(300)):
+        value = fx.subtract(value, start)
+        value, buffer = inverse(value, buffer, n[t], plan.spill[t], plan.plane[t])
+    assert fx.same(value, start) and fx.is_empty(buffer)
+
+
+@pytest.mark.parametrize("mu, published", [(0.9, 0.152), (0.98, 0.029)])
+def test_bits_per_step(mu, published):
+    """Maclaurin et al. (2015), section 2.2; and no more is allocated than the momenta ask for."""
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((LONG, 50)), jnp.float32)
+    n = jnp.full(LONG, fx.numerator(jnp.asarray(mu)))
+    bits = fx.worst_bits(np.full(LONG, mu))
+    floor = math.log2(1 / mu)
+    room = fx.allocated_bits(fx.empty_buffer((), bits))
+    assert room - fx.PLANE <= 1.15 * LONG * floor + math.log2(1 / (1 - mu)) + 34
+    plan = fx.plan(n)
+
+    def step(carry, x):
+        value, buffer = carry
+        kick, *how = x
+        value, buffer = fx.decay(value, buffer, *how)
+        carry = fx.add(value, fx.encode(kick)), buffer
+        return carry, fx.used_bits(buffer, how[-1] + how[-2])
+
+    start = fx.encode(noise[0]), fx.empty_buffer((50,), bits)
+    used = jax.lax.scan(step, start, (noise, n, plan.spill, plan.plane))[1]
+    assert used[-1] <= bits <= room
+    assert (used[-1] - used[LONG // 2 - 1]) / (LONG / 2) == pytest.approx(published, rel=0.05)
+
+
+# -- the derivative ------------------------------------------------------------------------------
+
+
+def by_hand(case, velocity="before", sign=1):
+    """Algorithms 1 and 2 of the paper on a stored trajectory, in this order and by hand.
+
+    The two arguments make mistakes that its print invites, for the negative controls.
+    """
+    problem, inner, lam, window = case
+    steps = len(window.train[1])
+    mu = fx.quantize(jax.nn.sigmoid(lam["momentum"]))
+    n = fx.numerator(jax.nn.sigmoid(lam["momentum"]))
+    eta = {k: jnp.exp(x) for k, x in lam["rate"].items()}
+    tree = jax.tree.map
+    grad = jax.jit(jax.grad(penalized, argnums=(0, 1)))
+
+    def second(w, lam, batch, q):
+        return jax.jvp(lambda w: jax.grad(penalized, (0, 1))(w, lam, batch), (w,), (q,))[1]
+
+    second = jax.jit(second)
+    plan = fx.plan(n)
+    w = {k: fx.encode(x) for k, x in inner.params.items()}
+    v = {k: fx.encode(x) for k, x in inner.opt_state.velocity.items()}
+    bits = fx.worst_bits(np.asarray(n) / fx.DENOMINATOR)
+    buffers = {k: fx.empty_buffer(x.hi.shape, bits) for k, x in w.items()}
+
+    def real(numbers):
+        return {k: fx.decode(x, jnp.float64) for k, x in numbers.items()}
+
+    states = [(real(w), real(v))]
+    for t in range(steps):
+        batch = tree(lambda x, t=t: x[t], window.train)
+        g, _ = grad(real(w), lam, batch)
+        for k in w:
+            v[k], buffers[k] = fx.decay(v[k], buffers[k], n[t], plan.spill[t], plan.plane[t])
+            v[k] = fx.add(v[k], fx.encode((mu[t] - 1) * g[k]))
+            w[k] = fx.add(w[k], fx.encode(eta[k][t] * fx.decode(v[k], jnp.float64)))
+        states.append((real(w), real(v)))
+
+    last = tree(lambda x: x[-1], window.val)
+    dw, dlam = jax.grad(outer, (0, 1))(states[-1][0], lam, last)
+    dv = tree(jnp.zeros_like, dw)
+    deta, dmu = {k: np.zeros(steps) for k in w}, np.zeros(steps)
+    for t in reversed(range(steps)):
+        batch = tree(lambda x, t=t: x[t], window.train)
+        (w0, v0), (_, v1) = states[t], states[t + 1]
+        g, _ = grad(w0, lam, batch)
+        for k in w:
+            deta[k][t] = jnp.vdot(dw[k], v1[k])
+            dv[k] = dv[k] + eta[k][t] * dw[k]
+            seen = v0 if velocity == "before" else v1
+            dmu[t] += jnp.vdot(dv[k], seen[k] + sign * g[k])
+        q = tree(lambda x, t=t: -(1 - mu[t]) * x, dv)
+        hq, mq = second(w0, lam, batch, q)
+        dw, dlam = tree(jnp.add, dw, hq), tree(jnp.add, dlam, mq)
+        dv = tree(lambda x, t=t: mu[t] * x, dv)
+    s = jax.nn.sigmoid(lam["momentum"])
+    found = {
+        "rate": {k: deta[k] * eta[k] for k in eta},
+        "momentum": dmu * s * (1 - s),
+        "l2": dlam["l2"],
+    }
+    return found, (dw, dv), states[-1]
+
+
+@bits_64
+def test_hypergradient_is_that_of_the_stored_trajectory():
+    case = network(30, MOMENTA["random"])
+    got = backwards(case.problem, 0.1)(*case[1:]).gradients
+    want, initial, (w, v) = by_hand(case)
+    hypergrad = optax.tree.add(got.direct, got.indirect)
+    assert_trees_close(hypergrad, want, 1e-12)
+    assert_trees_close((got.initial.params, got.initial.opt_state.velocity), initial, 1e-12)
+    assert_trees_close((got.inner.params, got.inner.opt_state.velocity), (w, v), 0)
+    for mistake in ({"velocity": "after"}, {"sign": -1}):
+        assert relative_error(by_hand(case, **mistake)[0]["momentum"], want["momentum"]) > 0.1
+
+
+@pytest.mark.parametrize("bits, tolerance", [("x64", 1e-12), ("x32", 1e-3)])
+def test_hypergradient_is_that_of_real_numbers(bits, tolerance, request):
+    request.getfixturevalue(bits)
+    case = network(30, MOMENTA["0.9"])
+    got = backwards(case.problem, 0.5)(*case[1:]).gradients
+
+    def loss(lam, w, v):
+        start = InnerState(w, case.inner.opt_state._replace(velocity=v))
+        end = roll(case.problem.dynamics, start, lam, case.window.train)
+        return outer(end.params, lam, tree_last(case.window.val))
+
+    want = jax.jit(jax.grad(loss, (0, 1, 2)))(
+        case.lam, case.inner.params, case.inner.opt_state.velocity
+    )
+    hypergrad = optax.tree.add(got.direct, got.indirect)
+    initial = got.initial.params, got.initial.opt_state.velocity
+    assert_trees_close((hypergrad, *initial), want, tolerance)
+
+
+@bits_64
+def test_rates_per_parameter_and_what_is_not_differentiated():
+    """Rates like the parameters, constant momenta per group, integer leaves, a key in the batch."""
+    noise = np.random.default_rng(0)
+
+    def optimizer(lam):
+        return reversible_sgd(lam["rate"], {"a": 0.9, "b": jnp.array([0.5, 0.7]), "n": None})
+
+    def loss(w, lam, batch):
+        x, key = batch
+        shift = jax.random.normal(key, w["b"].shape)
+        return jnp.sum(jnp.sin(w["a"]) * x) + jnp.sum(jnp.cos(w["b"] + shift)) * w["n"]
+
+    def judge(w, lam, batch):
+        return jnp.sum(w["a"] ** 2) + jnp.sum(w["b"] ** 2)
+
+    w = {"a": jnp.asarray(noise.standard_normal(3)), "b": jnp.ones(2), "n": jnp.array(2)}
+    lam = {"rate": {"a": jnp.full(3, 0.1), "b": jnp.array([0.2, 0.3]), "n": None}}
+    problem = BilevelProblem(from_optax(loss, optimizer), judge)
+    inner = problem.dynamics.init(w, lam)
+    batches = jnp.asarray(noise.standard_normal((9, 3))), jax.random.split(jax.random.key(0), 9)
+    window = Window(batches, batches)
+    got = jax.jit(functools.partial(reversible_gradients, problem))(inner, lam, window)
+    want = unrolled_gradients(problem, inner, lam, window)
+    assert int(got.status) == Status.OK
+    assert_trees_close(got.gradients.indirect, want.indirect, 1e-12)
+    assert_trees_close(got.gradients.initial, want.initial, 1e-12)
+
+
+@bits_64
+@pytest.mark.parametrize("loop", ["unroll", "host"])
+def test_loops_have_one_answer(loop):
+    case = network(2, MOMENTA["0.9"])
+    want = backwards(case.problem, 0.5)(*case[1:])
+    run = functools.partial(reversible_gradients, case.problem, least_momentum=0.5, loop=loop)
+    got = (jax.jit(run) if loop == "unroll" else run)(*case[1:])
+    assert int(got.status) == Status.OK
+    assert_trees_close(got.gradients.indirect, want.gradients.indirect, 1e-12)
+
+
+def test_vmap_is_a_loop(x64):
+    case = network(12, MOMENTA["0.9"])
+    lams = jax.tree.map(lambda x: jnp.stack([x, x - 0.3]), case.lam)
+    run = functools.partial(reversible_gradients, case.problem, case.inner, least_momentum=0.02)
+    many = jax.jit(jax.vmap(run, (0, None)))(lams, case.window)
+    run = jax.jit(run)
+    assert (many.status == Status.OK).all() and many.allocated_bits[0] > fx.HEAD
+    for i in range(2):
+        one = run(jax.tree.map(lambda x, i=i: x[i], lams), case.window).gradients.indirect
+        assert_trees_close(jax.tree.map(lambda x, i=i: x[i], many.gradients.indirect), one, 1e-12)
+
+
+# -- the estimator and the class -----------------------------------------------------------------
+
+
+def fixed(lam):
+    return reversible_sgd(jnp.exp(lam["rate"]), 0.9)
+
+
+def quadratic(w, lam, batch):
+    return jnp.mean((w - batch) ** 2) + jnp.exp(lam["l2"]) * jnp.sum(w**2)
+
+
+def distance(w, lam, batch):
+    return jnp.sum((w - batch) ** 2)
+
+
+def small(dtype=jnp.float32):
+    lam = {"rate": jnp.asarray(-1.0, dtype), "l2": jnp.asarray(-3.0, dtype)}
+    return jnp.asarray([1.0, -2.0], dtype), lam
+
+
+def draw():
+    return jnp.array([0.3, 0.1])
+
+
+def test_class_is_reverse_mode_of_the_same_training(x64):
+    w, lam = small(jnp.float64)
+    common = {"inner_optimizer": fixed, "outer_optimizer": optax.adam(0.05), "T": 5}
+    ends = []
+    for optimizer in (
+        ReversibleOptimizer(**common),
+        ReverseOptimizer(memory="reversible", **common),
+        ReverseOptimizer(**common),
+    ):
+        state = optimizer.run(
+            optimizer.init(w, lam),
+            M=4,
+            get_train_batch=draw,
+            get_val_batch=draw,
+            train_loss_fn=quadratic,
+            val_loss_fn=distance,
+        )
+        assert int(state.get_metric("status")) == Status.OK
+        ends.append((state.params, state.hyperparams))
+    assert 3 < optimizer_bits(common, w, lam) <= 32
+    assert_trees_close(ends[0], ends[1], 0)
+    assert_trees_close(ends[0], ends[2], 1e-12)
+
+
+def optimizer_bits(common, w, lam):
+    optimizer = ReversibleOptimizer(**common)
+    state = optimizer.step(optimizer.init(w, lam), draw(), draw(), quadratic, distance)
+    assert float(state.get_metric("buffer_allocated")) == 32
+    return 32 if np.isfinite(state.get_metric("buffer_bits")) else 0
+
+
+# -- what must not pass silently -------------------------------------------------------------------
+
+
+def status_of(optimizer, w, lam, train_loss=quadratic, batch=None):
+    """Status of one outer step, after checking that nothing bad was kept."""
+    state = optimizer.init(w, lam)
+    batch = draw() if batch is None else batch
+    after = optimizer.step(state, batch, draw(), train_loss, distance)
+    assert_trees_close(after.hyperparams, state.hyperparams, 0)
+    assert np.isfinite(after.params).all()
+    assert int(after.get_metric("n_rejected")) == 1
+    assert np.isnan(after.get_metric("hypergrad_norm"))
+    return Status(int(after.get_metric("status")))
+
+
+def reversible_class(optimizer=fixed, **settings):
+    return ReversibleOptimizer(
+        inner_optimizer=optimizer, outer_optimizer=optax.sgd(0.1), T=20, **settings
+    )
+
+
+def test_gradient_that_is_not_deterministic_is_found_out():
+    calls = []
+
+    def noise(x):
+        calls.append(0)
+        return np.float32(1 + 1e-5 * len(calls)) * np.ones_like(x)
+
+    @jax.custom_jvp
+    def noisy(x):
+        return x
+
+    @noisy.defjvp
+    def _(primals, tangents):
+        shape = jax.ShapeDtypeStruct(primals[0].shape, jnp.float32)
+        factor = jax.pure_callback(noise, shape, jax.lax.stop_gradient(primals[0]))
+        return primals[0], tangents[0] * factor
+
+    def loss(w, lam, batch):
+        return quadratic(noisy(w), lam, batch)
+
+    assert status_of(reversible_class(), *small(), loss) == Status.NOT_REVERSED
+
+
+@pytest.mark.parametrize(
+    "weights, rate, batch",
+    [
+        ([2000.0, 0.0], -1.0, [0.0, 0.0]),
+        ([1.0, 1.0], -1.0, [np.nan, 0.0]),
+        ([1.0, 1.0], 9.0, [0.0, 0.0]),
+    ],
+    ids=["too large a weight", "NaN in the batch", "divergence"],
+)
+def test_numbers_that_do_not_fit_are_found_out(weights, rate, batch):
+    lam = {"rate": jnp.asarray(rate), "l2": jnp.asarray(-3.0)}
+    status = status_of(reversible_class(), jnp.asarray(weights), lam, batch=jnp.asarray(batch))
+    assert status == Status.NOT_FIXED_POINT
+
+
+@pytest.mark.parametrize("rate", [-0.1, 0.0, 1.0, 1.5])
+def test_momentum_outside_its_range_is_found_out(rate):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        reversible_sgd(0.1, rate)
+    w, lam = small()
+    traced = reversible_class(lambda lam: reversible_sgd(0.1, lam["rate"]), least_momentum=0.5)
+    lam["rate"] = jnp.asarray(rate)
+    assert status_of(traced, w, lam) == Status.NOT_FIXED_POINT
+
+
+def test_buffer_that_is_too_small_is_found_out():
+    w, lam = small()
+    traced = reversible_class(
+        lambda lam: reversible_sgd(0.1, jnp.exp(lam["rate"])), least_momentum=0.9
+    )
+    lam["rate"] = jnp.log(0.1)  # 66 bits in 20 steps
+    assert status_of(traced, w, lam) == Status.BUFFER_TOO_SMALL
+
+
+def test_wrong_settings_are_refused():
+    w, lam = small()
+    window = Window(jnp.zeros((3, 2)), jnp.zeros((3, 2)))
+
+    def derive(dynamics, **settings):
+        problem = BilevelProblem(dynamics, distance)
+        inner = problem.dynamics.init(w, lam)
+        jax.jit(functools.partial(reversible_gradients, problem, **settings))(inner, lam, window)
+
+    with pytest.raises(ValueError, match="reversible_sgd"):
+        derive(from_optax(quadratic, optax.sgd(0.1, 0.9)))
+    with pytest.raises(ValueError, match="reversible_sgd"):
+        derive(from_update(lambda w, lam, batch: w))
+    with pytest.raises(ValueError, match="give least_momentum="):
+        derive(from_optax(quadratic, lambda lam: reversible_sgd(0.1, jnp.exp(lam["rate"]))))
+    with pytest.raises(ValueError, match="least_momentum must lie"):
+        reversible(3, least_momentum=1.0)
+    with pytest.raises(ValueError, match="truncate"):
+        reverse(3, truncate=2, memory="reversible")
