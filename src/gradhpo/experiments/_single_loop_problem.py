@@ -95,7 +95,7 @@ def exact(data: Split, lam: Any, weights: Any = None) -> Exact:
     >>> x, y = np.eye(2, dtype=np.float32), np.array([1.0, -1.0], np.float32)
     >>> data = Split(DataBatch(x, y), DataBatch(x, y), None)
     >>> exact(data, np.zeros(2)).weights.round(3)
-    array([ 0.201, -0.201])
+    array([ 0.222, -0.222])
     """
     (x, y), (x_val, y_val) = (tuple(np.asarray(a, np.float64) for a in p) for p in data[:2])
     penalty = np.exp(np.asarray(lam, np.float64))
