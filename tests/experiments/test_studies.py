@@ -91,7 +91,7 @@ def test_findings(ran):
         assert settings["seeds"] == 2 and settings["episodes"] == 20
         differences = methods["reverse"]["paired_difference"]["test_loss"]["seeds"]
         assert max(differences) < 0  # from a poor start even a few updates help
-        assert methods["reverse"]["gradient_evaluations"] == 2 * 20 * 5 + 5
+        assert methods["reverse"]["gradient_evaluations"] == 20 * (2 * 5 + 1) + 5
         assert methods["reverse online"]["second_order_products"] == 20 * 5
     if result.study == "hyper_cleaning":  # the weights of wrong labels fall
         with (config.out / "detection.csv").open(encoding="utf-8", newline="") as file:
