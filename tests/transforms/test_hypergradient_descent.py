@@ -353,6 +353,17 @@ def test_rates_may_be_traced(x64):
     np.testing.assert_allclose(got, [0.1, last(0.05, BETA)], rtol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
+def test_training_can_be_differentiated_in_its_settings(rule, x64):
+    def end(settings):
+        eta, beta = settings
+        return loss(train(sgd_hd(eta, beta, rule=rule), 4)[-1][0], 4)
+
+    at = jnp.array([ETA, BETA])
+    want = central_difference(jax.jit(end), at)
+    np.testing.assert_allclose(jax.jit(jax.grad(end))(at), want, rtol=1e-6)
+
+
 def test_bfloat16_parameters_have_a_float32_rate(x32):
     opt = sgd_hd(1e-3, 1e-5, momentum=MU)
     w, state = train(opt, w=params(jnp.bfloat16))[-1]

@@ -12,25 +12,34 @@ __all__ = ["passages", "panels", "tuning"]
 
 
 def panels(curves: Mapping[str, Curves], path: Path, title: str) -> Path:
-    """Three panels, a line per method: means over seeds, by step; the second by epoch."""
+    """Three panels, a line per method: means over seeds, the training loss also over 1/20 epoch."""
     figure = new_figure(12.6, 3.6)
     seeds, epochs, steps = next(iter(curves.values())).train_loss.shape
     title = f"{title}, {seeds} seed{'s' * (seeds != 1)}"
+    block = max(1, steps // 20)
     for i, (panel, label) in enumerate(
         zip(
             figure.subfigures(1, 3, squeeze=False).ravel(),
-            ("training loss of the minibatch", "validation loss", "learning rate"),
+            ("training loss", "validation loss", "learning rate"),
             strict=True,
         )
     ):
-        axes = new_axes(panel, "" if i else title, "epoch", label)
-        axes.set_yscale("symlog" if i == 2 else "log", **({"linthresh": 1e-4} if i == 2 else {}))
+        axes = new_axes(panel, " " if i else title, "epoch", label)
+        if i < 2:
+            axes.set_yscale("log")
+        elif len(curves) > 2:  # rates of different magnitudes, some of them negative at times
+            axes.set_yscale("symlog", linthresh=1e-4)
         ends = []
         for color, (name, each) in zip(COLORS, curves.items(), strict=False):
-            values = (each.train_loss, each.val_loss, each.learning_rate)[i]
-            y = values.reshape(seeds, -1).mean(0)
-            x = np.arange(1, epochs + 1) if i == 1 else np.arange(1, len(y) + 1) / steps
-            axes.plot(x, y, color=color, linewidth=0.8 if i == 0 else 1.4)
+            if i == 1:
+                x, y = np.arange(1, epochs + 1), each.val_loss.mean(0)
+            else:
+                y = (each.learning_rate if i else each.train_loss).reshape(seeds, -1).mean(0)
+                x = np.arange(1, len(y) + 1) / steps
+            if i == 0:
+                whole = len(y) // block * block
+                x, y = (values[:whole].reshape(-1, block).mean(1) for values in (x, y))
+            axes.plot(x, y, color=color, linewidth=1.4)
             last = np.flatnonzero(np.isfinite(y))[-1:]
             ends.append((name, color, x[last], y[last]))
         axes.margins(x=0)
@@ -38,31 +47,37 @@ def panels(curves: Mapping[str, Curves], path: Path, title: str) -> Path:
     return save(figure, path)
 
 
-def tuning(
-    curves: Mapping[str, Sequence[Curves]], rates: Sequence[float], path: Path, title: str
-) -> Path:
-    """Three panels by epoch, a line per method and initial rate; a cross where one became NaN."""
-    figure = new_figure(12.6, 4.2)
-    sub = figure.subfigures(1, 3, squeeze=False).ravel()
+def tuning(curves: Mapping[str, Sequence[Curves]], path: Path, title: str) -> Path:
+    """Three panels by epoch, a line per method and initial rate, dotted without a learned rate.
+
+    A cross stands at the top where a line has left for 10 or NaN.
+    """
+    figure = new_figure(13.4, 4.0)
     for i, (panel, label) in enumerate(
-        zip(sub, ("training loss", "validation loss", "learning rate"), strict=True)
+        zip(
+            figure.subfigures(1, 3, squeeze=False, width_ratios=(1, 1, 1.35)).ravel(),
+            ("training loss", "validation loss", "learning rate"),
+            strict=True,
+        )
     ):
-        axes = new_axes(panel, "" if i else title, "epoch", label)
+        axes = new_axes(panel, " " if i else title, "epoch", label)
         axes.set_yscale("log", nonpositive="mask")
+        gone: list[tuple[int, str]] = []
         for color, (name, by_rate) in zip(COLORS, curves.items(), strict=False):
             for k, each in enumerate(by_rate):
-                y = (each.train_loss.mean(-1), each.val_loss, each.learning_rate.mean(-1))[i].mean(
-                    0
-                )
-                x = np.arange(1, len(y) + 1)
-                dashes = "-" if "_hd" in name else ":"
-                axes.plot(x, y, dashes, color=color, linewidth=1.3, label=name if not k else None)
-                bad = np.flatnonzero(~np.isfinite(y))[:1]
-                axes.plot(x[bad], axes.get_ylim()[1] * np.ones(len(bad)), "x", color=color)
+                means = each.train_loss.mean(-1), each.val_loss, each.learning_rate.mean(-1)
+                y = means[i].mean(0)
+                y = np.where(np.abs(y) < 10, y, np.nan)
+                x, dashes = np.arange(1, len(y) + 1), "-" if "_hd" in name else ":"
+                label = name if not k else None
+                axes.plot(x, y, dashes, color=color, linewidth=1.3, label=label)
+                gone += [(int(x[at]), color) for at in np.flatnonzero(np.isnan(y))[:1]]
+        _, top = axes.get_ylim()
+        for x, color in gone:
+            axes.plot(x, top, "x", color=color, clip_on=False)
         if i == 2:
-            axes.set_yticks(rates)
-            axes.minorticks_off()
-            axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
+            legend = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
+            axes.legend(fontsize=8, labelcolor=INK, **legend)
     return save(figure, path)
 
 
@@ -97,5 +112,5 @@ def passages(
             axes.plot(betas, theirs, "x", color=color, markersize=5)
         axes.axhline(cap, color=FAINT, linewidth=0.8)
         if not i:
-            axes.legend(title="from", frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
+            axes.legend(title="from", frameon=False, fontsize=8, labelcolor=INK, loc="upper center")
     return save(figure, path)

@@ -50,8 +50,8 @@ class Model(NamedTuple):
     augments: bool = False
 
 
-def images(name: str, data_dir: Any, train_size: int) -> Images:
-    """Load a data set; `train_size` examples of it, or all for 0.
+def images(name: str, data_dir: Any, train_size: int = 0, val_size: int = 0) -> Images:
+    """Load a data set: the first examples of its parts, or all for a size of 0.
 
     The validation part is the test data, on which the authors validate; no choice here is
     made by it.
@@ -64,8 +64,10 @@ def images(name: str, data_dir: Any, train_size: int) -> Images:
     train, val = data.train, data.test
     if val is None:
         train, val = datasets.split(train, (DIGITS, len(train.targets) - DIGITS), seed=0)
-    if train_size:
-        train = DataBatch(*(part[:train_size] for part in train))
+    train, val = (
+        DataBatch(*(array[: size or None] for array in part))
+        for part, size in ((train, train_size), (val, val_size))
+    )
     mean, std = CONSTANTS.get(name, (train.inputs.mean(), train.inputs.std()))
     train, val = (DataBatch(*map(jnp.asarray, part)) for part in (train, val))
     mean, std = (jnp.asarray(x, jnp.float32) for x in (mean, std))

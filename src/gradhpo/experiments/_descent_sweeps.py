@@ -38,7 +38,7 @@ def online_tuning(
 ) -> Values:
     """Whole runs from six initial rates; writes `online.png`, `online.csv`, `online_pairs.csv`."""
     curves = train(model, TUNED, RATES, data, seeds, epochs, progress)
-    tuning(curves, RATES, out / "online.png", f"{model}, initial rates 1e-1 to 1e-6")
+    tuning(curves, out / "online.png", f"{model}, initial rates 1e-1 to 1e-6")
     _write_curves(curves, out / "online.csv")
     with (out / "online_pairs.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -147,12 +147,8 @@ def hypergradient_descent(
         """eta_t, its optimizer's slots, and whether eta_t is finite (if not, the old ones)."""
         h = _products(g, d, rate, scope)
         if multiplicative:
-            sizes = jax.tree.map(
-                lambda gg, dd: jnp.sqrt(gg) * jnp.sqrt(dd),
-                _products(g, g, rate, scope),
-                _products(d, d, rate, scope),
-            )
-            h = jax.tree.map(lambda x, n: x / jnp.where(n == 0, 1, n), h, sizes)
+            squares = _products(g, g, rate, scope), _products(d, d, rate, scope)
+            h = jax.tree.map(lambda x, gg, dd: x / _root(gg) / _root(dd), h, *squares)
         change, slots = mover.update(h, rate_state, rate)
         if multiplicative:
             change = jax.tree.map(jnp.multiply, rate, change)
@@ -390,6 +386,11 @@ def _products(a: Params, b: Params, rate: PyTree, scope: Scope) -> PyTree:
     if scope == "leaf":
         return jax.tree.map(lambda x, y, r: jnp.sum(product(x, y, r)), a, b, rate)
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(product(x, y, rate)), a, b)))
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """A norm to divide by: 1 where it is 0, so that d_0 = 0 has a quotient and a derivative."""
+    return jnp.sqrt(jnp.where(square == 0, 1, square))
 
 
 def _initial_rate(learning_rate: Number, params: Params, scope: Scope) -> PyTree:
