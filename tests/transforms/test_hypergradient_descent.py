@@ -134,7 +134,7 @@ BASES = {
 @pytest.mark.parametrize("base", BASES)
 def test_beta_zero_is_the_plain_optimizer_bit_for_bit(base, dtype, x64):
     plain, make, settings = BASES[base]
-    for wrap in (lambda f: f, jax.jit):
+    for wrap in (jax.jit,) if dtype == "bfloat16" else (lambda f: f, jax.jit):
         runs = []
         for opt in (plain(0.03, **settings), make(0.03, 0.0, **settings)):
 
@@ -357,11 +357,12 @@ def test_rates_may_be_traced(x64):
 def test_training_can_be_differentiated_in_its_settings(rule, x64):
     def end(settings):
         eta, beta = settings
-        return loss(train(sgd_hd(eta, beta, rule=rule), 4)[-1][0], 4)
+        return loss(train(sgd_hd(eta, beta, rule=rule), 2)[-1][0], 2)
 
     at = jnp.array([ETA, BETA])
-    want = central_difference(jax.jit(end), at)
-    np.testing.assert_allclose(jax.jit(jax.grad(end))(at), want, rtol=1e-6)
+    value_and_grad = jax.jit(jax.value_and_grad(end))  # one compilation for both
+    want = central_difference(lambda x: value_and_grad(x)[0], at)
+    np.testing.assert_allclose(value_and_grad(at)[1], want, rtol=1e-6)
 
 
 def test_bfloat16_parameters_have_a_float32_rate(x32):

@@ -105,11 +105,11 @@ class Carry(NamedTuple):
 
 def optimizer(recipe: Recipe, rate: Any, beta: Any = None) -> optax.GradientTransformation:
     """The optimizer on the gradient of the loss with its penalty; `rate` may be traced."""
-    beta = recipe.beta if beta is None else beta
-    made = METHODS[recipe.method].make(rate, beta)
-    if recipe.decays and recipe.method.endswith("_hd"):
-        made = METHODS[recipe.method].make(rate, beta, schedule=inverse_sqrt)
-    elif recipe.decays:
+    learned = recipe.method.endswith("_hd")
+    settings = {"schedule": inverse_sqrt} if recipe.decays and learned else {}
+    make = METHODS[recipe.method].make
+    made = make(rate, recipe.beta if beta is None else beta, **settings)
+    if recipe.decays and not learned:
         made = optax.chain(made, optax.scale_by_schedule(inverse_sqrt))
     return optax.chain(optax.add_decayed_weights(L2), made)
 
