@@ -79,6 +79,9 @@ def scheduled(lam):
     )
 
 
+PROBLEM = BilevelProblem(from_optax(penalized, scheduled), outer)
+
+
 def logit(p):
     return np.log(p) - np.log1p(-p)
 
@@ -95,20 +98,18 @@ def network(steps, momenta, convolution=False, batch=8):
         "momentum": jnp.asarray(logit(momenta[:steps]), dtype),
         "l2": jnp.asarray(-5.0, dtype),
     }
-    problem = BilevelProblem(from_optax(penalized, scheduled), outer)
-    inner = problem.dynamics.init(w, lam)
+    inner = PROBLEM.dynamics.init(w, lam)
     velocity = jax.tree.map(lambda x: jnp.asarray(noise.standard_normal(x.shape) / 9, dtype), w)
     inner = inner._replace(opt_state=inner.opt_state._replace(velocity=velocity))
     train = jnp.asarray(noise.standard_normal((steps, batch, 16)), dtype)
     data = train, jnp.asarray(noise.integers(0, 3, (steps, batch)))
-    return Case(problem, inner, lam, Window(data, data))
+    return Case(PROBLEM, inner, lam, Window(data, data))
 
 
 @functools.cache
-def backwards(problem, least, loop="scan"):
-    return jax.jit(
-        functools.partial(reversible_gradients, problem, least_momentum=least, loop=loop)
-    )
+def backwards(least, loop="scan"):
+    run = functools.partial(reversible_gradients, PROBLEM, least_momentum=least, loop=loop)
+    return run if loop == "host" else jax.jit(run)
 
 
 # -- there and back, bit for bit -----------------------------------------------------------------
@@ -120,10 +121,10 @@ def test_round_trip_of_1000_steps(bits, convolution, request):
     """One program for all momenta; that it came back is checked in the program itself."""
     request.getfixturevalue(bits)
     case = network(LONG, MOMENTA["0.5"], convolution, batch=2 if convolution else 8)
-    floats = jax.jit(functools.partial(unrolled_gradients, case.problem))
+    floats = jax.jit(functools.partial(unrolled_gradients, PROBLEM))
     for name, momenta in MOMENTA.items():
         lam = {**case.lam, "momentum": jnp.asarray(logit(momenta), jnp.result_type(float))}
-        got = backwards(case.problem, 0.25)(case.inner, lam, case.window)
+        got = backwards(0.25)(case.inner, lam, case.window)
         assert int(got.status) == Status.OK, (name, status_message(got.status))
         assert np.isfinite(got.gradients.val_loss)
         mu = np.asarray(fx.numerator(jax.nn.sigmoid(lam["momentum"]))) / fx.DENOMINATOR
@@ -148,7 +149,7 @@ def test_start_is_checked_against_what_it_was():
 
     module.undo_decay = forgetful
     try:
-        got = jax.jit(functools.partial(reversible_gradients, case.problem, least_momentum=0.5))(
+        got = jax.jit(functools.partial(reversible_gradients, PROBLEM, least_momentum=0.5))(
             *case[1:]
         )
     finally:
@@ -234,15 +235,20 @@ def by_hand(case, velocity="before", sign=1):
     def real(numbers):
         return {k: fx.decode(x, jnp.float64) for k, x in numbers.items()}
 
-    states = [(real(w), real(v))]
-    for t in range(steps):
-        batch = tree(lambda x, t=t: x[t], window.train)
+    @jax.jit
+    def step(w, v, buffers, t):
+        batch = tree(lambda x: x[t], window.train)
         g, _ = grad(real(w), lam, batch)
         for k in w:
             v[k], buffers[k] = fx.decay(v[k], buffers[k], n[t], plan.spill[t], plan.plane[t])
             v[k] = fx.add(v[k], fx.encode((mu[t] - 1) * g[k]))
             w[k] = fx.add(w[k], fx.encode(eta[k][t] * fx.decode(v[k], jnp.float64)))
-        states.append((real(w), real(v)))
+        return w, v, buffers, (real(w), real(v))
+
+    states = [(real(w), real(v))]
+    for t in range(steps):
+        w, v, buffers, state = step(w, v, buffers, t)
+        states.append(state)
 
     last = tree(lambda x: x[-1], window.val)
     dw, dlam = jax.grad(outer, (0, 1))(states[-1][0], lam, last)
@@ -273,7 +279,7 @@ def by_hand(case, velocity="before", sign=1):
 @bits_64
 def test_hypergradient_is_that_of_the_stored_trajectory():
     case = network(30, MOMENTA["random"])
-    got = backwards(case.problem, 0.1)(*case[1:]).gradients
+    got = backwards(0.1)(*case[1:]).gradients
     want, initial, (w, v) = by_hand(case)
     hypergrad = optax.tree.add(got.direct, got.indirect)
     assert_trees_close(hypergrad, want, 1e-12)
@@ -283,15 +289,13 @@ def test_hypergradient_is_that_of_the_stored_trajectory():
         assert relative_error(by_hand(case, **mistake)[0]["momentum"], want["momentum"]) > 0.1
 
 
-@pytest.mark.parametrize("bits, tolerance", [("x64", 1e-12), ("x32", 1e-3)])
-def test_hypergradient_is_that_of_real_numbers(bits, tolerance, request):
-    request.getfixturevalue(bits)
+def test_hypergradient_is_that_of_real_numbers(x32):
     case = network(30, MOMENTA["0.9"])
-    got = backwards(case.problem, 0.5)(*case[1:]).gradients
+    got = backwards(0.5)(*case[1:]).gradients
 
     def loss(lam, w, v):
         start = InnerState(w, case.inner.opt_state._replace(velocity=v))
-        end = roll(case.problem.dynamics, start, lam, case.window.train)
+        end = roll(PROBLEM.dynamics, start, lam, case.window.train)
         return outer(end.params, lam, tree_last(case.window.val))
 
     want = jax.jit(jax.grad(loss, (0, 1, 2)))(
@@ -299,7 +303,7 @@ def test_hypergradient_is_that_of_real_numbers(bits, tolerance, request):
     )
     hypergrad = optax.tree.add(got.direct, got.indirect)
     initial = got.initial.params, got.initial.opt_state.velocity
-    assert_trees_close((hypergrad, *initial), want, tolerance)
+    assert_trees_close((hypergrad, *initial), want, 1e-3)
 
 
 @bits_64
@@ -325,32 +329,29 @@ def test_rates_per_parameter_and_what_is_not_differentiated():
     batches = jnp.asarray(noise.standard_normal((9, 3))), jax.random.split(jax.random.key(0), 9)
     window = Window(batches, batches)
     got = jax.jit(functools.partial(reversible_gradients, problem))(inner, lam, window)
-    want = unrolled_gradients(problem, inner, lam, window)
+    want = jax.jit(functools.partial(unrolled_gradients, problem))(inner, lam, window)
     assert int(got.status) == Status.OK
     assert_trees_close(got.gradients.indirect, want.indirect, 1e-12)
     assert_trees_close(got.gradients.initial, want.initial, 1e-12)
 
 
 @bits_64
-@pytest.mark.parametrize("loop", ["unroll", "host"])
-def test_loops_have_one_answer(loop):
+def test_loops_have_one_answer():
     case = network(2, MOMENTA["0.9"])
-    want = backwards(case.problem, 0.5)(*case[1:])
-    run = functools.partial(reversible_gradients, case.problem, least_momentum=0.5, loop=loop)
-    got = (jax.jit(run) if loop == "unroll" else run)(*case[1:])
-    assert int(got.status) == Status.OK
-    assert_trees_close(got.gradients.indirect, want.gradients.indirect, 1e-12)
+    unrolled, host = (backwards(0.5, loop)(*case[1:]) for loop in ("unroll", "host"))
+    assert int(unrolled.status) == int(host.status) == Status.OK
+    assert_trees_close(unrolled.gradients.indirect, host.gradients.indirect, 1e-12)
 
 
-def test_vmap_is_a_loop(x64):
-    case = network(12, MOMENTA["0.9"])
+@bits_64
+def test_vmap_is_a_loop():
+    case = network(30, MOMENTA["random"])  # a program that the test above has compiled
     lams = jax.tree.map(lambda x: jnp.stack([x, x - 0.3]), case.lam)
-    run = functools.partial(reversible_gradients, case.problem, case.inner, least_momentum=0.02)
-    many = jax.jit(jax.vmap(run, (0, None)))(lams, case.window)
-    run = jax.jit(run)
+    many = jax.jit(jax.vmap(backwards(0.1), (None, 0, None)))(case.inner, lams, case.window)
     assert (many.status == Status.OK).all() and many.allocated_bits[0] > fx.HEAD
     for i in range(2):
-        one = run(jax.tree.map(lambda x, i=i: x[i], lams), case.window).gradients.indirect
+        lam = jax.tree.map(lambda x, i=i: x[i], lams)
+        one = backwards(0.1)(case.inner, lam, case.window).gradients.indirect
         assert_trees_close(jax.tree.map(lambda x, i=i: x[i], many.gradients.indirect), one, 1e-12)
 
 
@@ -382,14 +383,10 @@ def test_class_is_reverse_mode_of_the_same_training(x64):
     w, lam = small(jnp.float64)
     common = {"inner_optimizer": fixed, "outer_optimizer": optax.adam(0.05), "T": 5}
     ends = []
-    for optimizer in (
-        ReversibleOptimizer(**common),
-        ReverseOptimizer(memory="reversible", **common),
-        ReverseOptimizer(**common),
-    ):
+    for optimizer in (ReverseOptimizer(memory="reversible", **common), ReverseOptimizer(**common)):
         state = optimizer.run(
             optimizer.init(w, lam),
-            M=4,
+            M=2,
             get_train_batch=draw,
             get_val_batch=draw,
             train_loss_fn=quadratic,
@@ -397,16 +394,14 @@ def test_class_is_reverse_mode_of_the_same_training(x64):
         )
         assert int(state.get_metric("status")) == Status.OK
         ends.append((state.params, state.hyperparams))
-    assert 3 < optimizer_bits(common, w, lam) <= 32
-    assert_trees_close(ends[0], ends[1], 0)
-    assert_trees_close(ends[0], ends[2], 1e-12)
+    assert_trees_close(ends[0], ends[1], 1e-12)
 
 
-def optimizer_bits(common, w, lam):
-    optimizer = ReversibleOptimizer(**common)
-    state = optimizer.step(optimizer.init(w, lam), draw(), draw(), quadratic, distance)
-    assert float(state.get_metric("buffer_allocated")) == 32
-    return 32 if np.isfinite(state.get_metric("buffer_bits")) else 0
+def test_metrics_of_the_class():
+    optimizer = ReversibleOptimizer(inner_optimizer=fixed, outer_optimizer=optax.sgd(0.1), T=20)
+    state = optimizer.step(optimizer.init(*small()), draw(), draw(), quadratic, distance)
+    assert float(state.get_metric("buffer_allocated")) == fx.HEAD
+    assert 0 < state.get_metric("buffer_bits") < 20 * math.log2(1 / 0.9) + 4
 
 
 # -- what must not pass silently -------------------------------------------------------------------

@@ -43,6 +43,10 @@ STUDIES: dict[str, Study] = {
         "gradhpo.experiments.single_loop",
         "a penalty per feature of a logistic regression, by single-loop methods on mini-batches",
     ),
+    "schedule": Study(
+        "gradhpo.experiments.schedule",
+        "learning rates and momenta of every layer and step, learned by reversing training",
+    ),
     "check": Study(
         "gradhpo.experiments.check",
         "how far each method is from the exact hypergradient on five small problems, and its cost",
@@ -61,7 +65,7 @@ def load(name: str) -> ModuleType:
     Traceback (most recent call last):
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
-learning_rate, augmentation, single_loop, check.
+learning_rate, augmentation, single_loop, schedule, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
