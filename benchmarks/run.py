@@ -17,7 +17,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.json"
-WORKLOADS = ("w1_tutorial", "w2_reverse", "w3_implicit", "w4_scale", "w5_convolution")
+WORKLOADS = (
+    "w1_tutorial",
+    "w2_reverse",
+    "w3_implicit",
+    "w4_scale",
+    "w5_convolution",
+    "w7_reversible",
+)
 GROWTH = 1.02
 
 

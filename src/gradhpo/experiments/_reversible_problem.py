@@ -24,8 +24,8 @@ class Rows(NamedTuple):
     test: DataBatch
 
 
-def rows(data: datasets.Dataset, sizes: tuple[int, int, int]) -> Rows:
-    """The first rows of the training set for training, the next for validation, and for tests."""
+def rows(data: datasets.Dataset, *sizes: int) -> Rows:
+    """The first rows of the training set for training, the next for validation and for tests."""
     images = data.train.inputs.reshape(len(data.train.inputs), -1)
     mean = images.mean(axis=0)
     ends = np.cumsum((0, *sizes))
@@ -40,13 +40,13 @@ def rows(data: datasets.Dataset, sizes: tuple[int, int, int]) -> Rows:
     return Rows(*parts)
 
 
-def names(layers: tuple[int, ...]) -> list[str]:
+def names(leaves: int) -> list[str]:
     """Of the leaves of a network, in order: every layer's weights and biases.
 
-    >>> names((784, 50, 10))
+    >>> names(4)
     ['weights 1', 'biases 1', 'weights 2', 'biases 2']
     """
-    return [f"{kind} {i}" for i in range(1, len(layers)) for kind in ("weights", "biases")]
+    return [f"{'biases' if i % 2 else 'weights'} {1 + i // 2}" for i in range(leaves)]
 
 
 def noise(key: jax.Array, layers: tuple[int, ...]) -> list[jax.Array]:

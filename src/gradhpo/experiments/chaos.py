@@ -85,7 +85,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     if config.fast:
         config = replace(config, points=min(config.points, 20), seeds=1)
     loaded = datasets.load(config.dataset, config.data_dir)
-    data = rows(loaded, (config.examples, 0, 0))
+    data = rows(loaded, config.examples, 0, 0)
     rates = np.linspace(LOW, HIGH, config.points)
     losses, slopes = [], []
     for seed in range(config.seeds):

@@ -84,7 +84,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     if config.fast:
         config = replace(config, seeds=min(config.seeds, 2), examples=min(config.examples, 1000))
     loaded = datasets.load(config.dataset, config.data_dir)
-    data = rows(loaded, (1, config.examples, TEST))
+    data = rows(loaded, 1, config.examples, TEST)
     losses, images = [], []
     for seed in range(config.seeds):
         found, pixels, flagged = _learn(config.iterations, data, jax.random.key(seed))

@@ -13,7 +13,7 @@ import functools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             examples=min(config.examples, 2000),
         )
     loaded = datasets.load(config.dataset, config.data_dir)
-    data = rows(loaded, (config.examples,) * 3)
+    data = rows(loaded, *(config.examples,) * 3)
     single, learned, curves, maps = [], [], [], []
     for seed in range(config.seeds):
         lam, losses, flagged = _learn(config.iterations, data, jax.random.key(seed))
@@ -108,8 +108,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             + f"; {int(flagged)} hypergradients discarded"
             * bool(flagged)
         )
-    metrics = ("train_loss", "val_loss", "test_loss")
-    values = {
+    metrics: tuple[str, ...] = ("train_loss", "val_loss", "test_loss")
+    values: dict[str, dict[str, Any]] = {
         name: dict(zip(metrics, np.transpose(each), strict=True))
         for name, each in (("single", single), ("learned", learned))
     }

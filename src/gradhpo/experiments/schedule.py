@@ -116,7 +116,7 @@ class Schedule(NamedTuple):
 
 def initial(config: Config) -> Schedule:
     """Where the paper starts."""
-    kinds = len(names(LAYERS))
+    kinds = 2 * (len(LAYERS) - 1)
     table = (config.steps, kinds)
     logit = np.log(config.momentum / (1 - config.momentum))
     return Schedule(jnp.full(table, -1.0), jnp.full(table, logit), jnp.full(kinds, -3.0))
@@ -139,7 +139,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             examples=min(config.examples, 1000),
         )
     loaded = datasets.load(config.dataset, config.data_dir)
-    data = rows(loaded, (config.examples,) * 3)
+    data = rows(loaded, *(config.examples,) * 3)
     start = initial(config)
     losses, best = [], []
     for seed in range(config.seeds):
@@ -155,7 +155,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         "initial": [_judge(config, data, start, keys)] * config.seeds,
         "learned": [_judge(config, data, lam, keys) for lam in best],
     }
-    metrics = ("train_loss", "val_loss", "test_loss")
+    metrics: tuple[str, ...] = ("train_loss", "val_loss", "test_loss")
     values: dict[str, dict[str, Any]] = {
         name: dict(zip(metrics, np.transpose(each), strict=True)) for name, each in scored.items()
     }
@@ -164,7 +164,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     (out / "schedule.json").write_text(json.dumps(_plain(best[chosen]), indent=1) + "\n")
     _, schedules = read_schedule(out / "schedule.json")
     taken_home = {"optax, initial": _describe(start), "optax, learned": schedules}
-    pairs = {
+    pairs: dict[str, dict[str, Any]] = {
         name: dict(zip(metrics, np.transpose(_with_optax(config, data, which)), strict=True))
         for name, which in taken_home.items()
     }
@@ -298,7 +298,7 @@ def _curve(config: Config, data: Rows, lam: Schedule, key: jax.Array) -> np.ndar
 
 def _plain(lam: Schedule) -> dict[str, Any]:
     return {
-        "groups": names(LAYERS),
+        "groups": names(len(lam.log_scale)),
         "learning_rate": np.exp(lam.log_rate).tolist(),
         "momentum": np.asarray(jax.nn.sigmoid(lam.logit_momentum)).tolist(),
         "initial_scale": np.exp(lam.log_scale).tolist(),
@@ -335,7 +335,7 @@ def optimizer(tables: dict[str, Any]) -> optax.GradientTransformation:
     """
     rates, momenta = tables["learning_rate"], tables["momentum"]
     groups = range(rates.shape[1])
-    each = {
+    each: dict[Any, optax.GradientTransformation] = {
         i: optax.chain(
             optax.inject_hyperparams(optax.ema, static_args="debias")(
                 decay=schedule_of(momenta[:, i]), debias=False
@@ -355,7 +355,7 @@ def _with_optax(config: Config, data: Rows, tables: dict[str, Any]) -> np.ndarra
     @jax.jit
     def train(key):
         draw_weights, draw_batches = jax.random.split(key)
-        params = from_noise(noise(draw_weights, LAYERS), scale)
+        params: Any = from_noise(noise(draw_weights, LAYERS), scale)
 
         def body(state, index):
             params, slots = state
@@ -428,7 +428,7 @@ def _draw(
     for panel, name in zip(panels, ("learning_rate", "momentum"), strict=True):
         axes = new_axes(panel, name.replace("_", " "), "training step", "")
         for i, label in enumerate(tables["groups"]):
-            style = {"color": COLORS[i // 2], "linestyle": "--" if i % 2 else "-"}
+            style: dict[str, Any] = {"color": COLORS[i // 2], "linestyle": "--" if i % 2 else "-"}
             values = np.array(tables[name])[:, i]
             axes.plot(np.arange(1, len(values) + 1), values, label=label, linewidth=1.2, **style)
     panels[0].axes[0].legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2)
