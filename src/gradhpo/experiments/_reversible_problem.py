@@ -17,17 +17,20 @@ CLASSES = 10
 
 
 class Rows(NamedTuple):
-    """Examples in file order; images flat, their mean over the whole training set subtracted."""
+    """Examples in file order, images flat."""
 
     train: DataBatch
     val: DataBatch
     test: DataBatch
 
 
-def rows(data: datasets.Dataset, *sizes: int) -> Rows:
-    """The first rows of the training set for training, the next for validation and for tests."""
+def rows(data: datasets.Dataset, *sizes: int, centred: bool = True) -> Rows:
+    """The first rows of the training set for training, the next for validation and for tests.
+
+    `centred`: the mean image of the whole training set is subtracted.
+    """
     images = data.train.inputs.reshape(len(data.train.inputs), -1)
-    mean = images.mean(axis=0)
+    mean = images.mean(axis=0) if centred else np.zeros(images.shape[1], np.float32)
     ends = np.cumsum((0, *sizes))
     if ends[-1] > len(images):
         raise ValueError(

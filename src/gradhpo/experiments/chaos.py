@@ -5,11 +5,12 @@ same weights and on the same batches; the rate is swept. Shown are the training 
 and the exact derivative of that loss with respect to the log rate, by reversal.
 
 Source:
-    Maclaurin, Duvenaud & Adams (2015), section 4, figure 11.
+    Maclaurin, Duvenaud & Adams (2015), section 4, figure 11. Its losses are reproduced with
+    pixels in [0, 1], the mean image left in, and batches taken in turn. With centred pixels
+    chaos sets in at higher rates; with batches drawn at random the losses are higher.
 """
 
 import csv
-import functools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from gradhpo.estimators.reversible import reversible_gradients
 from gradhpo.experiments._drawing import COLORS, new_axes, new_figure, save
 from gradhpo.experiments._reversible_problem import (
     Rows,
-    batches,
     cross_entropy,
     from_noise,
     noise,
@@ -85,7 +85,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     if config.fast:
         config = replace(config, points=min(config.points, 20), seeds=1)
     loaded = datasets.load(config.dataset, config.data_dir)
-    data = rows(loaded, config.examples, 0, 0)
+    data = rows(loaded, config.examples, 0, 0, centred=False)
     rates = np.linspace(LOW, HIGH, config.points)
     losses, slopes = [], []
     for seed in range(config.seeds):
@@ -121,7 +121,7 @@ def _sweep(data: Rows, rates: np.ndarray, seed: int):
         yield tuple(np.asarray(x, np.float64) for x in _derive(data, part, jax.random.key(seed)))
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _derive(data: Rows, rates: jax.Array, key: jax.Array):
     def train_loss(params, lam, index):
         return cross_entropy(params, (data.train.inputs[index], data.train.targets[index]))
@@ -131,10 +131,10 @@ def _derive(data: Rows, rates: jax.Array, key: jax.Array):
 
     dynamics = from_optax(train_loss, lambda lam: reversible_sgd(jnp.exp(lam), MOMENTUM))
     problem = BilevelProblem(dynamics, outer_loss)
-    draw_weights, draw_batches = jax.random.split(key)
-    leaves = noise(draw_weights, LAYERS)
+    leaves = noise(key, LAYERS)
     weights = from_noise(leaves, jnp.full(len(leaves), LOG_SCALE))
-    index = batches(draw_batches, STEPS, BATCH, len(data.train.targets))
+    # Batches in turn, not drawn.
+    index = jnp.arange(STEPS * BATCH).reshape(STEPS, BATCH) % len(data.train.targets)
     window = Window(index, jax.tree.map(lambda x: x[None], data.train))
 
     def derive(lam):

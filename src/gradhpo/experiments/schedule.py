@@ -428,8 +428,9 @@ def _draw(
     for panel, name in zip(panels, ("learning_rate", "momentum"), strict=True):
         axes = new_axes(panel, name.replace("_", " "), "training step", "")
         for i, label in enumerate(tables["groups"]):
-            style: dict[str, Any] = {"color": COLORS[i // 2], "linestyle": "--" if i % 2 else "-"}
-            values = np.array(tables[name])[:, i]
-            axes.plot(np.arange(1, len(values) + 1), values, label=label, linewidth=1.2, **style)
-    panels[0].axes[0].legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2)
+            if label.startswith("weights"):  # of the biases see schedule.json
+                values = np.array(tables[name])[:, i]
+                steps = np.arange(1, len(values) + 1)
+                axes.plot(steps, values, label=label, linewidth=1, color=COLORS[i // 2])
+    panels[0].axes[0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
     save(figure, out / "schedules.png")
