@@ -24,6 +24,7 @@ WORKLOADS = (
     "w4_scale",
     "w5_convolution",
     "w6_hypergradient_descent",
+    "w7_reversible",
 )
 GROWTH = 1.02
 

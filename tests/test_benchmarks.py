@@ -32,7 +32,7 @@ def test_figures_are_well_formed(committed, load):
     workloads = {name[:2] for name in load("run").WORKLOADS}
     assert {key.split("/")[0] for key in committed["figures"]} == workloads
     for key, value in committed["figures"].items():
-        assert key.rsplit("/", 1)[1] in ("flops", "temp", "bytes"), key
+        assert key.rsplit("/", 1)[1] in ("flops", "temp", "bytes", "bits"), key
         assert value > 0, key
 
 

@@ -231,7 +231,7 @@ def test_wrong_settings_are_named():
     for settings, message in [
         ({"truncate": 9}, "at most the 7 steps"),
         ({"truncate": -1}, "truncate must be at least 0"),
-        ({"memory": "disk"}, "'trajectory' or 'segments'"),
+        ({"memory": "disk"}, "'segments' or 'reversible'"),
         ({"budget": 100}, "give both"),
     ]:
         with pytest.raises(ValueError, match=message):

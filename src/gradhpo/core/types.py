@@ -5,15 +5,15 @@ plain dictionaries, tuples and functions are accepted wherever one is named.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
-import optax
 
 __all__ = [
     "Batch",
     "DataBatch",
     "Hyper",
+    "InnerOptimizer",
     "LossFn",
     "LossFunctions",
     "MakeOptimizer",
@@ -56,7 +56,17 @@ LossFn: TypeAlias = Callable[[Params, Hyper, Batch], Scalar]
 UpdateFn: TypeAlias = Callable[[Params, Hyper, Batch], Params]
 """`update_fn(params, hyperparams, batch)`, one training step written by the user."""
 
-MakeOptimizer: TypeAlias = Callable[[Hyper], optax.GradientTransformation]
+
+class InnerOptimizer(Protocol):
+    """An Optax optimizer, or one of `gradhpo.transforms` that can tell more about itself."""
+
+    @property
+    def init(self) -> Callable[..., Any]: ...
+    @property
+    def update(self) -> Callable[..., Any]: ...
+
+
+MakeOptimizer: TypeAlias = Callable[[Hyper], InnerOptimizer]
 """`hyperparams -> optimizer`, called inside the traced step."""
 
 

@@ -47,6 +47,22 @@ STUDIES: dict[str, Study] = {
         "gradhpo.experiments.hypergradient_descent",
         "learning rates tuned by the training gradient: SGD, SGDN, Adam with and without it",
     ),
+    "schedule": Study(
+        "gradhpo.experiments.schedule",
+        "learning rates and momenta of every layer and step, learned by reversing training",
+    ),
+    "distill_data": Study(
+        "gradhpo.experiments.distill_data",
+        "ten training images, one per class, learned pixel by pixel",
+    ),
+    "regularisation_map": Study(
+        "gradhpo.experiments.regularisation_map",
+        "a penalty for every weight of logistic regression, as an image",
+    ),
+    "chaos": Study(
+        "gradhpo.experiments.chaos",
+        "where training is chaotic the derivative by the learning rate explodes",
+    ),
     "check": Study(
         "gradhpo.experiments.check",
         "how far each method is from the exact hypergradient on five small problems, and its cost",
@@ -65,8 +81,8 @@ def load(name: str) -> ModuleType:
     Traceback (most recent call last):
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
-learning_rate, augmentation, single_loop, hypergradient_descent, \
-check.
+learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
+regularisation_map, chaos, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")

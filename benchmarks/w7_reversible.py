@@ -1,4 +1,4 @@
-"""W6, exactly reversible training: memory and work of one hypergradient of a long run.
+"""W7, exactly reversible training: memory and work of one hypergradient of a long run.
 
 The network "params" of W2, one log learning rate per parameter and one log weight decay, SGD
 with momentum 0.9 in the form of `reversible_sgd`; 1000 steps. The same hypergradient from a
@@ -6,7 +6,7 @@ stored trajectory, from segments, and by running training backwards, and from `j
 through the loop. Bits are per parameter; a stored trajectory of float32 takes 64 T of them,
 weights and velocity.
 
-    python benchmarks/w6_reversible.py --core 0
+    python benchmarks/w7_reversible.py --core 0
 """
 
 import functools
@@ -79,9 +79,9 @@ def figures(small=False):
     found = {}
     for name, method in METHODS.items():
         program = compiled(method, *shapes(steps))
-        found[f"w6/{name}/flops"] = flops(program)
-        found[f"w6/{name}/temp"] = temp(program)
-    found["w6/reversible/bits"] = bits(steps)[0]
+        found[f"w7/{name}/flops"] = flops(program)
+        found[f"w7/{name}/temp"] = temp(program)
+    found["w7/reversible/bits"] = bits(steps)[0]
     return found
 
 
@@ -105,7 +105,7 @@ def report(args):
         Row("buffer", "T log2(1 / momentum)", floor),
         Row("buffer", "64 T / bits", 64 * steps / allocated),
     ]
-    show(f"W6 counts, T = {steps}, momentum {MOMENTUM}", rows)
+    show(f"W7 counts, T = {steps}, momentum {MOMENTUM}", rows)
 
     problem = make_problem("params", args.small)  # the 100 steps of W2
     programs = {name: compiled(method, *problem) for name, method in METHODS.items()}
@@ -120,7 +120,7 @@ def report(args):
         for base in ("jax.grad", "trajectory")
         if name != base
     ]
-    show("W6 time, T = 100", rows)
+    show("W7 time, T = 100", rows)
 
 
 def main():
