@@ -246,7 +246,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         for m in range(1, M + 1):
             window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
-            if compiled is None:
+            if compiled is None or fit is None:
                 shapes = jax.eval_shape(loops.fetch, resident, window)
                 state = _copy(_allocate(state, jax.eval_shape(tree_last, shapes.train)))
                 findings = inspect(self, problem, state, shapes)
