@@ -180,7 +180,8 @@ def _recall(
     weights = optax.tree.sub(split(after.params)[0], optimizer.last_updates(after.opt_state))
     slots, rest = split(kept.opt_state)
     inner = join((weights, slots), (kept.params, rest), kept.model_state)
-    return inner, optimizer.last_gradients(kept.opt_state, after.opt_state)
+    told = getattr(optimizer, "last_gradients", None)
+    return inner, None if told is None else told(kept.opt_state, after.opt_state)
 
 
 def _store_step(problem, lam, inner, batch):

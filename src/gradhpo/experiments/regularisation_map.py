@@ -6,7 +6,7 @@ for all weights: the best, for each seed and by validation loss, of a grid of te
 
 Source:
     Maclaurin, Duvenaud & Adams (2015), section 3.2, figure 8: plain gradient steps of 1000, 50
-    meta-iterations, from penalties 0.01 e, with 0.01 |exp(lam)|^2 added to the outer loss.
+    meta-iterations, from penalties 0.01 e, with 0.01 ||exp(lam)||^2 added to the outer loss.
 """
 
 import functools

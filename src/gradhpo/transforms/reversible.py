@@ -52,8 +52,8 @@ def reversible_sgd(learning_rate: Rate, momentum: Rate) -> Reversible:
 
     Args:
         learning_rate: eta: a number; a tree that is a prefix of the parameters (a number per
-            group) or like them (one per parameter); or a function `count -> ` either, as
-            Optax's schedules are. May be traced.
+            group) or like them (one per parameter); or a function of the count of
+            steps that returns either, as Optax's schedules are. May be traced.
         momentum: mu, likewise, strictly between 0 and 1. It is rounded to a multiple of
             2^-16, wherever it stands; the derivative ignores the rounding.
 
