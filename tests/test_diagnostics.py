@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from gradhpo import BilevelProblem, from_optax, from_update, one_step, reverse
+from gradhpo.core.status import Status
 from gradhpo.diagnostics import _flops, check_hypergradient
-from gradhpo.testing.problems import integer_leaves, learning_rates, nested, straight_line
+from gradhpo.testing.problems import integer_leaves, learning_rates, nested, ridge, straight_line
 
 
 def rescaled(factor):
@@ -240,3 +241,27 @@ def test_the_study(tmp_path):
         check.Config(steps=0)
     with pytest.raises(ValueError, match="unknown method 'saba'"):
         check.Config(method=("saba",))
+
+
+@pytest.mark.parametrize("steps", [1, 10, 13, 15])
+def test_any_length_of_run(steps):
+    """Windowed methods take the longest window, up to ten, that divides it."""
+    problem, inner, lam, window = ridge(steps)
+    methods = ["reverse", "pes", "amigo", "stocbio", "f2sa"]
+    rows = check_hypergradient(problem, inner, lam, window, methods).rows
+    assert not any(row.refused for row in rows.values())
+    pieces = {1: 1, 10: 1, 13: 13, 15: 3}[steps]
+    assert rows["reverse"].gradients == 2 * steps + 1
+    assert rows["pes"].gradients == 33 * (steps + pieces)
+    assert rows["f2sa"].gradients == 3 * (steps + pieces)
+    assert rows["amigo"].products == rows["stocbio"].products == 11 * pieces
+
+
+def test_nan_is_not_ok():
+    def estimate(*args):
+        got = reverse(3).estimate(*args)
+        return got._replace(hypergrad=optax.tree.scale(jnp.nan, got.hypergrad))
+
+    mine = {"mine": reverse(3)._replace(estimate=estimate)}
+    row = check_hypergradient(*ridge(3), mine).rows["mine"]
+    assert row.status == Status.NONFINITE_HYPERGRAD

@@ -2,9 +2,9 @@
 
 import json
 import os
-import resource
 import sys
 import time
+from pathlib import Path
 
 import _problems
 import numpy as np
@@ -85,18 +85,33 @@ def with_higher(w, train, val, rate, decay):
         return torch.autograd.grad(functional(val), [*rate, decay])
 
 
+def peak_growth(run):
+    """MiB by which a call raises the resident memory at its peak; NaN where Linux is not."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        run()
+        return float("nan")
+
+    def read(field):
+        line = next(x for x in status.read_text().splitlines() if x.startswith(field))
+        return int(line.split()[1]) / 1024
+
+    reset.write_text("5")  # the peak is now what is resident
+    before = read("VmRSS")
+    run()
+    return read("VmHWM") - before
+
+
 def main(method, net, rounds, *flags):
     problem = tensors(net, "--small" in flags)
     run = {"training": training, "torchopt": with_torchopt, "higher": with_higher}[method]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(*problem)
+    mib = peak_growth(lambda: run(*problem))
     seconds = []
     for _ in range(int(rounds)):
         start = time.process_time()
         got = run(*problem)
         seconds.append(time.process_time() - start)
     size = None if method == "training" else float(sum((x**2).sum() for x in got)) ** 0.5
-    mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # Linux: KiB
     print(json.dumps({"seconds": seconds, "norm": size, "mib": mib, "torch": torch.__version__}))
 
 

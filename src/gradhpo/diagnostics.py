@@ -57,8 +57,10 @@ KNOWN = tuple(name for name in METHODS if name not in ("saba", "fds"))
 """Methods by the names of `gradhpo list`. Not here: `saba` and `fds`, whose settings the
 problem decides; give those as estimators."""
 
+IN_PIECES = ("pes", "amigo", "stocbio", "f2sa")
+"""Methods that go through a run in several windows,"""
 PIECE = 10
-"""Longest window of the methods that go through a run in several."""
+"""none longer than this."""
 
 
 @dataclass(frozen=True)
@@ -384,19 +386,23 @@ def _measure(choice, problem, inner, lam, window, steps, exact, training) -> Row
     gradients, products = None, None
     if isinstance(choice, str):
         size = sum(np.size(x) for x in jax.tree.leaves(lam))
-        gradients, products = METHODS[choice].cost(steps, size)
+        window = {"window": estimator.window} if choice in IN_PIECES else {}
+        gradients, products = METHODS[choice].cost(steps, size, **window)
         products += iterations - METHODS[choice].iterations
         if estimator.start is not None:  # HyperDistill's fit
             gradients, products = gradients + 2 * steps + 1, products + 2 * steps
     fixed, looped = _flops(traced.jaxpr)
     last = {name: float(np.asarray(x)[-1]) for name, x in info.items()}
+    status = Status(int(last.pop("status", Status.OK)))
+    if status == Status.OK and not tree_is_finite(hypergrad):
+        status = Status.NONFINITE_HYPERGRAD
     return Row(
         **_compare(hypergrad, exact),
         gradients=gradients,
         products=products,
         flops=float((fixed + looped * max(iterations, 1)) / max(training, 1)),
         temp_bytes=getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
-        status=Status(int(last.pop("status", Status.OK))),
+        status=status,
         info=MappingProxyType(last),
         hypergrad=hypergrad,
     )
@@ -407,7 +413,7 @@ def _named(name: str, steps: int) -> Estimator:
     settings = {"T": steps, "inner_optimizer": optax.identity()}  # the problem has its own
     if name == "greedy":
         settings["unroll_steps"] = steps
-    elif METHODS[name].make(**settings).estimator().window == PIECE:
+    elif name in IN_PIECES:
         settings["unroll_steps"] = max(k for k in range(1, PIECE + 1) if steps % k == 0)
     return METHODS[name].make(**settings).estimator()
 

@@ -11,6 +11,7 @@ from dense_formulas import whole_window
 
 from gradhpo import (
     BilevelProblem,
+    GradhpoWarning,
     ImplicitOptimizer,
     Status,
     Window,
@@ -381,3 +382,62 @@ def test_the_class_tunes_a_penalty():
     )
     assert abs(state.hyperparams) < 0.05
     assert state.metadata["linear_residual"] < 1e-5
+
+
+def test_curvature_of_conjugate_gradients_is_a_rayleigh_quotient():
+    """Of the directions met: never below the smallest eigenvalue."""
+    d = np.array([1.0, 10.0, 100.0])
+    got = cg(1e-14)(lambda u: d * u, jnp.ones(3), jnp.zeros(3), jax.random.key(0), "scan")
+    r, p, seen = np.ones(3) / np.sqrt(3), np.ones(3) / np.sqrt(3), []
+    for _ in range(int(got.iterations)):
+        seen.append(p @ (d * p) / (p @ p))
+        new = r - (r @ r) / (p @ (d * p)) * d * p
+        r, p = new, new + (new @ new) / (r @ r) * p
+    x = 1 / d
+    np.testing.assert_allclose(got.curvature, min(*seen, x @ (d * x) / (x @ x)), rtol=1e-8)
+    assert got.curvature >= 1.0
+
+
+def test_a_series_that_diverges_is_cut_off_and_flagged():
+    got = neumann(20, 5.0)(lambda u: 2 * u, jnp.ones(3), jnp.zeros(3), jax.random.key(0), "scan")
+    assert got.residual > 1e-2
+    assert jnp.abs(got.u).max() <= 5.0 * 10  # a few terms, none above ten times alpha
+
+
+def test_a_rate_in_a_fixed_point_is_warned_of():
+    problem, inner, lam, window = at_minimum(optax.sgd(RATE))
+    rated = from_optax(train_loss, lambda lam: optax.sgd(lam["rate"]))
+    problem = BilevelProblem(rated, val_loss)
+    lam = {**lam, "rate": jnp.asarray(RATE)}
+    with pytest.warns(GradhpoWarning, match=r"\['rate'\] acts through the optimizer alone"):
+        hypergradient(dense(), problem, inner, lam, window, condition="fixed_point")
+
+
+def test_a_condition_of_the_other_sign_is_no_saddle():
+    problem, inner, lam, window = at_minimum()
+    want = hypergradient(dense(), problem, inner, lam, window)
+
+    def descent(w, lam, batch):
+        return -jax.grad(train_loss)(w, lam, batch)
+
+    got = hypergradient(None, problem, inner, lam, window, condition=descent)
+    assert_trees_close(got.hypergrad, want.hypergrad, 1e-5)
+    assert got.info["status"] == Status.OK
+
+
+@pytest.mark.parametrize("solver", [cg(), dense(), nystrom(4), gmres(), neumann(50, 0.3)])
+def test_narrow_weights_are_solved_for_in_float32(solver):
+    def loss(w, lam, batch):
+        flat = jnp.concatenate([w["a"].astype(jnp.float32), w["b"]])
+        return jnp.sum(jnp.exp(lam) * flat**2) / 2 + jnp.sum((flat - 1) ** 2) / 2
+
+    def judge(w, lam, batch):
+        return sum(jnp.sum((x.astype(jnp.float32) - 2) ** 2) for x in w.values())
+
+    dynamics = from_optax(loss, optax.sgd(0.1))
+    w = {"a": jnp.full(2, 0.5, jnp.bfloat16), "b": jnp.full(2, 0.5, jnp.float32)}
+    lam = jnp.zeros(4, jnp.float32)
+    window = Window(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+    got = hypergradient(solver, BilevelProblem(dynamics, judge), dynamics.init(w, lam), lam, window)
+    assert np.all(np.isfinite(got.hypergrad)) and got.hypergrad.dtype == jnp.float32
+    np.testing.assert_allclose(got.hypergrad, 3.0 * 0.5 / 2, rtol=0.06)  # nystrom: damped by 0.1

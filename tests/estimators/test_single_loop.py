@@ -669,3 +669,38 @@ def test_the_study_runs(tmp_path, monkeypatch):
     for name in ("soba", "saba"):
         values = result.methods[name].metrics["val_loss"].seeds
         assert (values < result.methods["fixed"].metrics["val_loss"].seeds).all()
+
+
+@pytest.mark.parametrize("method", ["soba", "saba"])
+def test_one_bad_validation_batch_is_forgotten(method):
+    """u and the tables of a step whose validation loss is not finite are not kept."""
+
+    def loss(w, lam, batch):
+        return jnp.sum(jnp.exp(lam) * w**2) / 2 + jnp.sum((w - batch["x"]) ** 2) / 2
+
+    def judge(w, lam, batch):
+        return jnp.sum((w - batch["x"]) ** 2)
+
+    if method == "soba":
+        opt = SOBAOptimizer(inner_optimizer=optax.sgd(0.1), outer_optimizer=optax.sgd(0.1), T=4)
+    else:
+        rates = {"inner_optimizer": optax.sgd(0.1), "outer_optimizer": optax.sgd(0.1)}
+        opt = SABAOptimizer(train_batches=2, val_batches=2, T=4, **rates)
+    state = opt.init(jnp.zeros(2), jnp.zeros(2))
+    seen = []
+    for t in range(5):
+        train = {"x": jnp.ones(2), "index": jnp.asarray([t % 2])}
+        val = {"x": jnp.full(2, jnp.nan if t == 2 else 1.0), "index": jnp.asarray([t % 2])}
+        state = opt.step(state, train, val, loss, judge)
+        seen.append(int(state.metadata["status"]))
+    assert seen == [0, 0, Status.NONFINITE_VAL_LOSS, 0, 0]
+    assert np.isfinite(state.memory.u).all()
+
+
+def test_a_series_that_diverges_is_flagged():
+    train, val = whole(quadratic(1, 5, 40)), whole(quadratic(1, 5, 40, seed=1))
+    problem, inner, lam = of_parts(train, val, 5)
+    window = repeated(train, val, 10)
+    for rate, status in ((0.2, Status.OK), (50.0, Status.LINEAR_SOLVE_INACCURATE)):
+        got = compiled(stocbio(10, 10, rate), problem)((), inner, lam, window)
+        assert got.info["status"] == status

@@ -13,13 +13,16 @@ from jax.flatten_util import ravel_pytree
 
 from gradhpo import (
     BilevelProblem,
+    Status,
     Window,
+    bilevel_step,
     drmad,
     first_order,
     forward,
     forward_sharing,
     from_optax,
     from_update,
+    init_state,
     one_step,
     reverse,
     unrolled_gradients,
@@ -320,6 +323,37 @@ def test_rtho_at_rest_is_forward_mode_at_every_step():
     assert relative_error(short, got.hypergrad) > 1e-3
     memory = online.reset(got.memory, inner, lam)
     assert not any(np.any(z) for z in jax.tree.leaves(memory))
+
+
+def test_rtho_goes_on_through_a_bad_validation_batch():
+    """Z belongs to s_t: it moves on with it, and the next hypergradients miss nothing."""
+    found = []
+    for bad in (None, 2):
+        problem, inner, lam, window = outer_lam(6)
+        step = bilevel_step(forward(1, online=True))
+        state = init_state(problem, forward(1, online=True), None, inner.params, lam)
+        for t in range(6):
+            one = jax.tree.map(lambda x: x[t : t + 1], window)  # noqa: B023
+            if t == bad:
+                one = one._replace(val=jax.tree.map(lambda x: x * jnp.nan, one.val))
+            state = step(problem, state, one, 0.0)
+            assert state.metadata["status"] == (0 if t != bad else Status.NONFINITE_VAL_LOSS)
+        found.append(state.memory.Z)
+    assert_trees_close(found[1], found[0], 1e-15)
+
+
+def test_forward_keeps_the_dtypes_of_the_hyperparameters():
+    problem, inner, _, window = integer_leaves(3)
+    lam = jax.tree.map(lambda x: x.astype(jnp.bfloat16), integer_leaves(3)[2])
+    got = whole_window(forward(3), problem, inner, lam, window)
+    assert {x.dtype for x in jax.tree.leaves(got.hypergrad)} == {jnp.dtype(jnp.bfloat16)}
+    want = whole_window(reverse(3), problem, inner, lam, window)
+    assert relative_error(got.hypergrad, want.hypergrad) < 0.02
+
+
+def test_a_window_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"reverse\(5\) got a window of 7 steps"):
+        whole_window(reverse(5), *outer_lam(7))
 
 
 def test_a_budget_too_small_is_named():

@@ -17,14 +17,15 @@ class ImplicitOptimizer(EstimatorOptimizer):
     """Implicit differentiation at the minimum of the training loss; no path is stored.
 
     Cannot tune what the minimum does not depend on (learning rates, momenta, schedules) and
-    refuses it at the first call. `metadata` holds `stationarity` (how far from a minimum),
-    `linear_residual`, `linear_iterations` and `curvature`.
+    refuses it at the first call (with "fixed_point" it warns). `metadata` holds `stationarity`
+    (how far from a minimum), `linear_residual`, `linear_iterations` and `curvature`.
 
     Args:
         T: Inner steps per hypergradient; required unless `unroll_steps` is given.
         unroll_steps: Inner steps per hypergradient, if an episode is to have several.
-        solver: `cg(...)` (default), `neumann`, `nystrom`, `identity`, `dense` or `gmres` of
-            `gradhpo.estimators.linear_solvers`.
+        solver: `cg(...)`, `neumann`, `nystrom`, `identity`, `dense` or `gmres(...)` of
+            `gradhpo.estimators.linear_solvers`; by default `cg()` for the training loss, `gmres()`
+            for other conditions.
         condition: "training_loss", "fixed_point" or a function `(w, lam, batch)` that is zero
             where training ends.
         warm_start: Start the solver from the last solution.

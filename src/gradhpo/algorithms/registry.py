@@ -42,7 +42,7 @@ class Method(NamedTuple):
 
     optimizer: type[EstimatorOptimizer]
     description: str
-    cost: Callable[[int, int], Cost]  # of T inner steps with H hyperparameters, at most
+    cost: Callable[..., Cost]  # of T inner steps with H hyperparameters, at most
     settings: Mapping[str, Any] = MappingProxyType({})
     iterations: int = 0  # of the linear solver, at most; a product each, and part of the cost
 
@@ -123,7 +123,7 @@ METHODS: dict[str, Method] = {
     "pes": Method(
         PESOptimizer,
         "persistent evolution strategies, 16 pairs, windows of 10",
-        lambda steps, size: (33 * (steps + steps // 10), 0),
+        lambda steps, size, window=10: (33 * (steps + steps // window), 0),
     ),
     "soba": Method(
         SOBAOptimizer,
@@ -134,14 +134,16 @@ METHODS: dict[str, Method] = {
     "amigo": Method(
         AmIGOOptimizer,
         "ten inner steps, ten steps on the linear system, warm-started",
-        _every_step(1.1, 1.1),
+        lambda steps, size, window=10: (steps + steps / window, 11 * steps / window),
     ),
     "stocbio": Method(
         StocBiOOptimizer,
         "ten inner steps, Neumann series with a batch per term",
-        _every_step(1.1, 1.1),
+        lambda steps, size, window=10: (steps + steps / window, 11 * steps / window),
     ),
     "f2sa": Method(
-        F2SAOptimizer, "penalty method, first-order derivatives alone", _every_step(3.3, 0)
+        F2SAOptimizer,
+        "penalty method, first-order derivatives alone",
+        lambda steps, size, window=10: (3 * steps + 3 * steps / window, 0),
     ),
 }

@@ -110,6 +110,8 @@ def stack(name: str, batches: list[Batch]) -> Batch:
     PRNG keys stay where they are.
     """
 
+    if not jax.tree.leaves(batches):
+        raise ValueError(f"{name} made a batch without arrays; give a dummy, such as 0.0.")
     check_batches(name, batches)
 
     def leaf(*xs):

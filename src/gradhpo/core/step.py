@@ -92,12 +92,13 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
             fresh = estimator.init(state.inner, state.hyperparams, window)
             state = state.update(memory=state.memory._replace(data=fresh.data))
         estimate = estimator.estimate(problem, state.memory, state.inner, state.hyperparams, window)
-        return _apply(outer_optimizer, problem, state, estimate, window, lr_hyper)
+        return _apply(estimator, outer_optimizer, problem, state, estimate, window, lr_hyper)
 
     return step
 
 
 def _apply(
+    estimator: Estimator,
     outer_optimizer: OuterOptimizer,
     problem: BilevelProblem,
     state: BilevelState,
@@ -131,7 +132,9 @@ def _apply(
         status = jnp.where(good | explained, status, code)
     tuned = trained & judged & derived & stepped
     inner = tree_where(trained, inner, state.inner)
-    memory = tree_where(trained & derived, estimate.memory, state.memory)
+    # What a bad validation batch has touched is not remembered; what goes with s_t must.
+    remembered = jnp.where(judged, derived, estimator.follows)
+    memory = tree_where(trained & remembered, estimate.memory, state.memory)
 
     info["train_loss"] = _train_loss(problem, state, window)
     info["hypergrad_norm"] = norm

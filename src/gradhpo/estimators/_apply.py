@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.types import Hyper, Params
 from gradhpo.utils._partition import merge, split
+from gradhpo.utils.gradients import tree_l2_norm, tree_scale
 
-__all__ = ["Schedule", "apply_gradient", "value_at"]
+__all__ = ["Schedule", "apply_gradient", "guarded", "relative_norm", "value_at"]
 
 Schedule = float | Callable[[Any], Any]
 """A number, or a function of the count of outer updates (an Optax schedule)."""
@@ -27,6 +29,17 @@ def value_at(schedule: Schedule, count: jax.Array) -> Any:
     0.05 0.5
     """
     return schedule(count) if callable(schedule) else schedule
+
+
+def relative_norm(defect: Params, right: Params) -> jax.Array:
+    """`||defect|| / ||right||`, and `||defect||` where the right-hand side is zero."""
+    norm = tree_l2_norm(right)
+    return tree_l2_norm(defect) / jnp.where(norm == 0, 1, norm)
+
+
+def guarded(hypergrad: Hyper, residual: jax.Array) -> Hyper:
+    """NaN where the new u would not be finite, so that the finite guard undoes both."""
+    return tree_scale(jnp.where(jnp.isfinite(residual), 1, jnp.nan), hypergrad)
 
 
 def apply_gradient(

@@ -25,6 +25,7 @@ from gradhpo.core.curvature import check_reached, condition_of, curvature, train
 from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params
+from gradhpo.estimators._apply import relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 
@@ -84,7 +85,7 @@ def amigo(
             direct,
             indirect,
             stationarity=tree_l2_norm(train.gradient),
-            linear_residual=tree_l2_norm(optax.tree.sub(u_hessian, alpha)) / tree_l2_norm(alpha),
+            linear_residual=relative_norm(optax.tree.sub(u_hessian, alpha), alpha),
         )
         return Estimate(optax.tree.add(direct, indirect), inner, AmigoMemory(u), info)
 

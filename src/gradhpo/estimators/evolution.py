@@ -131,7 +131,7 @@ def pes(
         loss, new = _train(problem, inner, lam, window, loop)
         return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
 
-    return Estimator(init, estimate, window=steps, reset=reset)
+    return Estimator(init, estimate, window=steps, reset=reset, follows=True)
 
 
 def _settings(sigma: Any, pairs: Any) -> tuple[float, int]:

@@ -90,11 +90,12 @@ def forward(
             consts = (lam, inner, alpha, window.train)
             _, parts = fold(_pass(loop), problem, consts, (), padded, loop=loop)
             inner, flat = end, parts.ravel()[:size]
-        indirect = ravel_pytree(lam)[1](flat)
+        indirect = _like(lam, flat)
         hypergrad = optax.tree.add(direct, indirect)
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
-    return Estimator(init, estimate, window=steps, reset=reset if online else None)
+    reset_online = reset if online else None
+    return Estimator(init, estimate, window=steps, reset=reset_online, follows=online)
 
 
 def forward_sharing(
@@ -149,13 +150,19 @@ def forward_sharing(
             inner, Z = _sweep(problem, lam, index, inner, Z, batches, loop)
         loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
         flat = _contract(alpha, Z)[np.argsort(order)]
-        indirect = ravel_pytree(lam)[1](flat)
+        indirect = _like(lam, flat)
         if average:
             direct, indirect = (tree_scale(pieces / steps, x) for x in (direct, indirect))
         hypergrad = optax.tree.add(direct, indirect)
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
     return Estimator(init, estimate, window=steps)
+
+
+def _like(lam: Hyper, flat: jax.Array) -> Hyper:
+    """`ravel_pytree` undone, in the dtypes of lam."""
+    ravelled, unravel = ravel_pytree(lam)
+    return unravel(flat.astype(ravelled.dtype))
 
 
 # -- Z ---------------------------------------------------------------------------------------

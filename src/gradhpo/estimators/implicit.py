@@ -29,13 +29,14 @@ from gradhpo.core.curvature import (
 )
 from gradhpo.core.dynamics import InnerState, linearize, zero_cotangent
 from gradhpo.core.estimator import Estimate, Estimator, Loop, report, roll
-from gradhpo.core.problem import Window, outer_gradients
+from gradhpo.core.inspect import unreached_hyperparams
+from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params
-from gradhpo.estimators.linear_solvers import Solver, cg
+from gradhpo.estimators.linear_solvers import Solver, cg, gmres
 from gradhpo.utils._partition import merge, scalar_dtype, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.validation import check_count, complain
 
 __all__ = ["ImplicitMemory", "implicit"]
 
@@ -73,8 +74,9 @@ def implicit(
     Args:
         steps: Inner steps before every hypergradient; they bring w to the minimum, and a
             few are enough where the last update left it close by.
-        solver: Of the linear system, from `gradhpo.estimators.linear_solvers`: `cg()`
-            (default), `neumann`, `nystrom`, `identity`, `dense`, `gmres`.
+        solver: Of the linear system, from `gradhpo.estimators.linear_solvers`: `cg()` (default
+            for the training loss), `neumann`, `nystrom`, `identity`, `dense`, `gmres()` (default
+            for other conditions, whose G need not be symmetric or positive).
         condition: What defines the end of training: "training_loss" (its gradient is
             zero), "fixed_point" (Phi(s) = s; an unsymmetric system: dense, neumann with
             step 1, or gmres), or a function `(w, lam, batch) -> tree like w` that is zero there.
@@ -84,14 +86,18 @@ def implicit(
 
     H and M are those of the last train batch of the window: give large batches.
 
-    Cost per outer update: the steps, one validation gradient, one product per iteration
-    of the solver and two more. Memory: the solver's.
+    Cost per outer update: the steps, two gradients, one product per iteration of the solver
+    and two more (three for cg, which judges its start). Memory: the solver's. Narrow weights
+    (bfloat16) are solved for in float32.
 
     Raises:
         ValueError: at the first call, for a hyperparameter that the minimum does not
-            depend on (learning rates, momenta, schedules).
+            depend on (learning rates, momenta, schedules). With "fixed_point" a warning: a
+            weight decay in the optimizer moves the fixed point, a learning rate does not,
+            and nothing tells the two apart.
     """
-    solver = cg() if solver is None else solver
+    if solver is None:
+        solver = cg() if condition == "training_loss" else gmres()
     steps = check_count("steps", steps)
     if isinstance(condition, str) and condition not in ("training_loss", "fixed_point"):
         raise ValueError(
@@ -106,6 +112,7 @@ def implicit(
 
     def system(problem, inner, lam, batch) -> _System:
         if condition == "fixed_point":
+            _warn_of_rates(problem, inner, lam, batch)
             return _fixed_point(problem, inner, lam, batch.train)
         if callable(condition):
             check_reached(problem, condition, inner, lam, batch, "implicit differentiation")
@@ -125,12 +132,15 @@ def implicit(
         right = alpha if condition == "fixed_point" else alpha.params
         start = memory.u if warm_start else optax.tree.zeros_like(memory.u)
         key = jax.random.fold_in(memory.key, memory.draws)
-        u, iterations, residual, least = solver(G.product, right, start, key, loop)
+        product, (wide, start) = _widened(G.product, right), _wide((right, start))
+        u, iterations, residual, least = solver(product, wide, start, key, loop)
+        u = _cast_like(u, right)
         indirect = G.indirect(u)  # -u M
         hypergrad = optax.tree.add(direct, indirect)
         solved = residual <= ACCURATE  # False for NaN
         status = jnp.where(solved, Status.OK, Status.LINEAR_SOLVE_INACCURATE)
-        status = jnp.where(least < 0, Status.NEGATIVE_CURVATURE, status)
+        if condition == "training_loss":  # elsewhere G need not be positive
+            status = jnp.where(least < 0, Status.NEGATIVE_CURVATURE, status)
         info = report(
             loss,
             direct,
@@ -146,6 +156,35 @@ def implicit(
 
     metrics = ("stationarity", "linear_residual", "linear_iterations", "curvature")
     return Estimator(init, estimate, window=steps, metrics=metrics)
+
+
+def _warn_of_rates(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Window) -> None:
+    parts = problem.dynamics.parts
+    loss = problem.train_loss if parts is None else parts[0]
+    if loss is None:
+        return
+    names = unreached_hyperparams(problem, condition_of(loss), inner, lam, batch)
+    if names:
+        complain(
+            f"implicit differentiation of a fixed point: the leaf {', '.join(names)} acts through "
+            "the optimizer alone. Right for a weight decay there; a learning rate or a momentum "
+            "does not move the fixed point, and the number computed for it means nothing.",
+            strict=False,
+        )
+
+
+def _wide(tree: Any) -> Any:
+    """No leaf narrower than float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def _widened(product: Callable[[Any], Any], like: Any) -> Callable[[Any], Any]:
+    """`product` on wide vectors; inside they have the dtypes of the weights."""
+    return lambda u: _wide(product(_cast_like(u, like)))
 
 
 def _fixed_point(problem, inner: InnerState, lam: Hyper, batch) -> _System:

@@ -5,8 +5,9 @@ damping, or `I - A` of a fixed point. Every solver is a function
 `solve(product, alpha, start, key, loop) -> Solution`; what it found is judged by one more
 product, so that a solver which fails cannot look like one that worked.
 
-The right-hand side is scaled to norm 1 and tests are relative, so the answer is the same
-when a loss is multiplied by 1e-6 or 1e6.
+The right-hand side is scaled to norm 1 and tests are relative, so `cg` and `dense` without
+damping give the same answer when a loss is multiplied by 1e-6 or 1e6; a damping or a step size
+is in the units of the loss.
 """
 
 from collections.abc import Callable
@@ -19,12 +20,13 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from gradhpo.core.estimator import Loop
-from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale
+from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale, tree_where
 from gradhpo.utils.validation import check_count, check_number
 
 __all__ = ["Solution", "Solver", "cg", "dense", "gmres", "identity", "neumann", "nystrom"]
 
 Product = Callable[[Any], Any]
+DIVERGED = 10.0  # norm of a term of the Neumann series, of which the first has 1
 
 
 class Solution(NamedTuple):
@@ -48,7 +50,9 @@ def cg(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0.0)
         damping: rho. 0 for strongly convex losses, 1e-3 to 1 for networks.
 
     Stops at a direction p with `p G p <= 0`, which a minimum does not have, and keeps what
-    it has. At most P products in exact arithmetic. Memory: four trees of weights.
+    it has. At most P products in exact arithmetic. Memory: five trees of weights.
+    Where compiled loops are slow (convolutions on CPU) all `max_iterations` are written out and
+    run: set it to what is needed.
 
     Source:
         Hestenes & Stiefel (1952); Pedregosa (2016) for hypergradients.
@@ -84,9 +88,10 @@ def cg(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0.0)
             step = jnp.where(good, rr / jnp.where(good, pGp, 1), 0)
             x = optax.tree.add_scale(x, step, p)
             r = optax.tree.add_scale(r, -step, Gp)
+            curvature = jnp.minimum(curvature, pGp / tree_dot(p, p))
             rr, before = tree_dot(r, r), rr
             p = optax.tree.add_scale(r, rr / before, p)
-            return x, r, p, rr, jnp.minimum(curvature, pGp / tree_dot(p, p)), k + 1
+            return x, r, p, rr, curvature, k + 1
 
         x, _, _, _, curvature, k = _while(going, body, first, max_iterations, loop)
         return _judged(product, b, x, scale, k, curvature)
@@ -101,8 +106,8 @@ def neumann(terms: int = 20, step_size: float = 0.1) -> Solver:
         terms: K. The error of the operator is at most `(1 - a m)^(K+1) / m`, with m the
             smallest eigenvalue; as a truncated unroll, K is the number of steps less one.
         step_size: a, at most 1 / (largest eigenvalue); the inner learning rate is a good
-            choice. With `2 / (largest eigenvalue)` or more the series diverges, and the
-            residual says so.
+            choice. With `2 / (largest eigenvalue)` or more the series diverges: it is cut off
+            where a term is ten times alpha, and the residual says so.
 
     Source:
         Lorraine et al. (2020), algorithm 3; the last factor a is part of the result.
@@ -115,14 +120,16 @@ def neumann(terms: int = 20, step_size: float = 0.1) -> Solver:
         b, scale = _unit(alpha)
 
         def body(carry, _):
-            v, p, curvature = carry
+            v, p, curvature, converges = carry
             Gv = product(v)
             curvature = jnp.minimum(curvature, _ratio(tree_dot(v, Gv), tree_dot(v, v)))
-            v = optax.tree.add_scale(v, -a, Gv)
-            return (v, optax.tree.add(p, v), curvature), None
+            new = optax.tree.add_scale(v, -a, Gv)
+            converges &= tree_l2_norm(new) < DIVERGED  # False for NaN too
+            v = tree_where(converges, new, v)
+            return (v, tree_where(converges, optax.tree.add(p, v), p), curvature, converges), None
 
-        first = (b, b, jnp.asarray(jnp.inf, scale.dtype))
-        (_, p, curvature), _ = lax.scan(body, first, length=terms, unroll=_unroll(loop, terms))
+        first = (b, b, jnp.asarray(jnp.inf, scale.dtype), jnp.asarray(True))
+        (_, p, curvature, _), _ = lax.scan(body, first, length=terms, unroll=_unroll(loop, terms))
         x = tree_scale(a, p)
         return _judged(product, b, x, scale, jnp.asarray(terms, jnp.int32), curvature)
 
@@ -153,7 +160,7 @@ def nystrom(rank: int = 10, damping: float = 0.1) -> Solver:
             iteration.
         damping: rho, positive: 0.01 to 1. The formula cancels when it is tiny.
 
-    Memory: k trees of weights.
+    Memory: k trees of weights, and a few more.
 
     Source:
         Hataya & Yamada (2023), eq. (6); the coordinates are drawn anew at every update.
@@ -223,7 +230,8 @@ def gmres(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0
             restart=restart,
             maxiter=-(-max_iterations // restart),
         )
-        k = jnp.asarray(max_iterations, jnp.int32)
+        restarts = -(-max_iterations // restart)
+        k = jnp.asarray(restart * restarts, jnp.int32)
         return _judged(product, b, x, scale, k, jnp.asarray(jnp.inf, scale.dtype))
 
     return solve

@@ -83,6 +83,9 @@ def reverse(
         return ()
 
     def estimate(problem, state, inner, lam, window):
+        given = _steps(window.train)
+        if given != steps:
+            raise ValueError(f"reverse({steps}) got a window of {given} steps; they must agree.")
         got = unrolled_gradients(
             problem, inner, lam, window, truncate=kept, memory=memory, budget=budget, loop=loop
         )
@@ -298,7 +301,10 @@ def _segments(span, length):
 
 
 def _steps(batches):
-    return jax.tree.leaves(batches)[0].shape[0]
+    leaves = jax.tree.leaves(batches)
+    if not leaves:
+        raise ValueError("a batch needs at least one array; give a dummy, such as 0.0.")
+    return leaves[0].shape[0]
 
 
 def levels_for(steps: int, state: int, kept: int, budget: int | None = None) -> tuple[int, ...]:

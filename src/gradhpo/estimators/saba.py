@@ -33,7 +33,7 @@ from gradhpo.core.curvature import check_reached, condition_of, curvature, train
 from gradhpo.core.estimator import Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params, PyTree
-from gradhpo.estimators._apply import apply_gradient
+from gradhpo.estimators._apply import apply_gradient, guarded, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale, tree_where
 
@@ -75,8 +75,8 @@ def saba(
         train_batches, val_batches: Numbers of parts.
         step_size: rho of u; a constant, as are the rates of w and lam.
         index: `index(batch)` is the number of the part that the batch is, an integer array
-            of one element in [0, parts). One outside is taken for a failed step: nothing
-            moves, and the status says NONFINITE_TRAIN_STATE.
+            of one element in [0, parts). One outside fails: of a training part nothing moves,
+            of a validation part the weights alone; the status says so.
 
     Batches that know their part, drawn uniformly, and a loss that looks at the part alone:
 
@@ -87,8 +87,9 @@ def saba(
         loss = lambda w, lam, batch: mean_loss(w, lam, batch["x"][0], batch["y"][0])
 
     Cost per update: one training gradient, one validation gradient, one Hessian and mixed
-    product. Memory: `train_batches` (2 P + H) + `val_batches` (P + H) numbers and u, for P
-    weights and H hyperparameters: for small models.
+    product, and passes over the tables, which the finite guard copies. Memory:
+    `train_batches` (2 P + H) + `val_batches` (P + H) numbers and u, for P weights and H
+    hyperparameters: for small models.
 
     `info`: `stationarity` and `linear_residual` are those of the averaged directions, estimates
     of the whole data's; `val_loss` is the part's, of the weights before the step.
@@ -122,14 +123,15 @@ def saba(
         indirect = tree_scale(-1, u_mixed)
         u = optax.tree.sub(memory.u, tree_scale(step_size, d_u))
         inner = apply_gradient(problem, inner, lam, gradient, "saba")
+        residual = relative_norm(d_u, alpha)
         info = report(
             val_loss,
             direct,
             indirect,
             stationarity=tree_l2_norm(gradient),
-            linear_residual=tree_l2_norm(d_u) / tree_l2_norm(alpha),
+            linear_residual=residual,
         )
-        hypergrad = optax.tree.add(direct, indirect)
+        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
         return Estimate(hypergrad, inner, SabaMemory(u, of_train, of_val), info)
 
     return Estimator(init, estimate, metrics=("stationarity", "linear_residual"))

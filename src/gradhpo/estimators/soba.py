@@ -26,7 +26,7 @@ from gradhpo.core.curvature import check_reached, condition_of, curvature, train
 from gradhpo.core.estimator import Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Params
-from gradhpo.estimators._apply import Schedule, value_at
+from gradhpo.estimators._apply import Schedule, guarded, relative_norm, value_at
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 
@@ -73,14 +73,16 @@ def soba(step_size: Schedule = 0.1) -> Estimator:
         rho = value_at(step_size, memory.updates)
         u = optax.tree.sub(memory.u, tree_scale(rho, d_u))
         inner = problem.dynamics.step(inner, lam, batch.train)  # along D_w
+        residual = relative_norm(d_u, alpha.params)
         info = report(
             val_loss,
             direct,
             indirect,
             stationarity=tree_l2_norm(train.gradient),
-            linear_residual=tree_l2_norm(d_u) / tree_l2_norm(alpha.params),
+            linear_residual=residual,
         )
         memory = SobaMemory(u, jnp.asarray(optax.safe_increment(memory.updates)))
-        return Estimate(optax.tree.add(direct, indirect), inner, memory, info)
+        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
+        return Estimate(hypergrad, inner, memory, info)
 
     return Estimator(init, estimate, metrics=("stationarity", "linear_residual"))

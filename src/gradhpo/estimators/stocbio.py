@@ -15,12 +15,16 @@ most (1 - a m)^(K+1) / m times alpha, m the smallest eigenvalue. The batches D_j
 of M are those of the window again; the paper draws fresh ones.
 """
 
+import jax.numpy as jnp
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
 from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
+from gradhpo.core.status import Status
+from gradhpo.estimators._apply import relative_norm
 from gradhpo.estimators.amigo import cycle
+from gradhpo.estimators.linear_solvers import DIVERGED
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 
 __all__ = ["stocbio"]
@@ -42,7 +46,8 @@ def stocbio(
     none between updates.
 
     `info`: `stationarity` is ||grad_w L_tr|| and `linear_residual` is ||u H - alpha|| /
-    ||alpha||, on the last training batch.
+    ||alpha||, on the last training batch. A last term ten times alpha is reported as status
+    LINEAR_SOLVE_INACCURATE: the series diverges.
     """
 
     def init(inner, lam, window):
@@ -64,12 +69,12 @@ def stocbio(
         inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)  # w_T
         val_loss, alpha, direct = outer_gradients(problem, inner, lam, last.val)
         alpha = alpha.params
-        total = alpha
+        v = total = alpha
         if terms:
             batches = cycle(window.train, terms)
-            carry, _ = fold(body, problem, (inner, lam), (alpha, alpha), batches, loop=loop)
-            _, total = carry
+            (v, total), _ = fold(body, problem, (inner, lam), (v, total), batches, loop=loop)
         u = tree_scale(step_size, total)
+        converges = relative_norm(v, alpha) < DIVERGED  # False for NaN too
 
         train = curvature(loss, inner, lam, last.train)
         u_hessian, u_mixed = train.products(u)
@@ -78,8 +83,9 @@ def stocbio(
             val_loss,
             direct,
             indirect,
+            status=jnp.where(converges, Status.OK, Status.LINEAR_SOLVE_INACCURATE),
             stationarity=tree_l2_norm(train.gradient),
-            linear_residual=tree_l2_norm(optax.tree.sub(u_hessian, alpha)) / tree_l2_norm(alpha),
+            linear_residual=relative_norm(optax.tree.sub(u_hessian, alpha), alpha),
         )
         return Estimate(optax.tree.add(direct, indirect), inner, memory, info)
 

@@ -90,7 +90,7 @@ METHODS = {
     "stocbio": Entry(lambda rate, n, m: stocbio(STEPS, STEPS, rate), STEPS, STEPS + 1, STEPS + 1),
     "f2sa": Entry(lambda rate, n, m: f2sa(STEPS), STEPS, 3 * STEPS + 3, 0),
     "implicit_cg": Entry(
-        lambda rate, n, m: implicit(STEPS, cg(max_iterations=STEPS)), STEPS, STEPS + 1, STEPS + 2
+        lambda rate, n, m: implicit(STEPS, cg(max_iterations=STEPS)), STEPS, STEPS + 2, STEPS + 3
     ),
 }
 
