@@ -168,8 +168,8 @@ def _warn_of_rates(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch
         complain(
             f"implicit differentiation of a fixed point: the leaf {', '.join(names)} acts through "
             "the optimizer alone. Right for a weight decay there; a learning rate or a momentum "
-            "does not move the fixed point: what is computed for it is zero there, and away from it "
-            "an artefact.",
+            "does not move the fixed point: what is computed for it is zero there, and "
+            "away from it an artefact.",
             strict=False,
         )
 
