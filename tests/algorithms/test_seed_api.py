@@ -99,7 +99,7 @@ def test_the_public_block_runs_unchanged():
     greedy = GreedyOptimizer(
         inner_optimizer=optax.sgd(0.01), outer_optimizer=optax.adam(3e-3), unroll_steps=5, gamma=0.9
     )
-    with pytest.warns(UserWarning, match="identically zero"):  # lam enters nothing here [E19]
+    with pytest.warns(UserWarning, match="identically zero"):  # lam enters nothing here
         s_greedy = greedy.run(
             greedy.init(w_init, lam_init), M=60, get_train_batch=train_iter, get_val_batch=val_iter,
             train_loss_fn=bilevel_loss, val_loss_fn=bilevel_loss,

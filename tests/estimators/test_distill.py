@@ -30,12 +30,12 @@ from gradhpo.utils.gradients import geometric_sum
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-# -- averages (X15, X16) ---------
+# -- averages --------------------
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9, 0.99, 1.0])
 def test_recurrences_are_the_closed_forms(gamma):
-    """X16: S_t, p_t of eq. (13) and p_s of eq. (17), which are not the same number."""
+    """S_t, p_t of eq. (13) and p_s of eq. (17), which are not the same number."""
     S = 0.0
     for t in range(1, 40):
         before, S = S, gamma * S + 1
@@ -68,7 +68,7 @@ def test_memory_follows_the_closed_form(gamma):
 
 
 def test_gamma_zero_is_one_step_over_an_episode():
-    """X15, to the last bit that two programs share."""
+    """Equal to the last bit that two programs share."""
     problem, inner, lam, window = mlp_momentum(4)
     distill, one = hyperdistill(0.0, theta=1.0), one_step()
     memory = distill.init(inner, lam, window)
@@ -100,7 +100,7 @@ def test_reset_restarts_the_episode_and_keeps_the_rest():
     np.testing.assert_array_equal(again.data[0], other.train[0][0])
 
 
-# -- draws (X18) --------------------------------------------------------------------------------
+# -- draws --------------------------------------------------------------------------------------
 
 
 def counting_problem():

@@ -1,4 +1,4 @@
-"""ES and PES: their formulas, and their means against the exact hypergradient (X32)."""
+"""ES and PES: their formulas, and their means against the exact hypergradient."""
 
 import jax
 import jax.numpy as jnp

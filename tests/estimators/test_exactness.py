@@ -65,7 +65,7 @@ def test_every_estimator_is_its_formula(name):
     got = whole_window(reverse(T), *case)
     check(got.hypergrad, dense.reverse())
     assert_trees_close(flat_state(got.inner), flat_state(dense.states[-1]), 1e-14)
-    if name in ("nested", "ridge_adam", "mlp_momentum"):  # X1
+    if name in ("nested", "ridge_adam", "mlp_momentum"):
         oracle = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)
         assert_trees_close(got.hypergrad, oracle, 1e-12)
 
@@ -94,7 +94,7 @@ def test_every_estimator_is_its_formula(name):
 
 @pytest.mark.parametrize("name", HAS_PARTS)
 def test_differences_approach_the_exact_product(name):
-    """DARTS: 1e-7 of the product at the default radius of float64, at every step (X10)."""
+    """DARTS: 1e-7 of the product at the default radius of float64, at every step."""
     case = ZOO[name](3)
     dense = Dense.of(*case)
     for t, got in enumerate(every_step(finite_difference(), *case), start=1):
@@ -105,7 +105,7 @@ def test_differences_approach_the_exact_product(name):
 
 @pytest.mark.parametrize("problem_at", [nested, mlp_momentum, ridge])
 def test_reverse_against_differences_of_the_run(problem_at):
-    """X2: the whole training run, re-run at displaced hyperparameters."""
+    """The whole training run, re-run at displaced hyperparameters."""
     problem, inner, lam, window = case = problem_at(T)
     got = whole_window(reverse(T), *case).hypergrad
     run = partial(unrolled_loss, problem, inner, window=window)
@@ -114,7 +114,7 @@ def test_reverse_against_differences_of_the_run(problem_at):
 
 
 def test_one_step_against_differences_of_one_step():
-    """X9, from a state in the middle of training with Adam's slots filled."""
+    """From a state in the middle of training with Adam's slots filled."""
     problem, inner, lam, window = mlp_adam(3)
     dense = Dense.of(problem, inner, lam, window)
     last = Window(*jax.tree.map(lambda x: x[2:], tuple(window)))
@@ -125,7 +125,7 @@ def test_one_step_against_differences_of_one_step():
 
 @pytest.mark.parametrize("problem_at", TUNES_OPTIMIZER, ids=lambda p: p.__name__)
 def test_mixed_mode_products_are_reverse_over_reverse(problem_at):
-    """X7: alpha A and alpha B, for a full cotangent on weights and slots."""
+    """alpha A and alpha B, for a full cotangent on weights and slots."""
     problem, inner, lam, window = problem_at(2)
     inner = problem.dynamics.step(inner, lam, at(window.train, 0))
     noise = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_velocity_inside_the_weights_changes_nothing():
 
 
 def test_dropping_the_slots_is_wrong():
-    """X37: A_t and B_t of the weights alone are not enough for momentum."""
+    """A_t and B_t of the weights alone are not enough for momentum."""
     case = mlp_momentum(T)
     dense = Dense.of(*case)
     n = ravel_pytree(case[1].params)[0].size

@@ -89,7 +89,7 @@ def hypergradient(solver, *case, **settings):
 
 
 def test_dense_is_the_derivative_of_the_re_solved_problem():
-    """X23: Newton to rounding at displaced hyperparameters."""
+    """Newton to rounding at displaced hyperparameters."""
     got = hypergradient(dense(), *at_minimum())
     oracle = richardson(lambda lam: val_loss(minimum(lam), lam, DATA), LAM, 1e-3)
     assert_trees_close(got.hypergrad, oracle, 1e-9)
@@ -100,7 +100,7 @@ def test_dense_is_the_derivative_of_the_re_solved_problem():
 
 
 def test_ridge_in_closed_form():
-    """X23 on TP1: dF/dlam = -e^lam grad L_val (X'X/n + e^lam I)^-1 w*."""
+    """On ridge regression: dF/dlam = -e^lam grad L_val (X'X/n + e^lam I)^-1 w*."""
     x, y = NOISE.standard_normal((8, 4)), NOISE.standard_normal(8)
     x_val, y_val = NOISE.standard_normal((5, 4)), NOISE.standard_normal(5)
 
@@ -124,7 +124,7 @@ def test_ridge_in_closed_form():
 
 
 def test_conjugate_gradients_are_dense():
-    """X24, in at most P products; and one step is alpha (alpha.alpha) / (alpha H alpha)."""
+    """In at most P products; and one step is alpha (alpha.alpha) / (alpha H alpha)."""
     H, _, alpha, _ = matrices()
     got = hypergradient(cg(1e-12), *at_minimum())
     assert_trees_close(got.hypergrad, from_u(jnp.linalg.solve(H, alpha)), 1e-10)
@@ -142,7 +142,7 @@ def test_conjugate_gradients_are_dense():
 
 @pytest.mark.parametrize("terms", [0, 1, 5, 40])
 def test_neumann_is_its_sum_and_keeps_its_bound(terms):
-    """X24: the factor a included (E11)."""
+    """The factor a included."""
     H, _, alpha, _ = matrices()
     eigenvalues = np.linalg.eigvalsh(H)
     a = 0.9 / eigenvalues[-1]
@@ -163,7 +163,7 @@ def test_neumann_converges_to_dense():
 
 
 def test_neumann_is_truncated_reverse_at_a_stationary_point():
-    """X25: K iterations, K + 1 steps of gradient descent with rate a."""
+    """K iterations, K + 1 steps of gradient descent with rate a."""
     for terms in (0, 3, 9):
         problem, inner, lam, window = at_minimum(steps=terms + 1)
         want = whole_window(reverse(terms + 1), problem, inner, lam, window).hypergrad
@@ -174,14 +174,14 @@ def test_neumann_is_truncated_reverse_at_a_stationary_point():
 
 
 def test_identity_is_one_step_at_the_minimum():
-    """X27."""
+    """With the inner learning rate for a."""
     want = whole_window(one_step(), *at_minimum()).hypergrad
     assert_trees_close(hypergradient(identity(RATE), *at_minimum()).hypergrad, want, 1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])
 def test_nystrom_is_its_formula(rank):
-    """X26: (C W^-1 C' + rho I)^-1; all of H at full rank."""
+    """(C W^-1 C' + rho I)^-1; all of H at full rank."""
     H, _, alpha, _ = matrices()
     rho = 1e-3
     index = jax.random.permutation(jax.random.fold_in(jax.random.key(5), 0), 6)[:rank]
@@ -199,7 +199,7 @@ def test_nystrom_is_its_formula(rank):
 
 @pytest.mark.parametrize("momentum", [None, 0.8])
 def test_fixed_point_form_is_gradient_form(momentum):
-    """X28: whatever the rate, and with the velocity in the state."""
+    """Whatever the rate, and with the velocity in the state."""
     want = hypergradient(dense(), *at_minimum()).hypergrad
     for rate in (0.01, RATE):
         case = at_minimum(optax.sgd(rate, momentum=momentum))
@@ -239,7 +239,7 @@ def test_a_condition_of_the_users_own():
 
 
 def test_optimizer_hyperparameters_are_refused():
-    """X29: the minimum does not depend on them; with a fixed point the answer is zero."""
+    """The minimum does not depend on them; with a fixed point the answer is zero."""
 
     def rated(lam):
         return optax.sgd(jnp.exp(lam["rate"]))

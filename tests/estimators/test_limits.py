@@ -38,7 +38,7 @@ T = 3
 
 
 def test_three_learning_rates_have_three_derivatives():
-    """T1-T2 on a vector of rates: -alpha_i eta'(lam_i) dL_i, not one number copied (E20)."""
+    """T1-T2 on a vector of rates: -alpha_i eta'(lam_i) dL_i, not one number copied."""
     problem, inner, lam, window = learning_rates(1)
     w, d, v = inner.params, window.train[0], window.val[0]
     gradient = jnp.array([0.5, 1.0, 3.0]) * (w - d)
@@ -51,7 +51,7 @@ def test_three_learning_rates_have_three_derivatives():
 
 
 def test_difference_error_falls_with_the_square_of_the_radius():
-    """X10: slope 2 between r = 1e-1 and 1e-3, and 1e-9 at r = 1e-5."""
+    """Slope 2 between r = 1e-1 and 1e-3, and 1e-9 at r = 1e-5."""
     case = mlp_momentum(1)
     exact = whole_window(one_step(), *case).hypergrad
     radii = np.array([1e-1, 1e-2, 1e-3])
@@ -65,7 +65,7 @@ def test_difference_error_falls_with_the_square_of_the_radius():
 
 
 def test_differences_are_exact_for_a_quadratic_penalty():
-    """X11, at a radius as large as 1; and not exact where the mixed term is not quadratic."""
+    """Exact at a radius as large as 1; and not exact where the mixed term is not quadratic."""
     case = quadratic_penalty(1)
     exact = whole_window(one_step(), *case).hypergrad
     for radius in (1.0, 0.01):
@@ -80,7 +80,7 @@ def test_differences_are_exact_for_a_quadratic_penalty():
 @pytest.mark.parametrize("estimator", [one_step(), finite_difference()], ids=["exact", "darts"])
 @pytest.mark.parametrize("xi", [0.0, 0.3, 0.5, 0.7])
 def test_darts_toy_fixed_points(estimator, xi):
-    """X12, TP4: with virtual step xi the hypergradient vanishes at lam = w = 2 / (1 + 2 xi)."""
+    """With virtual step xi the hypergradient vanishes at lam = w = 2 / (1 + 2 xi)."""
 
     def train_loss(w, lam, batch):
         return w**2 - 2 * lam * w + lam**2
@@ -97,7 +97,7 @@ def test_darts_toy_fixed_points(estimator, xi):
 
 
 def test_greedy_limits():
-    """X13: gamma = 0 and T = 1 are one-step; gamma -> 0 is continuous."""
+    """gamma = 0 and T = 1 are one-step; gamma -> 0 is continuous."""
     case = problem, inner, lam, window = outer_lam(T)
     dense = Dense.of(*case)
     last = every_step(one_step(), *case)[-1].hypergrad
@@ -114,7 +114,7 @@ def test_greedy_limits():
 
 
 def test_sums_on_the_contraction():
-    """X14: greedy exact for a linear outer loss; eq. (7) and HyperDistill for any."""
+    """Greedy exact for a linear outer loss; eq. (7) and HyperDistill for any."""
     linear, bent = contraction(6), contraction_nonlinear(6)
     for case in (linear, bent):
         problem, inner, lam, window = case
@@ -133,7 +133,7 @@ def test_sums_on_the_contraction():
 
 
 def test_first_order_is_zero_where_lam_is_not_in_the_outer_loss():
-    """X35, and exact where the weights do not react."""
+    """The direct term alone; exact where the weights do not react."""
     got = every_step(first_order(), *mlp_momentum(3))
     assert all(float(jnp.max(jnp.abs(x))) == 0.0 for x in jax.tree.leaves(got[-1].hypergrad))
     problem, inner, lam, window = outer_lam(1)

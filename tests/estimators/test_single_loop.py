@@ -338,7 +338,7 @@ def test_saba_of_one_part_is_soba():
     assert_trees_close(*runs, 1e-12)
 
 
-# -- limits (X33) -----------------------------------------------------------------------------
+# -- limits -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_saba_of_one_part_is_soba():
     ids=["soba", "amigo", "stocbio"],
 )
 def test_converges_to_the_implicit_hypergradient(estimator, updates):
-    """X33 on a deterministic quadratic, lam fixed: u and h of (9) to 1e-8."""
+    """On a deterministic quadratic, lam fixed: u and h of (9) to 1e-8."""
     train, val = whole(quadratic(1, 5, 40)), whole(quadratic(1, 5, 40, seed=1))
     problem, inner, lam = of_parts(train, val, 5)
     w, u, h = at_minimum(train, val, lam)
@@ -379,7 +379,7 @@ def f2sa_errors(kappas):
 
 
 def test_f2sa_has_a_bias_of_one_over_the_penalty():
-    """X33: error times kappa is constant within 5 % over kappa = 1e2..1e4; below, it is not."""
+    """Error times kappa is constant within 5 % over kappa = 1e2..1e4; below, it is not."""
     kappas = np.array([1.0, 1e2, 1e3, 1e4])
     scaled = kappas * np.array([float(e) for e in f2sa_errors(kappas)])
     assert scaled[1:].max() / scaled[1:].min() < 1.05

@@ -38,7 +38,7 @@ def fitted(case, gamma, **settings):
 
 @pytest.mark.parametrize("problem_at", [contraction, contraction_nonlinear])
 def test_theta_is_one_on_the_contraction(problem_at):
-    """X17: and then the hypergradient is that of full reverse mode, for any outer loss."""
+    """theta = 1, and then the hypergradient is that of full reverse mode, for any outer loss."""
     case = problem, inner, lam, window = problem_at(6)
     memory = fitted(case, CONTRACTION_GAMMA)
     np.testing.assert_allclose(memory.theta, 1.0, rtol=1e-10)

@@ -108,7 +108,7 @@ def with_budget(settings, inner):
 @pytest.mark.parametrize("settings", MEMORIES, ids=str)
 @pytest.mark.parametrize("name", RETRACEABLE)
 def test_memories_have_one_answer(name, settings):
-    """X1, X6: against jax.grad of the unrolled loss, also for the initial state."""
+    """Against jax.grad of the unrolled loss, also for the initial state."""
     problem, inner, lam, window = curved(RETRACEABLE[name][0], steps=13)
     want, last = by_jax_grad(RETRACEABLE[name][1], 13)
     got = unrolled_gradients(problem, inner, lam, window, **with_budget(settings, inner))
@@ -170,7 +170,7 @@ def test_weights_are_rebuilt_not_stored():
 
 
 def test_truncation_limits():
-    """X4: K = T is reverse, K = 1 one step, K = 0 the direct term."""
+    """K = T is reverse, K = 1 one step, K = 0 the direct term."""
     case = outer_lam(T)
     full = whole_window(reverse(T), *case).hypergrad
     for settings in ({}, {"memory": "segments"}):
@@ -185,7 +185,7 @@ def test_truncation_limits():
 
 @pytest.mark.parametrize("problem_at", [contraction, ridge], ids=lambda p: p.__name__)
 def test_truncation_error_is_within_its_bound(problem_at):
-    """X5: |h_K - h_T| <= |alpha_T| max |B| rho^K / (1 - rho), rho the largest |A_t|."""
+    """|h_K - h_T| <= |alpha_T| max |B| rho^K / (1 - rho), rho the largest |A_t|."""
     steps = 12
     case = problem_at(steps)
     dense = Dense.of(*case)
@@ -292,7 +292,7 @@ def test_narrow_weights_stay_narrow(name):
 
 @pytest.mark.parametrize("name", ["nested", "integer_leaves", "mlp_momentum", "mlp_adam"])
 def test_forward_is_reverse(name):
-    """X3, slots included (X37)."""
+    """Slots of the optimizer included."""
     case = ZOO[name](4)
     want = whole_window(reverse(4), *case)
     got = whole_window(forward(4), *case)
@@ -312,7 +312,7 @@ def test_chunks_of_columns_change_nothing(loop):
 
 
 def test_rtho_at_rest_is_forward_mode_at_every_step():
-    """X8; and with reset columns in between it is not."""
+    """Forward mode at every step; and with reset columns in between it is not."""
     case = problem, inner, lam, window = mlp_momentum(4)
     online = forward(1, online=True)
     for t, got in enumerate(every_step(online, *case), start=1):
@@ -392,7 +392,7 @@ def schedule(pieces, steps):
 
 @pytest.mark.parametrize("pieces", [1, 3, 6])
 def test_sharing_sums_over_the_piece(pieces):
-    """X31: reverse mode knows nothing of pieces; `average` divides by their length."""
+    """Reverse mode knows nothing of pieces; `average` divides by their length."""
     case = schedule(pieces, 6)
     want = whole_window(reverse(6), *case).hypergrad
     got = whole_window(forward_sharing(6, pieces, average=False), *case).hypergrad
@@ -414,7 +414,7 @@ def test_sharing_needs_one_entry_per_piece():
 
 
 def test_drmad_is_exact_on_a_straight_line():
-    """X19, with the two wrong values of beta as controls (E9)."""
+    """With the two wrong values of beta as controls."""
     steps = 6
     case = problem, inner, lam, window = straight_line(steps)
     exact = whole_window(reverse(steps), *case).hypergrad

@@ -1,4 +1,4 @@
-"""TP7: a tanh network 3-4-2 whose optimizer is tuned as well."""
+"""A tanh network 3-4-2 whose optimizer is tuned as well."""
 
 from collections.abc import Callable
 
@@ -51,7 +51,7 @@ def _mlp(make_optimizer: Callable, steps: int) -> Problem:
 
 
 def mlp_momentum(steps: int) -> Problem:
-    """TP7: momentum SGD; learning rate, momentum, example weights, penalties are tuned."""
+    """Momentum SGD; learning rate, momentum, example weights, penalties are tuned."""
 
     def optimizer(lam):
         momentum = jax.nn.sigmoid(lam["momentum_logit"])
@@ -61,7 +61,7 @@ def mlp_momentum(steps: int) -> Problem:
 
 
 def mlp_adam(steps: int) -> Problem:
-    """TP7 with Adam, its `b1` and learning rate tuned."""
+    """The network with Adam, its `b1` and learning rate tuned."""
 
     def optimizer(lam):
         b1 = jax.nn.sigmoid(lam["momentum_logit"])
@@ -71,7 +71,7 @@ def mlp_adam(steps: int) -> Problem:
 
 
 def mlp_chain(steps: int) -> Problem:
-    """TP7 with gradient clipping, AdamW, a schedule, and the weight decay tuned."""
+    """The network with gradient clipping, AdamW, a schedule, and the weight decay tuned."""
 
     def optimizer(lam):
         return optax.chain(

@@ -73,7 +73,7 @@ def _contraction(outer_loss: Callable, steps: int) -> Problem:
 
 
 def contraction(steps: int) -> Problem:
-    """TP2: `A_t = gamma I`, `B_t` constant, and an outer loss linear in the weights."""
+    """A contraction: `A_t = gamma I`, `B_t` constant, and an outer loss linear in the weights."""
 
     def outer_loss(constants, w, lam, v):
         return constants[2] @ w + v[:3] @ lam["shift"]
@@ -82,7 +82,7 @@ def contraction(steps: int) -> Problem:
 
 
 def contraction_nonlinear(steps: int) -> Problem:
-    """TP2 with an outer loss that is not linear: the greedy sum is no longer exact."""
+    """The contraction with an outer loss that is not linear: the greedy sum is no longer exact."""
 
     def outer_loss(constants, w, lam, v):
         return jnp.sum((w - v) ** 2) + jnp.sin(constants[2] @ w * lam["scale"])
@@ -108,17 +108,17 @@ def _ridge(optimizer: Any, steps: int) -> Problem:
 
 
 def ridge(steps: int) -> Problem:
-    """TP1: one scalar, the logarithm of the ridge penalty; gradient descent."""
+    """One scalar, the logarithm of the ridge penalty; gradient descent."""
     return _ridge(optax.sgd(0.1), steps)
 
 
 def ridge_adam(steps: int) -> Problem:
-    """TP1 trained by Adam."""
+    """Ridge regression trained by Adam."""
     return _ridge(optax.adam(0.1, eps_root=1e-8), steps)
 
 
 def quadratic_penalty(steps: int) -> Problem:
-    """TP5: lam only in `exp(lam) w**2`: differences in the weights are exact at any radius."""
+    """`lam` only in `exp(lam) w**2`: differences in the weights are exact at any radius."""
     draw = numbers(3)
 
     def outer_loss(w, lam, batch):
@@ -152,7 +152,7 @@ def learning_rates(steps: int) -> Problem:
 
 
 def straight_line(steps: int) -> Problem:
-    """TP3: the weights move on a straight line at uniform speed through varying curvature."""
+    """The weights move on a straight line at uniform speed through varying curvature."""
 
     def train_loss(w, lam, batch):
         a, b = w["a"], w["b"]
