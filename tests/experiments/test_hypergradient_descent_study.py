@@ -153,6 +153,7 @@ def test_linear_layers_start_as_in_pytorch(model, shape):
         assert 0.5 < float(jnp.abs(layer["b"]).max()) / bound <= 1
 
 
+@pytest.mark.slow  # compiles sixteen layers, twice
 def test_vgg_16():
     """15 million weights; dropout and averages in training only, as the layers promise."""
     model, key = MODELS["vgg"], jax.random.key(0)
