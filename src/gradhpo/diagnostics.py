@@ -14,7 +14,7 @@ of the training loss; the two agree where training has converged.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import Hyper, Params
+from gradhpo.utils._jaxpr import inside
 from gradhpo.utils.finite_differences import richardson
 from gradhpo.utils.gradients import tree_is_finite, tree_last
 from gradhpo.utils.validation import check_hyperparams, check_params, leaves_with_names
@@ -507,27 +508,18 @@ def _count(jaxpr: Any) -> np.ndarray:
             first.update(zip(equation.outvars, seen[key], strict=True))
             continue
         seen[key] = equation.outvars
-        inside = [_count(sub) for sub in _inside(params)]
+        bodies = [_count(body) for body in inside(equation)]
         if name == "scan":
-            total += params["length"] * sum(inside)
+            total += params["length"] * sum(bodies)
         elif name == "while":
-            total[1] += np.sum(inside)
+            total[1] += np.sum(bodies)
         elif name == "cond":
-            total += np.max(inside, axis=0)
-        elif inside:
-            total += sum(inside)
+            total += np.max(bodies, axis=0)
+        elif bodies:
+            total += sum(bodies)
         else:
             total[0] += _operations(name, params, equation)
     return total
-
-
-def _inside(params: Mapping[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
-    leaves = jax.tree.leaves(tuple(params.values()), is_leaf=lambda v: hasattr(v, "eqns"))
-    for value in leaves:
-        inner = getattr(value, "jaxpr", value)  # a ClosedJaxpr holds a jaxpr
-        if hasattr(inner, "eqns"):
-            yield inner
 
 
 def _operations(name: str, params: Mapping[str, Any], equation: Any) -> float:

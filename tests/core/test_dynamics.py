@@ -6,7 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from gradhpo import BilevelProblem, Dynamics, InnerState, Window, from_optax, from_update, linearize
+from gradhpo import (
+    BilevelProblem,
+    Dynamics,
+    InnerState,
+    OneStepOptimizer,
+    Window,
+    from_optax,
+    from_update,
+    linearize,
+)
 from gradhpo.core.dynamics import as_factory, pull_through_update, zero_cotangent
 from gradhpo.estimators import finite_difference, greedy, hyperdistill, one_step, reverse
 from gradhpo.testing import assert_trees_close, unrolled_loss
@@ -99,6 +108,38 @@ def test_integer_and_key_leaves_are_carried():
     np.testing.assert_allclose(
         b, -jnp.dot(jnp.array([1.0, -1.0]), inner.params["w"] - batch + noise) / 4
     )
+
+
+def test_complex_weights_are_refused():
+    """They would be carried like integers: not trained, and left out of the hypergradient."""
+
+    def loss(w, lam, batch):
+        return jnp.sum(jnp.abs(w["c"] - batch) ** 2) * jnp.exp(lam) + w["a"] ** 2
+
+    def update_fn(w, lam, batch):
+        return jax.tree.map(lambda w, g: w - 0.1 * jnp.conj(g), w, jax.grad(loss)(w, lam, batch))
+
+    w, lam = {"a": jnp.array(1.0), "c": jnp.array([1.0 + 1j, 2.0])}, jnp.array(0.0)
+    remedy = r"real.*complex128.*two leaves.*jax\.lax\.complex"
+    for given in ({"update_fn": update_fn}, {"inner_optimizer": optax.sgd(0.1)}):
+        with pytest.raises(TypeError, match=r"leaf \['c'\] of params: .*" + remedy):
+            OneStepOptimizer(**given).init(w, lam)
+    with pytest.raises(TypeError, match=remedy):
+        from_optax(loss, optax.sgd(0.1)).init(w, lam)
+    problem = BilevelProblem(from_update(update_fn), loss)
+    window = Window(jnp.zeros(1), jnp.zeros(1))
+    with pytest.raises(TypeError, match=remedy):
+        one_step().estimate(problem, (), problem.dynamics.init(w, lam), lam, window)
+
+    def train_loss(w, lam, batch):  # the remedy works, and complex batches do
+        return loss({"a": w["a"], "c": jax.lax.complex(w["re"], w["im"])}, lam, batch)
+
+    opt = OneStepOptimizer(inner_optimizer=optax.sgd(0.1), outer_optimizer=optax.sgd(0.1))
+    state = opt.init({"a": w["a"], "re": w["c"].real, "im": w["c"].imag}, lam)
+    batch = jnp.array([1j, 1.0])
+    after = opt.step(state, batch, batch, train_loss, train_loss)
+    assert after.metadata["status"] == 0
+    np.testing.assert_allclose(after.params["re"], [0.8, 1.8])  # w - 0.1 * 2 (w - batch)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

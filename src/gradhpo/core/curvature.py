@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import jax
 
+from gradhpo.core.custom_rules import custom_rules
 from gradhpo.core.dynamics import InnerState, second_order_products
 from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.types import Batch, Hyper, LossFn, Params, PyTree
 from gradhpo.utils._partition import merge, split
+from gradhpo.utils.validation import complain
 
 __all__ = [
     "Condition",
@@ -22,6 +24,7 @@ __all__ = [
     "condition_of",
     "curvature",
     "training_loss",
+    "warn_of_custom_rules",
 ]
 
 Condition = Callable[[Params, Hyper, Batch], PyTree]
@@ -105,4 +108,22 @@ def check_reached(
             "neither the training loss nor the validation loss, and a minimum does not depend on "
             "how it was reached (learning rates, momenta, schedules). Use a method that follows "
             "the path: one_step, hyperdistill or reverse."
+        )
+
+
+def warn_of_custom_rules(
+    loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch, method: str
+) -> None:
+    """Warn where a method takes `d/dw dL_train/dlam` for `d/dlam dL_train/dw`, and a custom
+    gradient may set the two apart."""
+    w, rest = split(inner.params)
+    rules = custom_rules(lambda w, lam: loss(merge(w, rest), lam, batch), w, lam)
+    if rules:
+        complain(
+            f"{method} changes the weights and sees how dL_train/dlam moves, which is right for "
+            "a loss whose derivatives commute; train_loss has custom gradients "
+            f"({', '.join(rules)}). If one is not the derivative of what it stands for (rounding "
+            "straight through, gradient reversal, clipping), take a method with exact products: "
+            "one_step, reverse.",
+            strict=False,
         )

@@ -10,6 +10,8 @@ pullback of a cotangent `alpha` on `s_t` uses
 one forward-over-reverse product in place of reverse over reverse (`H` is the Hessian,
 `M` the mixed derivative of the training loss). The identity holds because second
 derivatives commute; the idea of running it this way is MixFlow-MG (Kemaev et al. 2025).
+In a loss with custom gradients they need not commute: there the product is reverse over
+reverse, see `second_order_products`.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from gradhpo.core.custom_rules import custom_rules
 from gradhpo.core.types import (
     Batch,
     Hyper,
@@ -102,6 +105,9 @@ def from_optax(
     `eps_root > 0`: its square root has no derivative at zero, and one feature that is
     always zero would make the hypergradient NaN.
 
+    Custom gradients (`jax.custom_vjp`) in the loss may be anything: second-order products then
+    are reverse over reverse, at a higher price (see `second_order_products`).
+
     >>> dynamics = from_optax(lambda w, lam, batch: (w - batch) ** 2, lambda lam: optax.sgd(lam))
     >>> inner = dynamics.init(jax.numpy.array(1.0), 0.25)
     >>> print(dynamics.step(inner, 0.25, 3.0).params)
@@ -181,16 +187,16 @@ class _Step:
 def second_order_products(
     loss: Callable[[Params, Hyper], Any], w: Params, lam: Hyper, q: Params
 ) -> tuple[Params, Hyper]:
-    """`(q H, q M)` of `loss(w, lam)` by one derivative of the full gradient along q."""
-    gradient = jax.grad(loss, argnums=(0, 1))
-    try:
-        return jax.jvp(lambda w: gradient(w, lam), (w,), (q,))[1]
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
-        # A custom_vjp-only operation has no forward mode; by symmetry reverse over
-        # reverse gives the same two products at a higher price.
+    """`(q H, q M)`: the cotangent q pulled back through `grad_w loss(w, lam)`.
+
+    By one derivative of the full gradient along q, because second derivatives commute. A
+    custom rule may be no derivative (see `gradhpo.core.custom_rules`), and then they need not:
+    such a loss takes reverse over reverse, right for any rule, at a higher price.
+    """
+    if custom_rules(loss, w, lam):
         return jax.vjp(jax.grad(loss), w, lam)[1](q)
+    gradient = jax.grad(loss, argnums=(0, 1))
+    return jax.jvp(lambda w: gradient(w, lam), (w,), (q,))[1]
 
 
 def linearize(

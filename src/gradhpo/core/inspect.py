@@ -3,7 +3,7 @@
 Everything here traces and looks at the jaxpr; nothing is computed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.interpreters import partial_eval
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.types import Batch, Hyper, Params, PyTree
+from gradhpo.utils._jaxpr import equations
 from gradhpo.utils._partition import is_differentiable, merge, split
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import check_same_avals, check_scalar_loss, leaves_with_names
@@ -128,15 +129,4 @@ def _without_tangent(function: Callable, x: Any, *rest: Any) -> list[str]:
 def has_convolution(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch) -> bool:
     """Whether one training step convolves: slow in a compiled loop on CPU (jax issue 12868)."""
     closed = jax.make_jaxpr(problem.dynamics.step)(inner, lam, batch)
-    return any(name == "conv_general_dilated" for name in _primitives(closed.jaxpr))
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for value in jax.tree.leaves(
-            tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-        ):
-            inner = getattr(value, "jaxpr", value)  # a ClosedJaxpr holds a jaxpr
-            if hasattr(inner, "eqns"):
-                yield from _primitives(inner)
+    return any(e.primitive.name == "conv_general_dilated" for e in equations(closed.jaxpr))

@@ -23,7 +23,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradhpo.core.curvature import check_reached, condition_of, training_loss
+from gradhpo.core.curvature import (
+    check_reached,
+    condition_of,
+    training_loss,
+    warn_of_custom_rules,
+)
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
 from gradhpo.core.problem import outer_gradients
@@ -91,6 +96,7 @@ def f2sa(steps: int = 10, penalty: Schedule = growing_penalty, *, loop: Loop = "
         last = tree_last(window)
         loss = training_loss(problem, "f2sa")
         check_reached(problem, condition_of(loss), inner, lam, last, "f2sa")
+        warn_of_custom_rules(loss, inner, lam, last.train, "f2sa")
         kappa = value_at(penalty, memory.updates)
         y = InnerState(_weights(memory.y, inner), memory.slots, inner.model_state)
         (z, y), _ = fold(body, problem, (lam, kappa), (inner, y), window, loop=loop)

@@ -9,7 +9,8 @@ SGD to every Optax update u = U(g, z, lam), g = grad_w L_train(w_{t-1}, lam; D_t
 
 w is the point before the step, alpha_t is taken after it, lam is never perturbed: one
 difference gives all entries at once. The error is O(r^2), and exactly zero where
-grad_lam L_train is at most quadratic in w.
+grad_lam L_train is at most quadratic in w. The derivatives of L_train must commute, which
+custom gradients may prevent: such a loss is warned of.
 """
 
 from functools import partial
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradhpo.core.curvature import warn_of_custom_rules
 from gradhpo.core.dynamics import pull_through_update
 from gradhpo.core.estimator import Estimator
 from gradhpo.core.types import Hyper, Scalar
@@ -49,6 +51,7 @@ def difference_product(dynamics, inner, lam, batch, alpha, *, radius: float | No
     """`alpha B = c + q M`, the mixed part by central differences in the weights."""
     q, c = pull_through_update(dynamics, inner, lam, batch, alpha)
     train_loss, _ = dynamics.parts
+    warn_of_custom_rules(train_loss, inner, lam, batch, "finite_difference")
     w, rest = split(inner.params)
     norm = tree_l2_norm(q)
     r = _default_radius(w) if radius is None else radius

@@ -10,12 +10,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["is_differentiable", "merge", "scalar_dtype", "split"]
+__all__ = ["NOT_REAL", "is_differentiable", "merge", "scalar_dtype", "split"]
+
+NOT_REAL = (
+    "weights and optimizer slots must be real, but it is {}. Keep the real and the imaginary part "
+    "as two leaves, and make the complex number inside the loss: jax.lax.complex(w['re'], w['im'])."
+)
 
 
 def is_differentiable(leaf: Any) -> bool:
-    """True for a real floating-point leaf (arrays, NumPy arrays and Python floats)."""
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    """True for a real floating-point leaf (arrays, NumPy arrays and Python floats).
+
+    Raises:
+        TypeError: the leaf is complex: it would be carried like an integer, and training
+            would go on without it.
+    """
+    dtype = jnp.result_type(leaf)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"a leaf of shape {jnp.shape(leaf)}: {NOT_REAL.format(dtype)}")
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def split(tree: Any) -> tuple[Any, Any]:
@@ -23,6 +36,9 @@ def split(tree: Any) -> tuple[Any, Any]:
 
     >>> split({"w": 1.0, "count": 3})
     ({'count': None, 'w': 1.0}, {'count': 3, 'w': None})
+
+    Raises:
+        TypeError: a leaf is complex.
     """
     floating = jax.tree.map(lambda x: x if is_differentiable(x) else None, tree)
     rest = jax.tree.map(lambda x: None if is_differentiable(x) else x, tree)

@@ -118,9 +118,9 @@ def tree_last(tree: PyTree) -> PyTree:
 
 
 def tree_is_finite(tree: PyTree) -> jax.Array:
-    """A boolean scalar: no floating leaf of `tree` holds NaN or infinity."""
-    floating, _ = split(tree)
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(floating)] or True))
+    """A boolean scalar: no floating or complex leaf of `tree` holds NaN or infinity."""
+    inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in inexact] or True))
 
 
 def tree_where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from gradhpo.utils._partition import NOT_REAL
+
 __all__ = [
     "GradhpoWarning",
     "check_batches",
@@ -125,8 +127,11 @@ def check_hyperparams(hyperparams: Any) -> None:
 
 
 def check_params(params: Any) -> None:
-    """At least one floating-point leaf; others are carried through untouched."""
+    """At least one floating-point leaf and none complex; others are carried through untouched."""
     dtypes = {name: _dtype("params", name, leaf) for name, leaf in leaves_with_names(params)}
+    for name, dtype in dtypes.items():
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"leaf {name} of params: {NOT_REAL.format(dtype)}")
     if not any(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes.values()):
         seen = ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items()) or "no leaves"
         raise TypeError(
