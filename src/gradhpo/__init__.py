@@ -52,6 +52,7 @@ from gradhpo.estimators.linear_solvers import (
     dense,
     gmres,
     identity,
+    minres,
     neumann,
     nystrom,
 )
@@ -135,6 +136,7 @@ __all__ = [
     "init_state",
     "linear_decay",
     "linearize",
+    "minres",
     "neumann",
     "nystrom",
     "one_step",

@@ -24,6 +24,7 @@ from gradhpo import (
     identity,
     implicit,
     init_state,
+    minres,
     neumann,
     nystrom,
     one_step,
@@ -184,17 +185,19 @@ def test_nystrom_is_its_formula(rank):
     """(C W^-1 C' + rho I)^-1; all of H at full rank."""
     H, _, alpha, _ = matrices()
     rho = 1e-3
-    index = jax.random.permutation(jax.random.fold_in(jax.random.key(5), 0), 6)[:rank]
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    index = jax.random.permutation(key, 6)[:rank]
     C, W = H[:, index], H[index][:, index]
     low = C @ jnp.linalg.solve(W, C.T)
+    u = nystrom(rank, rho)(lambda v: v @ H, alpha, None, key, "scan").u
+    assert_trees_close(u, jnp.linalg.solve(low + rho * jnp.eye(6), alpha), 1e-10)
     got = hypergradient(nystrom(rank, rho), *at_minimum(), seed=5)
-    want = from_u(jnp.linalg.solve(low + rho * jnp.eye(6), alpha))
-    assert_trees_close(got.hypergrad, want, 1e-10)
     if rank == 6:
         full = from_u(jnp.linalg.solve(H + rho * jnp.eye(6), alpha))
         assert_trees_close(got.hypergrad, full, 1e-10)
-    else:
-        assert got.info["status"] == Status.LINEAR_SOLVE_INACCURATE
+    else:  # in the directions not seen H is taken for rho, a thousandth of what it is
+        assert got.info["linear_residual"] > 10
+        assert got.info["status"] == Status.LINEAR_SOLVE_FAILED
 
 
 @pytest.mark.parametrize("momentum", [None, 0.8])
@@ -288,26 +291,23 @@ def test_a_saddle_is_flagged_and_nan_is_no_success():
     problem, lam = BilevelProblem(dynamics, judge), jnp.asarray(0.5)
     window = Window(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
     inner = dynamics.init(jnp.array([0.1, -0.2]), lam)
-    for solver in (cg(), dense(), neumann(3, 0.1)):
+    for solver in (cg(), dense(), None):
         got = hypergradient(solver, problem, inner, lam, window)
         assert got.info["status"] == Status.NEGATIVE_CURVATURE
         assert got.info["curvature"] < 0 and np.isfinite(got.hypergrad)
+    got = hypergradient(neumann(3, 0.1), problem, inner, lam, window)  # diverges along w_1
+    assert got.info["status"] == Status.LINEAR_SOLVE_FAILED
+    assert got.info["curvature"] < 0 and np.isnan(got.hypergrad)
 
     def broken(w, lam, batch):  # a finite gradient, a Hessian of NaN
-        return jnp.sum(jnp.sqrt(jnp.abs(w - w) ** 3)) + lam * jnp.sum(w**2)
+        return jnp.sum(jnp.abs(w - w) ** 1.5) + lam * jnp.sum(w**2)
 
     problem = problem._replace(dynamics=from_optax(broken, optax.sgd(0.0)))
     estimator = implicit(1, cg())
     state = init_state(problem, estimator, optax.sgd(0.1), inner.params, lam, window)
     state = bilevel_step(estimator, optax.sgd(0.1))(problem, state, window)
-    assert state.metadata["status"] != Status.OK
+    assert state.metadata["status"] == Status.LINEAR_SOLVE_FAILED
     assert state.hyperparams == lam
-
-
-def test_diverging_series_says_so():
-    got = hypergradient(neumann(50, 3.0), *at_minimum())
-    assert got.info["linear_residual"] > 1
-    assert got.info["status"] == Status.LINEAR_SOLVE_INACCURATE
 
 
 def test_far_from_a_minimum_the_distance_is_reported():
@@ -348,6 +348,14 @@ def test_a_validation_loss_without_weights_has_no_indirect_term():
     [
         (lambda: nystrom(3, 0.0), ValueError, "must be positive"),
         (lambda: neumann(-1), ValueError, "terms must be at least 0"),
+        (lambda: neumann(3, -0.1), ValueError, "step_size of a Neumann series must be positive"),
+        (lambda: identity(0.0), ValueError, "step_size of a Neumann series must be positive"),
+        (lambda: cg(100), ValueError, r"got 100\. For a number .* write cg\(max_iterations=100\)"),
+        (lambda: minres(200), ValueError, r"write minres\(max_iterations=200\)"),
+        (lambda: gmres(0.0), ValueError, "must lie between 0 and 1, got 0"),
+        (lambda: cg(damping=-0.1), ValueError, "damping .* must not be negative, got -0.1"),
+        (lambda: dense(-1.0), ValueError, "damping .* must not be negative, got -1"),
+        (lambda: minres(max_iterations=1), ValueError, "max_iterations must be at least 2"),
         (lambda: cg(max_iterations=0), ValueError, "max_iterations must be at least 1"),
         (lambda: cg(tolerance="tight"), TypeError, "tolerance must be a number"),
         (lambda: ImplicitOptimizer(inner_optimizer=optax.sgd(0.1)), ValueError, "needs T="),

@@ -2,11 +2,11 @@
 
 from enum import IntEnum
 
-__all__ = ["Status", "status_message"]
+__all__ = ["EXPLAINED", "Status", "status_message"]
 
 
 class Status(IntEnum):
-    """Codes of `state.metadata["status"]`; 1 to 4 and 8 to 10 reject something."""
+    """Codes of `state.metadata["status"]`; 1 to 4 and 8 to 11 reject something."""
 
     OK = 0
     NONFINITE_TRAIN_STATE = 1
@@ -19,7 +19,20 @@ class Status(IntEnum):
     NOT_REVERSED = 8
     NOT_FIXED_POINT = 9
     BUFFER_TOO_SMALL = 10
+    LINEAR_SOLVE_FAILED = 11
+    SINGULAR_SYSTEM = 12
 
+
+EXPLAINED = frozenset(
+    {
+        Status.NOT_REVERSED,
+        Status.NOT_FIXED_POINT,
+        Status.BUFFER_TOO_SMALL,
+        Status.LINEAR_SOLVE_FAILED,
+    }
+)
+"""Codes by which a method says why the estimate that it returns is NaN. The finite guard leaves
+them in place, and the method's memory too: it has kept out of it what was bad."""
 
 _MESSAGES = {
     Status.OK: "the step was taken and everything is finite",
@@ -69,6 +82,20 @@ _MESSAGES = {
     Status.BUFFER_TOO_SMALL: (
         "the information buffer of reversible training is too small for these momenta, so the "
         "hypergradient was discarded. Lower least_momentum"
+    ),
+    Status.LINEAR_SOLVE_FAILED: (
+        "the solution found for the linear system of the implicit hypergradient leaves a larger "
+        "residual than u = 0 would (metric linear_residual, above 1), so the hypergradient was "
+        "discarded. Take a smaller step_size in a Neumann series (below 2 over the largest "
+        "eigenvalue), more damping, or the default solver, minres. A residual of NaN: the second "
+        "derivatives are NaN; with Adam, AMSGrad or RAdam in a fixed point set eps_root=1e-8"
+    ),
+    Status.SINGULAR_SYSTEM: (
+        "the linear system of the implicit hypergradient has no solution: the Hessian of the "
+        "training loss is singular, and the gradient of the validation loss has a part in its "
+        "null space (its share: metric linear_residual). The least-squares answer was used, in "
+        "which that part has no say. Train on larger batches, or add a penalty to the training "
+        "loss"
     ),
 }
 

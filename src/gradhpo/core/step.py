@@ -18,7 +18,7 @@ from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimate, Estimator
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.state import BilevelState, empty_metadata
-from gradhpo.core.status import Status
+from gradhpo.core.status import EXPLAINED, Status
 from gradhpo.core.types import Hyper, Params, PyTree
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_where
 
@@ -119,10 +119,10 @@ def _apply(
     trained = tree_is_finite(inner)
     judged = jnp.isfinite(info["val_loss"])
     norm = tree_l2_norm(h)
-    derived = jnp.isfinite(norm)
+    derived = tree_is_finite(h)  # the norm overflows first
     stepped = tree_is_finite((new_lam, slots))
     status = info.pop("status", jnp.zeros((), jnp.int32))
-    explained = status >= Status.NOT_REVERSED  # why the estimate is NaN
+    explained = jnp.isin(status, jnp.array(sorted(EXPLAINED)))  # why the estimate is NaN
     for good, code in (
         (stepped, Status.NONFINITE_HYPERPARAMS),
         (derived, Status.NONFINITE_HYPERGRAD),
@@ -133,7 +133,7 @@ def _apply(
     tuned = trained & judged & derived & stepped
     inner = tree_where(trained, inner, state.inner)
     # What a bad validation batch has touched is not remembered; what goes with s_t must.
-    remembered = jnp.where(judged, derived, estimator.follows)
+    remembered = jnp.where(judged, derived | explained, estimator.follows)
     memory = tree_where(trained & remembered, estimate.memory, state.memory)
 
     info["train_loss"] = _train_loss(problem, state, window)

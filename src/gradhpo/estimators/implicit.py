@@ -33,15 +33,17 @@ from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params
-from gradhpo.estimators.linear_solvers import Solver, cg, gmres
+from gradhpo.estimators.linear_solvers import Solution, Solver, gmres, minres
 from gradhpo.utils._partition import merge, scalar_dtype, split
-from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_scale, tree_where
 from gradhpo.utils.validation import check_count, complain
 
 __all__ = ["ImplicitMemory", "implicit"]
 
 ACCURATE = 1e-2
 """Relative residual above which the status says that the linear system is not solved."""
+WORSE_THAN_NONE = 1.001
+"""u = 0 leaves the relative residual 1, up to rounding. Above it nothing is used."""
 
 
 class ImplicitMemory(NamedTuple):
@@ -58,6 +60,7 @@ class _System(NamedTuple):
     product: Callable[[Any], Any]  # u -> u G
     indirect: Callable[[Any], Hyper]  # u -> -u dc/dlam
     defect: Any  # what vanishes where training ends
+    symmetric: bool  # G is known to be symmetric
 
 
 def implicit(
@@ -74,20 +77,22 @@ def implicit(
     Args:
         steps: Inner steps before every hypergradient; they bring w to the minimum, and a
             few are enough where the last update left it close by.
-        solver: Of the linear system, from `gradhpo.estimators.linear_solvers`: `cg()` (default
-            for the training loss), `neumann`, `nystrom`, `identity`, `dense`, `gmres()` (default
-            for other conditions, whose G need not be symmetric or positive).
+        solver: Of the linear system, from `gradhpo.estimators.linear_solvers`. None is
+            `minres()` for the training loss, right for a singular Hessian too, and `gmres()` for
+            other conditions, whose G need not be symmetric. Others: `cg`, `neumann`, `nystrom`,
+            `identity`, `dense`, or your own.
         condition: What defines the end of training: "training_loss" (its gradient is
             zero), "fixed_point" (Phi(s) = s; an unsymmetric system: dense, neumann with
             step 1, or gmres), or a function `(w, lam, batch) -> tree like w` that is zero there.
-        warm_start: Start the solver from the last solution.
+        warm_start: Start the solver from the last solution (`cg` and `gmres`; the others start
+            anew at every update).
         seed: Of solvers that draw.
         loop: How loops over steps run, see `gradhpo.core.estimator.fold`.
 
     H and M are those of the last train batch of the window: give large batches.
 
     Cost per outer update: the steps, two gradients, one product per iteration of the solver
-    and two more (three for cg, which judges its start). Memory: the solver's. Narrow weights
+    and two more (three for those that judge a start). Memory: the solver's. Narrow weights
     (bfloat16) are solved for in float32.
 
     Raises:
@@ -96,8 +101,6 @@ def implicit(
             weight decay in the optimizer moves the fixed point, a learning rate does not,
             and nothing tells the two apart.
     """
-    if solver is None:
-        solver = cg() if condition == "training_loss" else gmres()
     steps = check_count("steps", steps)
     if isinstance(condition, str) and condition not in ("training_loss", "fixed_point"):
         raise ValueError(
@@ -121,41 +124,71 @@ def implicit(
         check_reached(problem, condition_of(loss), inner, lam, batch, "implicit differentiation")
         at = curvature(loss, inner, lam, batch.train)
         return _System(
-            lambda u: at.products(u)[0], lambda u: tree_scale(-1, at.products(u)[1]), at.gradient
+            lambda u: at.products(u)[0],
+            lambda u: tree_scale(-1, at.products(u)[1]),
+            at.gradient,
+            symmetric=True,
         )
 
     def estimate(problem, memory, inner, lam, window):
         inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
-        batch = Window(*tree_last(window))
+        # Compiled by the identity of `differentiate`: the solvers make new functions at each call.
+        found = jax.jit(differentiate, static_argnums=0) if loop == "host" else differentiate
+        return Estimate(
+            inner=inner, **found(problem, memory, inner, lam, Window(*tree_last(window)))
+        )
+
+    def differentiate(problem, memory, inner, lam, batch):
+        """What an estimate holds besides the inner state."""
         loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
         G = system(problem, inner, lam, batch)
+        solve = solver or (minres() if G.symmetric else gmres())
         right = alpha if condition == "fixed_point" else alpha.params
         start = memory.u if warm_start else optax.tree.zeros_like(memory.u)
         key = jax.random.fold_in(memory.key, memory.draws)
         product, (wide, start) = _widened(G.product, right), _wide((right, start))
-        u, iterations, residual, least = solver(product, wide, start, key, loop)
-        u = _cast_like(u, right)
+        found = solve(product, wide, start, key, loop)
+        u = _cast_like(found.u, right)
         indirect = G.indirect(u)  # -u M
-        hypergrad = optax.tree.add(direct, indirect)
-        solved = residual <= ACCURATE  # False for NaN
-        status = jnp.where(solved, Status.OK, Status.LINEAR_SOLVE_INACCURATE)
-        if condition == "training_loss":  # elsewhere G need not be positive
-            status = jnp.where(least < 0, Status.NEGATIVE_CURVATURE, status)
+        usable = found.residual <= WORSE_THAN_NONE  # False for NaN
+        hypergrad = jax.tree.map(
+            lambda a, b: jnp.where(usable, a + b, jnp.nan).astype(a.dtype), direct, indirect
+        )
+        stationarity = tree_l2_norm(G.defect)
+        posed = jnp.isfinite(stationarity) & tree_is_finite(wide)
         info = report(
             loss,
             direct,
             indirect,
-            status=status.astype(jnp.int32),
-            stationarity=tree_l2_norm(G.defect),
-            linear_residual=residual,
-            linear_iterations=iterations.astype(scalar_dtype(lam)),
-            curvature=least,
+            # NaN in what the system is made of is left to the finite guard.
+            status=jnp.where(
+                usable | posed,
+                _status(found, check_curvature=condition == "training_loss"),
+                Status.NONFINITE_HYPERGRAD,
+            ).astype(jnp.int32),
+            stationarity=stationarity,
+            linear_residual=found.residual,
+            linear_iterations=found.iterations.astype(scalar_dtype(lam)),
+            curvature=found.curvature,
         )
-        memory = memory._replace(u=u, draws=optax.safe_increment(memory.draws))
-        return Estimate(hypergrad, inner, memory, info)
+        memory = memory._replace(
+            u=tree_where(usable, u, memory.u), draws=optax.safe_increment(memory.draws)
+        )
+        return {"hypergrad": hypergrad, "memory": memory, "info": info}
 
     metrics = ("stationarity", "linear_residual", "linear_iterations", "curvature")
     return Estimator(init, estimate, window=steps, metrics=metrics)
+
+
+def _status(found: Solution, check_curvature: bool) -> jax.Array:
+    """What to say of a solution; only a minimum, where the curvature counts, needs it positive."""
+    unsolved = jnp.where(
+        found.least_squares, Status.SINGULAR_SYSTEM, Status.LINEAR_SOLVE_INACCURATE
+    )
+    status = jnp.where(found.residual <= ACCURATE, Status.OK, unsolved)
+    if check_curvature:
+        status = jnp.where(found.curvature < 0, Status.NEGATIVE_CURVATURE, status)
+    return jnp.where(found.residual <= WORSE_THAN_NONE, status, Status.LINEAR_SOLVE_FAILED)
 
 
 def _warn_of_rates(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Window) -> None:
@@ -196,6 +229,7 @@ def _fixed_point(problem, inner: InnerState, lam: Hyper, batch) -> _System:
         lambda u: optax.tree.sub(u, pullback(u)[0]),
         lambda u: pullback(u)[1],
         optax.tree.sub(after, before),
+        symmetric=False,
     )
 
 
@@ -207,4 +241,9 @@ def _root(condition: Condition, inner: InnerState, lam: Hyper, batch) -> _System
         return split(condition(merge(w, rest), lam, batch))[0]
 
     defect, pullback = jax.vjp(c, w, lam)
-    return _System(lambda u: pullback(u)[0], lambda u: tree_scale(-1, pullback(u)[1]), defect)
+    return _System(
+        lambda u: pullback(u)[0],
+        lambda u: tree_scale(-1, pullback(u)[1]),
+        defect,
+        symmetric=False,
+    )
