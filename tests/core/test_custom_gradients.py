@@ -12,6 +12,7 @@ import pytest
 
 from gradhpo import (
     BilevelProblem,
+    ImplicitOptimizer,
     Window,
     check_hypergradient,
     drmad,
@@ -182,6 +183,24 @@ def test_single_loop_products_are_the_pullback():
     assert_trees_close(got, want, 1e-12)
     along = jax.jvp(lambda w: gradient(w, lam, batch), (inner.params,), (q,))[1]
     assert relative_error(got[0], along) > 0.1  # the negative control: not symmetric
+
+
+def test_implicit_differentiation_of_a_game():
+    """A reversed gradient makes training end at a saddle: c = K w - b(lam), K not symmetric.
+
+    K = [[2, -1], [1, 1]], b = (0, lam): w = lam (1, 2) / 3, whatever its solver starts from.
+    """
+    reverse_gradient = RULES["reversal"]
+
+    def loss(w, lam, batch):
+        return w[0] ** 2 + reverse_gradient(w[0]) * w[1] + w[1] ** 2 / 2 - lam * w[1]
+
+    def judge(w, lam, batch):
+        return w[0] + 3 * w[1]
+
+    opt = ImplicitOptimizer(inner_optimizer=optax.sgd(0.3), T=100)
+    h = opt.compute_hypergradient(opt.init(jnp.ones(2), 1.5), 0.0, 0.0, loss, judge)
+    np.testing.assert_allclose(h, 7 / 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("truth", ["reverse", "forward", "differences"])

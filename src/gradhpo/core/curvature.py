@@ -23,6 +23,7 @@ __all__ = [
     "check_reached",
     "condition_of",
     "curvature",
+    "custom_rules_of",
     "training_loss",
     "warn_of_custom_rules",
 ]
@@ -111,13 +112,18 @@ def check_reached(
         )
 
 
+def custom_rules_of(loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch) -> list[str]:
+    """`custom_rules` of the loss at one state; empty: H is symmetric."""
+    w, rest = split(inner.params)
+    return custom_rules(lambda w, lam: loss(merge(w, rest), lam, batch), w, lam)
+
+
 def warn_of_custom_rules(
     loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch, method: str
 ) -> None:
     """Warn where a method takes `d/dw dL_train/dlam` for `d/dlam dL_train/dw`, and a custom
     gradient may set the two apart."""
-    w, rest = split(inner.params)
-    rules = custom_rules(lambda w, lam: loss(merge(w, rest), lam, batch), w, lam)
+    rules = custom_rules_of(loss, inner, lam, batch)
     if rules:
         complain(
             f"{method} changes the weights and sees how dL_train/dlam moves, which is right for "

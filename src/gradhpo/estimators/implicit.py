@@ -25,6 +25,7 @@ from gradhpo.core.curvature import (
     check_reached,
     condition_of,
     curvature,
+    custom_rules_of,
     training_loss,
 )
 from gradhpo.core.dynamics import InnerState, linearize, zero_cotangent
@@ -78,9 +79,9 @@ def implicit(
         steps: Inner steps before every hypergradient; they bring w to the minimum, and a
             few are enough where the last update left it close by.
         solver: Of the linear system, from `gradhpo.estimators.linear_solvers`. None is
-            `minres()` for the training loss, right for a singular Hessian too, and `gmres()` for
-            other conditions, whose G need not be symmetric. Others: `cg`, `neumann`, `nystrom`,
-            `identity`, `dense`, or your own.
+            `minres()` for the training loss, right for a singular Hessian too, and `gmres()` where
+            G need not be symmetric: other conditions, and losses with custom gradients. Others:
+            `cg`, `neumann`, `nystrom`, `identity`, `dense`, or your own.
         condition: What defines the end of training: "training_loss" (its gradient is
             zero), "fixed_point" (Phi(s) = s; an unsymmetric system: dense, neumann with
             step 1, or gmres), or a function `(w, lam, batch) -> tree like w` that is zero there.
@@ -127,7 +128,7 @@ def implicit(
             lambda u: at.products(u)[0],
             lambda u: tree_scale(-1, at.products(u)[1]),
             at.gradient,
-            symmetric=True,
+            symmetric=not custom_rules_of(loss, inner, lam, batch.train),
         )
 
     def estimate(problem, memory, inner, lam, window):
@@ -163,7 +164,7 @@ def implicit(
             # NaN in what the system is made of is left to the finite guard.
             status=jnp.where(
                 usable | posed,
-                _status(found, check_curvature=condition == "training_loss"),
+                _status(found, check_curvature=G.symmetric),
                 Status.NONFINITE_HYPERGRAD,
             ).astype(jnp.int32),
             stationarity=stationarity,
