@@ -12,7 +12,7 @@ BIN := .venv/bin
 ENGINE := $(addprefix tests/,core estimators algorithms testing utils)
 STUDIES := from gradhpo.experiments.registry import STUDIES; print(*STUDIES)
 
-.PHONY: demo test test-x64 lint types docs reproduce bench clean
+.PHONY: demo test test-x64 test-optimised mutations lint types docs reproduce bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/gradhpo demo
@@ -21,9 +21,18 @@ demo: .venv/demo.stamp
 test: .venv/dev.stamp
 	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term --cov-report=xml $(TESTFLAGS)
 
-# The library's own tests with 64-bit floats as JAX's default; studies and documents are 32-bit.
+# The library's own tests with 64-bit floats as JAX's default, those that set their own default
+# aside; studies and documents are 32-bit.
 test-x64: .venv/dev.stamp
 	JAX_ENABLE_X64=1 $(BIN)/pytest -n $(WORKERS) $(ENGINE) $(TESTFLAGS)
+
+# The whole suite by the compiler that users have; the others leave most optimisations out.
+test-optimised: .venv/dev.stamp
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n $(WORKERS) $(TESTFLAGS)
+
+# Deliberate faults, each of which the tests must notice.
+mutations: .venv/dev.stamp
+	$(BIN)/python tests/mutations.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -47,7 +56,7 @@ bench: .venv/dev.stamp
 # Results in out/ stay.
 clean:
 	rm -rf .venv build dist docs/_build docs/api coverage.xml .coverage .coverage.*
-	rm -rf .hypothesis .pytest_cache .ruff_cache
+	rm -rf .cache .hypothesis .pytest_cache .ruff_cache
 	find src tests code benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Stamps: a second call installs nothing, a change of pyproject.toml installs again.

@@ -36,6 +36,7 @@ def test_figures_are_well_formed(committed, load):
         assert value > 0, key
 
 
+@pytest.mark.optimised
 def test_a_count_is_reproduced(committed, load):
     if committed["jax"] != jax.__version__:
         pytest.skip(f"figures.json is of jax {committed['jax']}, this is {jax.__version__}")

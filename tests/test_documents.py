@@ -1,10 +1,17 @@
-"""What the documents show works: code blocks of README and docs, doctests of the package."""
+"""What the documents show is true: code blocks of README and docs run and print what stands below
+them, and the doctests of the package pass."""
 
+import contextlib
 import doctest
 import importlib
+import io
+import itertools
 import re
+from decimal import Decimal
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -15,36 +22,89 @@ MODULES = sorted(
     for path in SOURCE.rglob("*.py")
     if path.stem != "__main__"
 )
+# A block of Python, and what it prints: the text block that follows with nothing in between.
 BLOCK = re.compile(
-    r"(?P<skip><!-- no-run -->[ \t]*\n)?^```python[^\n]*\n(?P<code>.*?)^```[ \t]*$",
+    r"(?P<skip><!-- no-run -->[ \t]*\n)?^```python[^\n]*\n(?P<code>.*?)^```[ \t]*\n"
+    r"(?:\n*(?P<varies><!-- varies[^\n]*-->[ \t]*\n)?^```text\n(?P<printed>.*?)^```[ \t]*$)?",
     re.MULTILINE | re.DOTALL,
 )
+# Not the digits in a name like float32; 2,000 is one number, 1, 2 are two.
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d*)?(?:e[-+]?\d+)?(?![\w])")
 EXTRAS = set("PIL equinox flax matplotlib orbax pooch scipy sklearn tensorboardX tqdm tyro".split())
 
 
-def python_blocks(text: str) -> list[tuple[int, str]]:
-    """The ```python blocks that are to run, each with the number of lines before it."""
+class Block(NamedTuple):
+    lines_before: int
+    code: str
+    printed: str | None  # what the document says that it prints
+    varies: bool  # its numbers are those of one machine or version
+
+
+def python_blocks(text: str) -> list[Block]:
+    """The ```python blocks that are to run."""
     found = [m for m in BLOCK.finditer(text) if not m["skip"]]
-    return [(text.count("\n", 0, m.start("code")), m["code"]) for m in found]
+    return [
+        Block(text.count("\n", 0, m.start("code")), m["code"], m["printed"], bool(m["varies"]))
+        for m in found
+    ]
 
 
-def documents_with_code() -> list[Path]:
-    return [path for path in DOCUMENTS if python_blocks(path.read_text("utf-8"))]
+def same_number(said: str, got: str) -> bool:
+    """Equal up to one unit of the last digit that the document prints; integers are exact.
+
+    Compilers round differently, and a number next to a tie is printed with either digit.
+    """
+    rounded = re.search(r"\.\d|e", said)
+    want, found = (Decimal(x.replace(",", "")) for x in (said, got))
+    unit = Decimal(1).scaleb(want.as_tuple().exponent) if rounded else 0
+    return abs(want - found) <= unit
+
+
+def same_output(said: str, got: str, varies: bool = False) -> bool:
+    """Words as they are, white space aside (documents wrap long lines), numbers as above."""
+    words = [" ".join(NUMBER.sub("#", x).split()) for x in (said, got)]
+    pairs = zip(NUMBER.findall(said), NUMBER.findall(got), strict=False)
+    return words[0] == words[1] and (varies or all(itertools.starmap(same_number, pairs)))
+
+
+def documents_with_code() -> list:
+    """Paths as parameters; one that shows figures of compiled programs has the users' compiler."""
+    texts = {path: path.read_text("utf-8") for path in DOCUMENTS}
+    return [
+        pytest.param(
+            path,
+            id=str(path.relative_to(ROOT)),
+            marks=[pytest.mark.optimised] if "memory_analysis" in text else [],
+        )
+        for path, text in texts.items()
+        if python_blocks(text)
+    ]
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Files that an example writes land in a temporary folder; figures open no window."""
+    """Files that an example writes land in a temporary folder; figures open no window; one that
+    fails leaves no other default of floats behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    before = jax.config.read("jax_enable_x64")
+    yield
+    jax.config.update("jax_enable_x64", before)
 
 
-@pytest.mark.parametrize("path", documents_with_code(), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", documents_with_code())
 def test_blocks_run_in_order(path):
-    namespace = {"__name__": "__main__"}
-    for lines_before, code in python_blocks(path.read_text("utf-8")):
+    namespace, wrong = {"__name__": "__main__"}, []
+    for block in python_blocks(path.read_text("utf-8")):
         # The empty lines make a traceback point at the right line of the document.
-        exec(compile("\n" * lines_before + code, str(path), "exec"), namespace)
+        code = compile("\n" * block.lines_before + block.code, str(path), "exec")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, namespace)
+        got = out.getvalue()
+        if block.printed is not None and not same_output(block.printed, got, block.varies):
+            line = block.lines_before + block.code.count("\n") + 1
+            wrong.append(f"{path.name}, below line {line}, says\n{block.printed}but prints\n{got}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -62,6 +122,40 @@ def test_doctests(name):
 def test_the_block_finder_sees_what_it_should():
     text = (
         "a\n```python\nx = 1\n```\n<!-- no-run -->\n```python\nbad(\n```\n```bash\nls\n```\n"
-        "```python title\ny = x\n```\n"
+        "```python title\ny = x\n```\n\n```text\n1.0\n```\n```python\nz\n```\nwords\n```text\nno\n"
+        "```\n```python\nz\n```\n\n<!-- varies: seconds -->\n```text\n3 s\n```\n"
     )
-    assert python_blocks(text) == [(2, "x = 1\n"), (12, "y = x\n")]
+    assert python_blocks(text) == [
+        Block(2, "x = 1\n", None, False),
+        Block(12, "y = x\n", "1.0\n", False),
+        Block(19, "z\n", None, False),
+        Block(26, "z\n", "3 s\n", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "said, got, same",
+    [
+        ("loss 0.25\n", "loss  0.26\n", True),
+        ("loss 0.25", "loss 0.27", False),
+        ("loss 0.25", "gain 0.25", False),
+        ("0.25", "-0.25", False),
+        ("2.0e-06", "2.1e-06", True),
+        ("4e+00", "5e+00", True),
+        ("[0. 1.]", "[0. 2.]", False),
+        ("2.0e-06", "2.0e-05", False),
+        ("1,200 steps", "1,201 steps", False),
+        ("(20, 64)", "(20, 65)", False),
+        ("float32", "float64", False),
+        ("[1.0 2.0]", "[1.0 2.0 3.0]", False),
+        ("0.5", "nan", False),
+        ("0.5", "", False),
+    ],
+)
+def test_a_wrong_output_is_seen(said, got, same):
+    assert same_output(said, got) == same
+
+
+def test_where_numbers_vary_words_do_not():
+    assert same_output("3.1 s", "4.2 s", varies=True)
+    assert not same_output("3.1 s", "4.2 ms", varies=True)

@@ -4,6 +4,8 @@ import importlib
 import inspect
 from pathlib import Path
 
+import jax.numpy as jnp
+import optax
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -42,12 +44,20 @@ RUN = ["M", "get_train_batch", "get_val_batch", "train_loss_fn", "val_loss_fn"]
 
 @pytest.mark.parametrize("name", MODULES)
 def test_all_names_exist_once(name):
-    module = importlib.import_module(name)
-    is_package = hasattr(module, "__path__")  # one that gathers no names needs no list of them
-    names = getattr(module, "__all__", [] if is_package else None)
-    assert names is not None, f"{name} lists no __all__"
+    module, package = importlib.import_module(name), importlib.import_module("gradhpo")
+    names = getattr(module, "__all__", None)
+    if names is None:
+        # Only a package that gathers nothing needs no list: it has submodules and no names.
+        assert hasattr(module, "__path__"), f"{name} lists no __all__"
+        public = {n: v for n, v in vars(module).items() if not n.startswith("_")}
+        loose = [n for n, value in public.items() if not inspect.ismodule(value)]
+        assert not loose, f"{name} has {loose} and lists no __all__"
+        return
     assert len(set(names)) == len(names)
     assert [n for n in names if not hasattr(module, n)] == []
+    # A name of the package is the same thing in whichever module it is listed.
+    both = set(names) & set(package.__all__)
+    assert [n for n in both if getattr(module, n) is not getattr(package, n)] == []
 
 
 @pytest.mark.parametrize("path, names", PROMISED.items(), ids=PROMISED)
@@ -74,6 +84,19 @@ def test_bilevel_state():
 
 
 def test_functional_form():
-    from gradhpo import bilevel_step, one_step
+    """`bilevel_step(estimator, outer_optimizer)(problem, state, window) -> state`, by hand: a step
+    of gradient descent on (w - lam)^2 / 2 from 2 at the rate 0.1, judged by w^2 / 2."""
+    from gradhpo import BilevelProblem, Window, bilevel_step, from_optax, init_state, one_step
 
-    assert callable(bilevel_step) and callable(one_step)
+    def train_loss(w, lam, batch):
+        return jnp.sum((w - lam) ** 2) / 2
+
+    dynamics = from_optax(train_loss, optax.sgd(0.1))
+    problem = BilevelProblem(dynamics, lambda w, lam, batch: jnp.sum(w**2) / 2)
+    outer, window = optax.sgd(0.5), Window(jnp.zeros(1), jnp.zeros(1))
+    state = init_state(problem, one_step(), outer, jnp.float32(2), jnp.float32(1))
+    after = bilevel_step(one_step(), outer)(problem, state, window)
+    w = 2 - 0.1 * (2 - 1)
+    assert float(after.params) == pytest.approx(w)
+    assert float(after.hyperparams) == pytest.approx(1 - 0.5 * w * 0.1)  # dw/dlam = 0.1
+    assert type(after) is type(state) and int(after.step) == 1

@@ -82,10 +82,12 @@ def test_python_numbers_and_arrays_are_one_program(compilations, x32):
     first = step(opt, step(opt, states[0]))
     assert not any(x.aval.weak_type for x in jax.tree.leaves(first))
     before = compilations()
+    ends = []
     for state, rate in zip(states, (0.1, np.float64(0.1), jnp.float32(0.1)), strict=True):
         after = step(opt, step(opt, state, lr_hyper=rate), lr_hyper=1)
-        np.testing.assert_allclose(after.hyperparams["rate"], -2.0, atol=3)
+        ends.append(float(after.hyperparams["rate"]))
     assert compilations() == before
+    assert ends[0] == ends[1] == ends[2] != -2.0  # one program, the same numbers: the same bits
 
 
 # -- under the user's own transformations (row 59) ---------------------------------------------

@@ -143,6 +143,7 @@ def short(steps=5):
 # -- there and back, bit for bit -----------------------------------------------------------------
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("convolution", [False, True], ids=["mlp", "conv"])
 @pytest.mark.parametrize("bits", ["x64", "x32"])
 def test_round_trip_of_1000_steps(bits, convolution, request):
@@ -179,6 +180,7 @@ def test_start_is_checked_against_what_it_was(monkeypatch):
     assert all(np.isnan(x).all() for x in jax.tree.leaves(got.gradients.indirect))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("bits", ["x64", "x32"])
 def test_decay_is_a_product_to_one_unit_and_a_bijection(bits, request):
     request.getfixturevalue(bits)

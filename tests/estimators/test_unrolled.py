@@ -141,6 +141,7 @@ def test_segments_are_the_trajectory_on_the_zoo(name):
     assert_trees_close(flat_state(got.inner), flat_state(want.inner), 1e-14)
 
 
+@pytest.mark.optimised
 def test_weights_are_rebuilt_not_stored():
     """The compiled program of rebuilt momentum holds about half the bytes."""
     steps = 50

@@ -130,6 +130,7 @@ BASES = {
 }
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("base", BASES)
 def test_beta_zero_is_the_plain_optimizer_bit_for_bit(base, dtype, x64):
@@ -151,6 +152,7 @@ def test_beta_zero_is_the_plain_optimizer_bit_for_bit(base, dtype, x64):
         jax.tree.map(np.testing.assert_array_equal, *runs)
 
 
+@pytest.mark.optimised
 def test_beta_zero_with_a_schedule_and_with_the_multiplicative_rule(x32):
     decay = optax.exponential_decay(1.0, 3, 0.5)
     want = train(optax.adam(lambda t: 0.03 * decay(t)))[-1][0]
@@ -204,6 +206,7 @@ def test_parameter_scope_of_the_multiplicative_rule_takes_signs_only(x64):
     np.testing.assert_allclose(np.abs(factors - 1), 0.1, rtol=1e-12)
 
 
+@pytest.mark.optimised
 def test_weight_decay_counts_as_part_of_the_loss(x64):
     """As in the authors' code; decoupled decay is part of the direction instead."""
     got = train(sgd_hd(ETA, BETA, weight_decay=0.1))[-1]
@@ -229,6 +232,7 @@ def test_clipping_before_scales_h_and_scaling_after_leaves_it_short(x64):
     np.testing.assert_allclose(plain["scaled"], plain["alone"])
 
 
+@pytest.mark.optimised
 def test_without_momentum_sgdn_is_sgd_and_one_leaf_has_one_rate(x64):
     want = train(sgd_hd(ETA, BETA))
     got = train(sgd_hd(ETA, BETA, momentum=0.0, nesterov=True))

@@ -1,0 +1,178 @@
+"""Deliberate faults in the source, each of which the tests named beside it must catch.
+
+    make mutations                                   all of them, a table; minutes
+    .venv/bin/python tests/mutations.py theta status those whose names have one of the words
+
+The tree is copied, one fault put into the copy, and pytest run there; the checkout is never
+touched. First the tests run on a copy without a fault, so that a failure means something. The exit
+status is 0 if every fault was caught. Coverage says what is run; this says what is noticed.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path("src/gradhpo")
+
+
+class Fault(NamedTuple):
+    name: str
+    file: str  # below src/gradhpo
+    old: str  # occurs once in the file
+    new: str
+    tests: str  # arguments of pytest
+
+
+FAULTS = [
+    Fault(
+        "implicit: the sign of the indirect term",
+        "estimators/implicit.py",
+        "lambda u: tree_scale(-1, at.products(u)[1])",
+        "lambda u: tree_scale(1, at.products(u)[1])",
+        "tests/estimators/test_implicit.py -k dense",
+    ),
+    Fault(
+        "greedy: one discount too many",
+        "estimators/greedy.py",
+        "optax.tree.add(tree_scale(gamma, acc), indirect)",
+        "tree_scale(gamma, optax.tree.add(acc, indirect))",
+        "tests/estimators/test_exactness.py -k greedy",
+    ),
+    Fault(
+        "reverse: the sweep runs forwards",
+        "estimators/reverse.py",
+        "xs, loop=loop, reverse=True)[0][1]",
+        "xs, loop=loop)[0][1]",
+        "tests/estimators/test_exactness.py -k reverse",
+    ),
+    Fault(
+        "DrMAD: the points of the line one step late",
+        "estimators/drmad.py",
+        "beta = jnp.arange(steps, dtype=scalar_dtype(lam)) / steps",
+        "beta = jnp.arange(1, steps + 1, dtype=scalar_dtype(lam)) / steps",
+        "tests/estimators/test_unrolled.py -k drmad",
+    ),
+    Fault(
+        "HyperDistill: weight S_t = gamma S_{t-1} + gamma",
+        "estimators/one_step.py",
+        "weight = gamma * memory.weight + 1",
+        "weight = gamma * (memory.weight + 1)",
+        "tests/estimators/test_distill.py",
+    ),
+    Fault(
+        "HyperDistill: theta = sum x y / sum y y",
+        "estimators/distill.py",
+        "fitted = _ratio(xy, xx)",
+        "fitted = _ratio(xy, yy)",
+        "tests/estimators/test_theta.py",
+    ),
+    Fault(
+        "SABA: the mean as if every part had been seen",
+        "estimators/saba.py",
+        "tree_scale(1 / jnp.maximum(seen.sum(), 1), change)",
+        "tree_scale(1 / len(seen), change)",
+        "tests/estimators/test_single_loop.py -k saba",
+    ),
+    Fault(
+        "guard: memory of a bad validation batch is kept",
+        "core/step.py",
+        "remembered = jnp.where(judged, derived, estimator.follows)",
+        "remembered = derived",
+        "tests/core/test_finite_guard.py",
+    ),
+    Fault(
+        "guard: the hypergradient is blamed before the validation loss",
+        "core/step.py",
+        "(derived, Status.NONFINITE_HYPERGRAD),\n        (judged, Status.NONFINITE_VAL_LOSS)",
+        "(judged, Status.NONFINITE_VAL_LOSS),\n        (derived, Status.NONFINITE_HYPERGRAD)",
+        "tests/core/test_finite_guard.py",
+    ),
+    Fault(
+        "trees: the ends of a line exchanged",
+        "utils/gradients.py",
+        "return ((1 - t) * x + t * y).astype(y.dtype)",
+        "return (t * x + (1 - t) * y).astype(y.dtype)",
+        "tests/estimators/test_distill.py tests/estimators/test_unrolled.py",
+    ),
+    Fault(
+        "reversible: the last bit is lost on the way back",
+        "utils/fixed_point.py",
+        "+ (x - lower * n)  # i n + (c mod n)",
+        "+ (x - lower * n) // 2 * 2",
+        "tests/estimators/test_reversible.py -k bijection",
+    ),
+    Fault(
+        "transforms: eps_root is dropped from Adam's step",
+        "transforms/retraceable.py",
+        "jnp.sqrt(v / bias2 + eps_root)",
+        "jnp.sqrt(v / bias2)",
+        "tests/estimators/test_unrolled.py",
+    ),
+    Fault(
+        "run: the callback gets the state that the next episode destroys",
+        "algorithms/_facade.py",
+        "callback(m, _copy(state))",
+        "callback(m, state)",
+        "tests/algorithms/test_facade.py",
+    ),
+]
+
+
+def put(fault: Fault, tree: Path) -> None:
+    """Write the fault into the source below `tree`."""
+    path = tree / SOURCE / fault.file
+    text = path.read_text("utf-8")
+    if text.count(fault.old) != 1:
+        raise ValueError(
+            f"{fault.name!r}: its line is not, or not once, in {fault.file}. The source has moved "
+            "on: write the fault for it anew in tests/mutations.py."
+        )
+    path.write_text(text.replace(fault.old, fault.new), "utf-8")
+
+
+def failures(tree: Path, tests: str) -> str:
+    """The closing line of pytest if tests failed, nothing if they passed."""
+    # The package that is installed is the checkout's; what it has compiled is of use here.
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    env = {**os.environ, "PYTHONPATH": str(tree / "src"), "JAX_COMPILATION_CACHE_DIR": cache}
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *tests.split()]
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    if done.returncode not in (0, 1):  # interrupted, usage, nothing collected
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout.strip().splitlines()[-1] if done.returncode else ""
+
+
+def main(words: list[str]) -> int:
+    faults = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        sound, faulty = Path(folder, "sound"), Path(folder, "faulty")
+        sound.mkdir()
+        for name in ("src", "tests", "benchmarks", "pyproject.toml"):
+            copy = shutil.copy if (ROOT / name).is_file() else shutil.copytree
+            copy(ROOT / name, sound / name)
+        for tests in sorted({f.tests for f in faults}):
+            if failed := failures(sound, tests):
+                print(f"without a fault, {tests}: {failed}")
+                return 1
+        for fault in faults:
+            shutil.copytree(sound, faulty)
+            put(fault, faulty)
+            start = time.perf_counter()
+            caught = failures(faulty, fault.tests)
+            seconds = time.perf_counter() - start
+            shutil.rmtree(faulty)
+            print(f"{'caught' if caught else 'MISSED'}  {seconds:4.0f} s  {fault.name}", flush=True)
+            missed += [] if caught else [fault.name]
+    print(f"{len(faults) - len(missed)} of {len(faults)} caught")
+    return bool(missed) or not faults
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
