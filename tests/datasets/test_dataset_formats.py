@@ -14,7 +14,7 @@ from dataset_files import (
     write_tree,
 )
 
-from gradhpo import datasets
+from gradhpo import GradhpoWarning, datasets
 
 
 def assert_batch(batch, inputs, targets):
@@ -30,7 +30,12 @@ def assert_batch(batch, inputs, targets):
 )
 def test_idx_plain_and_compressed(tmp_path, name, folder, suffix):
     write_tree(tmp_path / folder, idx_files(suffix))
-    data = datasets.load(name, tmp_path)
+    if suffix == ".gz":  # the names of the official files, and not their contents
+        with pytest.warns(GradhpoWarning, match="not the official file of that name") as told:
+            data = datasets.load(name, tmp_path)
+        assert len(told) == 4
+    else:
+        data = datasets.load(name, tmp_path)
     assert_batch(data.train, IMAGES[:3, ..., None] / np.float32(255), LABELS[:3])
     assert_batch(data.test, IMAGES[3:, ..., None] / np.float32(255), LABELS[3:])
     assert data.num_classes == 10
@@ -146,6 +151,7 @@ def test_ijcnn1_is_cut_where_the_official_parts_meet(tmp_path):
     assert data.test is None
 
 
+@pytest.mark.filterwarnings("ignore:.*is not the official file:gradhpo.GradhpoWarning")
 def test_a9a_has_123_features_even_if_the_last_is_absent(tmp_path, write_container):
     pytest.importorskip("sklearn")
     write_container(tmp_path / "a9a", {"a9a": TEXT, "a9a.t": b"+1 5:1\n"})

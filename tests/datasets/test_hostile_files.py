@@ -23,8 +23,8 @@ from dataset_files import (
     write_zip,
 )
 
-from gradhpo import datasets
-from gradhpo.datasets import DatasetError, archives
+from gradhpo import GradhpoWarning, datasets
+from gradhpo.datasets import DatasetError, archives, idx
 from gradhpo.datasets.archives import read_members
 from gradhpo.datasets.class_folders import decode_image
 from gradhpo.datasets.idx import parse_idx
@@ -133,6 +133,7 @@ def test_idx_headers_that_lie(data):
         parse_idx(data)
 
 
+@pytest.mark.filterwarnings("ignore:.*is not the official file:gradhpo.GradhpoWarning")
 def test_flipped_byte_shows_both_digests(tmp_path):
     files = idx_files(".gz")
     name = "train-images-idx3-ubyte.gz"
@@ -175,6 +176,29 @@ def test_html_page(tmp_path):
     write_tree(tmp_path / "mnist", idx_files() | {"train-images-idx3-ubyte": page})
     with pytest.raises(DatasetError, match="HTML page"):
         datasets.mnist(tmp_path)
+
+
+def test_official_names_are_compared_with_the_official_digests(tmp_path, monkeypatch):
+    """A file can be read and yet be another: here labels of another set, of equal length."""
+    files, others = idx_files(".gz"), idx_files(".gz")
+    name = "train-labels-idx1-ubyte.gz"
+    others[name] = gzip.compress(idx_bytes(np.array([5, 6, 7])), mtime=0)
+    files[name] = gzip.compress(idx_bytes(np.array([3, 0, 9])), mtime=0)
+    assert len(files[name]) == len(others[name])
+    known = {n: (hashlib.sha256(data).hexdigest(), len(data)) for n, data in files.items()}
+    monkeypatch.setattr(idx, "_MNIST", known)
+    write_tree(tmp_path / "mnist", files)
+    assert datasets.mnist(tmp_path).train.targets.tolist() == [3, 0, 9]
+    write_tree(tmp_path / "mnist", others)
+    seen = hashlib.sha256(others[name]).hexdigest()
+    with pytest.raises(DatasetError, match="It is damaged: download it again") as error:
+        datasets.mnist(tmp_path)
+    assert seen in str(error.value) and known[name][0] in str(error.value)
+    monkeypatch.setattr(idx, "_MNIST", known | {name: (known[name][0], 60_000)})
+    with pytest.warns(GradhpoWarning, match=f"{name} is not the official file of that name"):
+        datasets.mnist(tmp_path)
+    (tmp_path / "mnist" / "SHA256SUMS").write_text(f"{seen}  {name}\n")  # vouched for
+    assert datasets.mnist(tmp_path).train.targets.tolist() == [5, 6, 7]
 
 
 def test_sums_file_is_honoured(tmp_path):

@@ -60,6 +60,21 @@ def test_order_of_the_places(tmp_path, monkeypatch, no_network):
         datasets.fashion_mnist(mine)  # asked for by name: nothing is downloaded
 
 
+@pytest.mark.parametrize("given", ["GRADHPO_DATA", "data_dir"])
+def test_a_data_folder_that_is_none_is_named(tmp_path, monkeypatch, no_network, given):
+    """It was passed over, and the download cache taken instead."""
+    (tmp_path / "file").write_text("no folder")
+    for folder, problem in (("misspelt", "does not exist"), ("file", "is not a folder")):
+        named = str(tmp_path / folder)
+        monkeypatch.setenv("GRADHPO_DATA", named if given == "GRADHPO_DATA" else str(tmp_path))
+        with pytest.raises(DatasetError, match=problem) as error:
+            datasets.mnist(named if given == "data_dir" else None)
+        assert f"{given}={named!r}" in str(error.value) and "holds mnist/" in str(error.value)
+    write_tree(tmp_path / "mine" / "mnist", idx_files())
+    monkeypatch.setenv("GRADHPO_DATA", str(tmp_path / "misspelt"))
+    assert len(datasets.mnist(tmp_path / "mine").train.targets) == 3  # data_dir goes before it
+
+
 def test_folder_with_nothing_of_the_set(tmp_path):
     write_tree(tmp_path / "cifar10", {"cifar-10-python.pkl": b"never read"})
     with pytest.raises(DatasetError, match=r"holds nothing .* cifar-10-binary\.tar\.gz"):
@@ -73,7 +88,8 @@ def test_download_then_cache(server, monkeypatch, tmp_path):
     write_tree(folder, files)
     monkeypatch.setattr(idx, "_MNIST_URL", url)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setattr(idx, "_MNIST", digests)
+    known = {name: (digests[name], len(data)) for name, data in files.items()}
+    monkeypatch.setattr(idx, "_MNIST", known)
     first = datasets.mnist()
     assert first.files == digests
     (folder / "train-images-idx3-ubyte.gz").unlink()  # the server is not asked again

@@ -18,14 +18,16 @@ from gradhpo.datasets.sources import Contents, by_key, find, read
 
 __all__ = ["cifar10", "cifar100", "parse_records"]
 
-# SHA-256 as published by TensorFlow Datasets.
+# SHA-256 and bytes as published by TensorFlow Datasets.
 _CIFAR10 = Remote(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    170_052_171,
 )
 _CIFAR100 = Remote(
     "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    168_513_733,
 )
 _SHAPE = 3, 32, 32
 _CLASS_NAMES = ("batches.meta.txt", "fine_label_names.txt")

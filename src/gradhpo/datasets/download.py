@@ -17,10 +17,11 @@ __all__ = ["Remote", "download", "require", "sha256"]
 
 
 class Remote(NamedTuple):
-    """An official file: its URL and SHA-256 (None: no published one is known)."""
+    """An official file: its URL, SHA-256 and size in bytes (None: not known for certain)."""
 
     url: str
     sha256: str | None
+    size: int | None = None
 
     @property
     def file_name(self) -> str:

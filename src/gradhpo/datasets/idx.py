@@ -19,26 +19,26 @@ from gradhpo.datasets.sources import Contents, by_key, find, read
 
 __all__ = ["fashion_mnist", "mnist", "parse_idx"]
 
-# SHA-256 as published by TensorFlow Datasets, and of the files read in our tests.
+# SHA-256 as published by TensorFlow Datasets, and of the files read in our tests; bytes.
 _MNIST = {
     "train-images-idx3-ubyte.gz":
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9_912_422),
     "train-labels-idx1-ubyte.gz":
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881),
     "t10k-images-idx3-ubyte.gz":
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1_648_877),
     "t10k-labels-idx1-ubyte.gz":
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4_542),
 }  # fmt: skip
 _FASHION = {
     "train-images-idx3-ubyte.gz":
-        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        ("3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84", 26_421_880),
     "train-labels-idx1-ubyte.gz":
-        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        ("a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845", 29_515),
     "t10k-images-idx3-ubyte.gz":
-        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        ("346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073", 4_422_102),
     "t10k-labels-idx1-ubyte.gz":
-        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ("67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5", 5_148),
 }  # fmt: skip
 _MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 _FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -82,7 +82,7 @@ def mnist(data_dir: str | PathLike[str] | None = None) -> Dataset:
     Source:
         LeCun, Cortes and Burges (1998), "The MNIST database".
     """
-    return _load("mnist", data_dir, [Remote(_MNIST_URL + f, d) for f, d in _MNIST.items()])
+    return _load("mnist", data_dir, [Remote(_MNIST_URL + f, *known) for f, known in _MNIST.items()])
 
 
 def fashion_mnist(data_dir: str | PathLike[str] | None = None) -> Dataset:
@@ -97,7 +97,7 @@ def fashion_mnist(data_dir: str | PathLike[str] | None = None) -> Dataset:
     Source:
         Xiao, Rasul and Vollgraf (2017), "Fashion-MNIST".
     """
-    remotes = [Remote(_FASHION_URL + f, d) for f, d in _FASHION.items()]
+    remotes = [Remote(_FASHION_URL + f, *known) for f, known in _FASHION.items()]
     return _load("fashion_mnist", data_dir, remotes)
 
 

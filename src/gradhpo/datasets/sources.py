@@ -4,6 +4,7 @@ The order is `data_dir`, the environment variable GRADHPO_DATA, the cache.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeAlias
@@ -11,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from gradhpo.datasets.archives import DAMAGE, read_members
 from gradhpo.datasets.dataset import DatasetError
 from gradhpo.datasets.download import Remote, download, require, sha256
+from gradhpo.utils.validation import GradhpoWarning
 
 __all__ = ["Contents", "Source", "by_key", "find", "read"]
 
@@ -41,14 +43,24 @@ def find(name: str, data_dir: str | os.PathLike[str] | None, remotes: Sequence[R
         remotes: Official files.
 
     Raises:
-        DatasetError: not in `data_dir`, or the download is impossible, refused,
-            or of the wrong digest.
+        DatasetError: `data_dir` or GRADHPO_DATA is no folder; the set is not in
+            `data_dir`; or the download is impossible, refused, or of the wrong
+            digest.
     """
-    folders = [data_dir] if data_dir is not None else [os.environ.get("GRADHPO_DATA")]
+    given = "GRADHPO_DATA" if data_dir is None else "data_dir"
+    folder = os.environ.get("GRADHPO_DATA") if data_dir is None else data_dir
     names = dict.fromkeys((name, name.replace("_", "-")))
-    for root in (Path(folder).expanduser() / n for folder in folders if folder for n in names):
-        if root.is_dir():
-            return Source(root, sorted(p for p in root.rglob("*") if p.is_file()), remotes)
+    if folder:
+        parent = Path(folder).expanduser()
+        if not parent.is_dir():
+            problem = "is not a folder" if parent.exists() else "does not exist"
+            raise DatasetError(
+                f"{given}={os.fspath(folder)!r} {problem}. It should be a folder that holds "
+                f"{' or '.join(names)}/; without it, the download cache is used."
+            )
+        for root in (parent / n for n in names):
+            if root.is_dir():
+                return Source(root, sorted(p for p in root.rglob("*") if p.is_file()), remotes)
     if data_dir is not None:
         raise DatasetError(
             f"No folder {' or '.join(names)} in data_dir={os.fspath(data_dir)!r}. It should hold "
@@ -83,8 +95,13 @@ def read(source: Source, wanted: Wanted) -> Contents:
     Raises:
         DatasetError: nothing wanted was found; a file is damaged, unsafe or too
             large, or differs from the digest in a `SHA256SUMS` file in its
-            folder or the one above; two different files claim the same path.
-            The digests seen and expected are in the message.
+            folder or the one above, or, where that lists none, from the digest
+            of the official file of its name and size; two different files claim
+            the same path. The digests seen and expected are in the message.
+
+    Warns:
+        GradhpoWarning: a file has the name of an official one, but another size
+            and digest, and is not in `SHA256SUMS`.
     """
     entries: dict[PurePosixPath, bytes] = {}
     files: dict[str, str] = {}
@@ -96,7 +113,10 @@ def read(source: Source, wanted: Wanted) -> Contents:
         if listed.get(path, digest) != digest:
             raise DatasetError(f"{path} has SHA-256 {digest}, but SHA256SUMS lists {listed[path]}.")
         name = PurePosixPath(path.relative_to(source.root).as_posix())
-        for member, contents in _members(path, name.parent, wanted, digest, source.remotes):
+        members = _members(path, name.parent, wanted, digest, source.remotes)
+        if path not in listed and members:
+            _compare(path, digest, source.remotes)
+        for member, contents in members:
             files[str(name)] = digest
             if entries.setdefault(member, contents) != contents:
                 raise DatasetError(f"Two different files in {source.root} claim to be {member}.")
@@ -116,10 +136,32 @@ def _members(
         return [(parent / member, contents) for member, contents in members]
     except (DatasetError, *DAMAGE) as error:
         official = {remote.file_name: remote.sha256 for remote in remotes}.get(path.name)
+        reason = (str(error) or type(error).__name__).rstrip(".")
         raise DatasetError(
-            f"Cannot read {path}: {error or type(error).__name__} Its SHA-256 is {digest}; that "
-            f"of the official file is {official or 'not known'}."
+            f"Cannot read {path}: {reason}. Its SHA-256 is {digest}; that "
+            f"of the official file is {official or 'not known'}. Download it again."
         ) from error
+
+
+def _compare(path: Path, digest: str, remotes: Sequence[Remote]) -> None:
+    """Compare a file with the official one of its name, if there is one of known digest."""
+    official = next((r for r in remotes if r.file_name == path.name and r.sha256), None)
+    if official is None or digest == official.sha256:
+        return
+    seen = f"SHA-256 {digest}, the official file {official.sha256}"
+    if path.stat().st_size == official.size:
+        raise DatasetError(
+            f"{path} has the name and the size of an official file, but not its contents: it has "
+            f"{seen}. It is damaged: download it again from {official.url}. If it is meant to "
+            "differ, list it in a file SHA256SUMS in its folder, as `sha256sum` writes it."
+        )
+    warnings.warn(
+        f"{path} is not the official file of that name: it has {seen}. Numbers found on it are "
+        "not those of the data set, unless it was only packed anew. If it is meant to differ, "
+        "list it in a file SHA256SUMS in its folder, as `sha256sum` writes it.",
+        GradhpoWarning,
+        stacklevel=2,
+    )
 
 
 def by_key(

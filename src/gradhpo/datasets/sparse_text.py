@@ -20,8 +20,16 @@ _URL = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/"
 # No publisher of these SHA-256 is official: they are those of two independent
 # copies of a9a, and agree with the MD5 in an R package for LIBSVM data.
 _A9A = (
-    Remote(_URL + "a9a", "f5d5ffd8d865ff41328e7ee043e4b020816914ff6843ff15b98905ddbedce906"),
-    Remote(_URL + "a9a.t", "1f448a153f0320399a7e40836eb207655b0bde0f21fc941cc472193daa9f5de9"),
+    Remote(
+        _URL + "a9a",
+        "f5d5ffd8d865ff41328e7ee043e4b020816914ff6843ff15b98905ddbedce906",
+        2_329_875,
+    ),
+    Remote(
+        _URL + "a9a.t",
+        "1f448a153f0320399a7e40836eb207655b0bde0f21fc941cc472193daa9f5de9",
+        1_164_628,
+    ),
 )
 _IJCNN1 = (Remote(_URL + "ijcnn1.bz2", None), Remote(_URL + "ijcnn1.t.bz2", None))
 _IJCNN1_TRAIN = 35_000  # lines of ijcnn1.tr, which `ijcnn1` begins with; the rest is ijcnn1.val
