@@ -44,11 +44,11 @@ types: .venv/dev.stamp
 docs: .venv/dev.stamp
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
-# Hours, not minutes: the slow tests, then every study at full size, results in out/.
+# Hours, not minutes: the slow tests, then every study at full size; replaces results in out/.
 reproduce: .venv/dev.stamp
 	$(BIN)/pytest -m slow --timeout=0 $(TESTFLAGS)
 	set -e; studies=$$($(BIN)/python -c "$(STUDIES)"); \
-	for study in $$studies; do $(BIN)/gradhpo run $$study --out out/$$study; done
+	for study in $$studies; do $(BIN)/gradhpo run $$study --out out/$$study --overwrite; done
 
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/run.py

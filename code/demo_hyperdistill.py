@@ -32,7 +32,7 @@ NOISE = 0.2  # share of the training labels that are drawn anew
 START = 0.05  # where all learning rates start
 LR_HYPER = 3e-3  # outer rate; `run` lets it fall linearly to zero
 LITERAL = "Greedy, literal"  # the call of the original tutorial, which tunes nothing
-FIGURE = Path("figures/hyperdistill_poc.png")
+FIGURE = Path("out/demo_hyperdistill.png")  # figures/ holds the figure of `gradhpo demo`
 
 
 # -- data ---------------------------------------------------------------------------------

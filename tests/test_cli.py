@@ -1,22 +1,27 @@
 """The command line, on a study that takes no time: what it prints, writes and returns."""
 
 import dataclasses
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
-from gradhpo import cli
+from gradhpo import cli, datasets
 from gradhpo.experiments import registry
 from gradhpo.experiments.registry import Study
-from gradhpo.experiments.report import StudyResult, summarize
+from gradhpo.experiments.report import StudyResult, read, summarize, write
 from gradhpo.experiments.study import DataStudyConfig, StudyConfig, output_directory, silent
 
 pytest.importorskip("tyro")
+pytest.importorskip("matplotlib")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,27 +38,45 @@ class Config(DataStudyConfig):
     """What goes wrong."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DemoConfig(Config):
+    """The same, elsewhere."""
+
+    out: Path = Path("out/demo")
+
+
+def throw(error):
+    raise error
+
+
 REGISTERED = dict(registry.STUDIES)
 PROBLEMS = {
-    "value": ValueError("data_dir holds no\n\x1b[31mtrain.bin"),
-    "file": FileNotFoundError(2, "No such file or directory", "train.bin"),
-    "extra": ImportError('needs pooch: pip install ".[data]"'),
-    "interrupt": KeyboardInterrupt(),
-    "bug": ZeroDivisionError(),
+    "data": lambda: throw(datasets.DatasetError("mnist holds no\n\x1b[31mtrain.bin")),
+    "value": lambda: datasets.gaussian_clusters(num_train=0),
+    "file": lambda: throw(FileNotFoundError(2, "No such file or directory", "train.bin")),
+    "extra": lambda: datasets.digits(),
+    "interrupt": lambda: throw(KeyboardInterrupt),
+    "bug": lambda: 1 / 0,
+    "bug in Python": lambda: int("many"),
+    "bug in JAX": lambda: jnp.ones(2) + jnp.ones(3),
+    "bug in an import": lambda: throw(ImportError("cannot import name 'x'")),
 }
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def run(config, progress=silent):
-    if config.problem:
-        raise PROBLEMS[config.problem]
+    PROBLEMS.get(config.problem, int)()
     progress(f"{config.seeds} seeds of \x1b[31m {config.dataset}")
-    (config.out / "figure.png").write_bytes(b"png")
     losses = {name: {"val_loss": [1.0 + i] * config.seeds} for i, name in enumerate(config.method)}
-    return StudyResult("toy", config, summarize(losses), wall_seconds=0.1)
+    failures = {"full disk": lambda path: throw(FULL), "figure": lambda path: 1 / 0}
+    draw = lambda path: path.write_bytes(b"png")  # noqa: E731
+    files = {"figure.png": failures.get(config.problem, draw), "other.png": draw}
+    return StudyResult("toy", config, summarize(losses), wall_seconds=0.1, files=files)
 
 
-def demo(config):
+def demo(config, command):
     print(f"seeds: {config.seeds}")
+    write(StudyResult("tutorial", config, {}, wall_seconds=0.1, command=command), config.out)
     print("demo: compute 0.1 s")
 
 
@@ -61,7 +84,7 @@ def demo(config):
 def toy(monkeypatch, tmp_path):
     """Registers the study and two methods, and starts in an empty directory."""
     study = ModuleType("toy_study")
-    vars(study).update(Config=Config, run=run, demo=demo)
+    vars(study).update(Config=Config, DemoConfig=DemoConfig, run=run, demo=demo)
     methods = ModuleType("methods")
     entry = SimpleNamespace(description="looks one step ahead")
     vars(methods).update(METHODS={"one_step": entry, "t1t2": entry})
@@ -89,12 +112,13 @@ def test_run_prints_the_table_and_then_the_files(capsys):
     assert (status, err) == (0, "3 seeds of \\x1b[31m digits\n")
     lines = out.splitlines()
     assert lines[0] == "toy: mean and 95 % interval over 3 seeds"
-    names = ["curves.csv", "figure.png", "result.json"]
-    assert lines[-3:] == [f"wrote {Path.cwd() / 'a b' / name}" for name in names]
+    names = ["result.json", "curves.csv", "figure.png", "other.png"]
+    assert lines[-4:] == [f"wrote {Path.cwd() / 'a b' / name}" for name in names]
     data = json.loads(Path("a b/result.json").read_text())
     assert data["command"] == "gradhpo run toy --out 'a b' --seeds 3 --method one_step fixed"
     assert data["settings"] == {
         "out": "a b",
+        "overwrite": False,
         "seeds": 3,
         "fast": False,
         "method": ["one_step", "fixed"],
@@ -128,7 +152,20 @@ def test_options_reach_the_study(capsys):
 def test_demo_has_the_last_word(capsys):
     status, out, _ = gradhpo(capsys, "demo", "--out", "d", "--seeds", "2")
     assert (status, out) == (0, "seeds: 2\ndemo: compute 0.1 s\n")
-    assert Path("d").is_dir()
+    assert read("d").command == "gradhpo demo --out d --seeds 2"
+
+
+def test_demo_replaces_the_results_of_a_demo_and_of_nothing_else(capsys):
+    assert gradhpo(capsys, "demo")[0] == 0
+    status, out, _ = gradhpo(capsys, "demo", "--seeds", "2")
+    said = f"replacing the results of an earlier demo in {Path('out/demo')}"
+    assert status == 0 and out.splitlines()[:2] == [said, "seeds: 2"]
+    assert gradhpo(capsys, "run", "toy", "--out", "out/demo", "--overwrite")[0] == 0
+    status, out, err = gradhpo(capsys, "demo")
+    assert (status, out) == (1, "") and "holds results already" in err
+    assert gradhpo(capsys, "demo", "--out", "d")[0] == 0
+    assert gradhpo(capsys, "demo", "--out", "d")[0] == 1  # a directory that was chosen
+    assert gradhpo(capsys, "demo", "--out", "d", "--overwrite")[0] == 0
 
 
 def test_list_has_a_line_for_everything(capsys):
@@ -170,24 +207,150 @@ def test_a_wrong_command_line_is_status_2(arguments, words, capsys):
 @pytest.mark.parametrize(
     "problem, status, message",
     [
-        ("value", 1, r"gradhpo: error: data_dir holds no \x1b[31mtrain.bin"),
+        ("data", 1, r"gradhpo: error: mnist holds no \x1b[31mtrain.bin"),
+        ("value", 1, "gradhpo: error: Sizes must be positive, got (0, 256, 8, 4)."),
         ("file", 1, "gradhpo: error: [Errno 2] No such file or directory: 'train.bin'"),
-        ("extra", 1, 'gradhpo: error: needs pooch: pip install ".[data]"'),
+        (
+            "extra",
+            2,
+            "gradhpo: error: This data set needs sklearn. In a checkout of gradhpo run: "
+            'pip install ".[data]"',
+        ),
         ("interrupt", 130, "gradhpo: interrupted"),
     ],
 )
 def test_a_failure_is_one_line(problem, status, message, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     arguments = ("run", "toy", "--problem", problem)
     assert gradhpo(capsys, *arguments) == (status, "", message + "\n")
-    if status == 1:
+    if status != 130:
         monkeypatch.setenv("GRADHPO_TRACEBACK", "1")
-        with pytest.raises(type(PROBLEMS[problem])):
+        with pytest.raises((datasets.DatasetError, OSError, ImportError, ValueError)):
             cli.main(arguments)
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["run", "toy", "--problem", "bug"])
+@pytest.mark.parametrize(
+    "problem, error",
+    [
+        ("bug", ZeroDivisionError),
+        ("bug in Python", ValueError),
+        ("bug in JAX", (TypeError, ValueError)),
+        ("bug in an import", ImportError),
+    ],
+)
+def test_a_bug_keeps_its_traceback(problem, error):
+    with pytest.raises(error):
+        cli.main(["run", "toy", "--problem", problem])
+
+
+@pytest.mark.parametrize("file", ["result.json", "accuracy.png", "table.csv"])
+def test_results_are_not_overwritten_unasked(file, capsys):
+    Path("d").mkdir()
+    Path("d", "notes.txt").write_text("not ours, and in nobody's way")
+    assert gradhpo(capsys, "run", "toy", "--out", "d", "--fast")[0] == 0
+    for result in Path("d").iterdir():
+        result.unlink()
+    Path("d", file).write_text("precious")
+    status, out, err = gradhpo(capsys, "run", "toy", "--out", "d", "--problem", "bug")
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert file in err and "--out" in err and "--overwrite" in err
+    assert Path("d", file).read_text() == "precious"
+    assert gradhpo(capsys, "run", "toy", "--out", "d", "--overwrite")[0] == 0
+    assert read("d").study == "toy"
+
+
+def test_without_matplotlib_no_study_begins(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = gradhpo(capsys, "run", "toy", "--problem", "bug")
+    assert (status, out) == (2, "") and 'Matplotlib: pip install ".[plot]"' in err
+    assert not os.listdir()
+
+
+def test_on_a_full_disk_no_study_begins(capsys, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: throw(FULL))
+    status, out, err = gradhpo(capsys, "run", "toy", "--problem", "bug")
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert "No space left on device. Choose another directory with --out, with 16 MB" in err
+
+
+@pytest.mark.parametrize("problem", ["full disk", "figure"])
+def test_a_figure_that_fails_costs_neither_table_nor_files(problem, capsys):
+    """It was drawn before the table was printed and the result written."""
+    arguments = ["run", "toy", "--out", "d", "--method", "t1t2", "--problem", problem]
+    if problem == "figure":  # a bug
+        with pytest.raises(ZeroDivisionError):
+            cli.main(arguments)
+        out = capsys.readouterr().out
+    else:
+        status, out, err = gradhpo(capsys, *arguments)
+        path = Path.cwd() / "d" / "figure.png"
+        message = f"gradhpo: error: [Errno 28] No space left on device: {str(path)!r}"
+        assert (status, err.splitlines()[1:]) == (1, [message])
+    assert out.splitlines()[4].startswith("t1t2  ")
+    saved = ["result.json", "curves.csv", "other.png"]
+    assert out.splitlines()[-3:] == [f"wrote {Path.cwd() / 'd' / name}" for name in saved]
+    assert sorted(os.listdir("d")) == sorted(saved) and read("d").study == "toy"
+
+
+def test_a_disk_that_is_full_in_the_end_costs_no_table(capsys, monkeypatch):
+    fsync, calls = os.fsync, []
+
+    def once(descriptor):  # the test before the study still finds room
+        calls.append(descriptor)
+        return fsync(descriptor) if len(calls) == 1 else throw(FULL)
+
+    monkeypatch.setattr(os, "fsync", once)
+    status, out, err = gradhpo(capsys, "run", "toy", "--out", "d", "--method", "t1t2")
+    assert status == 1 and "t1t2" in out and "wrote" not in out
+    assert "No space left on device: " in err and "result.json" in err and not os.listdir("d")
+
+
+STUCK = """
+import hashlib, sys
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from gradhpo import cli
+from gradhpo.experiments import registry
+from gradhpo.experiments.study import StudyConfig
+
+def run(config, progress):
+    print("begun", flush=True)
+    stuck = hashlib.pbkdf2_hmac, "sha256", b"", b"", 10**9  # like compiled code: for minutes
+    if config.fast:
+        with ThreadPoolExecutor() as pool:
+            pool.submit(*stuck)
+    stuck[0](*stuck[1:])
+
+sys.modules["stuck"] = study = ModuleType("stuck")
+study.Config, study.run = StudyConfig, run
+registry.STUDIES["stuck"] = registry.Study("stuck", "")
+sys.exit(cli.main(["run", "stuck", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process alone")
+@pytest.mark.parametrize("options", [[], ["--fast"]], ids=["main thread", "pool"])
+def test_an_interrupt_ends_a_call_that_python_cannot(options):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, *options],
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.5)  # into the call
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)  # takes 1 s where nothing else runs
+        assert (process.returncode, err) == (130, "gradhpo: interrupted\n")
+    finally:
+        process.kill()
+
+
+def test_the_handling_of_signals_is_left_as_it_was(capsys):
+    assert gradhpo(capsys, "list")[0] == 0
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 @pytest.mark.parametrize("command", [["run", "toy"], ["demo"]], ids=" ".join)

@@ -1,12 +1,16 @@
 """The command `gradhpo`: run a study, show its table again, list what there is."""
 
+import linecache
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gradhpo.datasets.dataset import DatasetError
+from gradhpo.utils._interrupts import INTERRUPTED, prompt_interrupts
 from gradhpo.utils.logging import printable
 
 __all__ = ["main"]
@@ -21,11 +25,14 @@ usage: gradhpo COMMAND ...
   gradhpo --version
 
 `gradhpo demo --help` and `gradhpo run STUDY --help` show all options.
-With GRADHPO_TRACEBACK=1 in the environment an error shows where it arose."""
+
+exit status: 0 done; 1 failed (data, disk, settings that do not fit); 2 wrong command line or
+a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an error shows
+where it arose; a bug always does."""
 
 
 class UsageError(Exception):
-    """The command line itself is wrong, or an extra is missing."""
+    """The command line itself is wrong."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; None takes them from `sys.argv`.
 
     Returns:
-        0 when done, 1 when something failed (one line on stderr says what), 2 for a wrong
-        command line or a missing extra, 130 when interrupted.
+        0 when done, 1 when something failed, 2 for a wrong command line or a missing extra, 130
+        when interrupted; one line on stderr says what. What leaves this function as an exception
+        is a bug.
 
     Raises:
         SystemExit: with status 0 or 2, after the help or an error of a command's options.
@@ -46,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(arguments)
+        with prompt_interrupts("gradhpo: interrupted"):
+            _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return 0
     except UsageError as error:
@@ -54,16 +63,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("gradhpo: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # as in `gradhpo list | head -1`
         sys.stdout = open(os.devnull, "w")  # or the interpreter's last flush complains
         return 1
-    except (ImportError, OSError, ValueError) as error:
-        if os.environ.get("GRADHPO_TRACEBACK") == "1":
+    except (DatasetError, ImportError, OSError, TypeError, ValueError) as error:
+        if os.environ.get("GRADHPO_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = printable(" ".join(str(error).split())) or type(error).__name__
         print(f"gradhpo: error: {message}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ImportError) else 1
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message alone tells the user what to mend.
+
+    A data file, a disk: always. Else where a `raise` of ours refuses what it was given, settings
+    or a method that does not fit. What arises under our code, in JAX, NumPy or Python, is a bug.
+    """
+    if isinstance(error, DatasetError | OSError):
+        return True
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    module = frame.f_globals.get("__name__", "")
+    statement = linecache.getline(frame.f_code.co_filename, line).strip()
+    return module.split(".")[0] == "gradhpo" and statement.startswith("raise ")
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -88,13 +111,28 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _demo(options: list[str]) -> None:
+    from gradhpo.experiments import report
     from gradhpo.experiments.registry import load
     from gradhpo.experiments.study import output_directory
 
     tutorial = load("tutorial")
-    config = _parse(tutorial.Config, "gradhpo demo", options)
-    output_directory(config.out)
-    tutorial.demo(config)  # prints by itself; its last line is the last line
+    config = _parse(tutorial.DemoConfig, "gradhpo demo", options)
+    again = config.out == tutorial.DemoConfig.out and _is_of_demo(config.out)
+    output_directory(config.out, config.overwrite or again)
+    if again:
+        print(f"replacing the results of an earlier demo in {config.out}")
+    # It prints by itself; its last line is the last line.
+    tutorial.demo(config, report.command(["demo", *options]))
+
+
+def _is_of_demo(directory: Path) -> bool:
+    """Whether a directory holds the results of a demo, and not of another run."""
+    from gradhpo.experiments.report import read
+
+    try:
+        return read(directory).command.split()[:2] == ["gradhpo", "demo"]
+    except (OSError, ValueError):
+        return False
 
 
 def _list(options: list[str]) -> None:
@@ -112,6 +150,7 @@ def _list(options: list[str]) -> None:
 
 def _run(arguments: list[str]) -> None:
     from gradhpo.experiments import report
+    from gradhpo.experiments._drawing import require_matplotlib
     from gradhpo.experiments.registry import STUDIES, load
     from gradhpo.experiments.study import output_directory
 
@@ -124,14 +163,13 @@ def _run(arguments: list[str]) -> None:
         raise UsageError(f"{problem}; the studies are: {', '.join(STUDIES)}")
     study = load(name)
     config = _parse(study.Config, f"gradhpo run {name}", options)
-    out = output_directory(config.out)
-    before = _modification_times(out)
+    require_matplotlib()
+    out = output_directory(config.out, config.overwrite)
     result = study.run(config, progress=_show)
     result = replace(result, command=report.command(["run", *arguments]))
-    report.write(result, out)
-    print(report.table(result), end="\n\n")
-    for path in sorted(dict(_modification_times(out) - before)):
-        print(f"wrote {printable(str(path))}")
+    print(report.table(result), end="\n\n", flush=True)  # whatever becomes of the files
+    for path in report.write_each(result, out):
+        print(f"wrote {printable(str(path))}", flush=True)
 
 
 def _report(arguments: list[str]) -> None:
@@ -160,11 +198,6 @@ def _parse(config: type, program: str, options: list[str]) -> Any:
 
 def _show(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
-
-
-def _modification_times(directory: Path) -> set[tuple[Path, int]]:
-    files = [path for path in directory.iterdir() if path.is_file()]
-    return {(path, path.stat().st_mtime_ns) for path in files}
 
 
 if __name__ == "__main__":

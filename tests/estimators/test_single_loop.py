@@ -35,6 +35,7 @@ from gradhpo.estimators.stocbio import stocbio
 from gradhpo.experiments import single_loop as study
 from gradhpo.experiments._single_loop_problem import exact
 from gradhpo.experiments._single_loop_problem import split as split_data
+from gradhpo.experiments.report import write
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.testing.problems import (
     learning_rates,
@@ -660,9 +661,9 @@ def test_the_study_runs(tmp_path, monkeypatch):
     lines = []
     config = study.Config(out=tmp_path, seeds=2, budget=4000, method=("soba", "saba"))
     result = study.run(config, lines.append)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "points.csv", "hypergradient.png", "validation.png"
-    }  # fmt: skip
+    assert [path.name for path in write(result, tmp_path)] == [
+        "result.json", "curves.csv", "points.csv", "hypergradient.png", "validation.png"
+    ]  # fmt: skip
     assert len(lines) == 4 and result.methods["soba"].gradient_evaluations == 2000
     rows = (tmp_path / "points.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 2 * (study.POINTS + 1)

@@ -113,12 +113,13 @@ def test_the_sweeps_write_their_tables(tmp_path, monkeypatch):
         monkeypatch.setitem(GRID, name, ((33,), (348,)))
     online = study.Config(**{**SMALL, "seeds": 1}, online_tuning=True, out=tmp_path / "online")
     result = study.run(online)
+    report.write(result, online.out)
     assert len(result.methods) == 5 * 2
     pairs = table(online.out / "online_pairs.csv")
     assert len(pairs) == 3 * 2 and {r["seeds"] for r in pairs} == {"1"}
     assert len(table(online.out / "online.csv")) == 5 * 2 * 2
     grid = study.Config(**{**SMALL, "seeds": 1}, grid=True, cap=3, out=tmp_path / "grid")
-    assert study.run(grid).methods == {}
+    assert report.write(result := study.run(grid), grid.out) and result.methods == {}
     rows = table(grid.out / "grid.csv")
     assert len(rows) == 4 * 2 + 3 * 2
     assert {float(r["median"]) for r in rows} <= {1.0, 2.0, 3.0}
@@ -130,6 +131,7 @@ def test_what_else_needs_no_rate_takes_part(tmp_path):
     others = ("prodigy", "dadapt", "mechanize", "dog")
     config = study.Config(**{**SMALL, "seeds": 1}, method=("adam_hd", *others), out=tmp_path)
     result = study.run(config)
+    report.write(result, tmp_path)
     assert list(result.methods) == ["adam_hd", *others] and (tmp_path / "others.png").exists()
     rates = [float(row["learning_rate"]) for row in table(tmp_path / "iterations.csv")]
     assert np.isfinite(rates).all() and set(METHODS) == set(study.COMPARED) | set(others)

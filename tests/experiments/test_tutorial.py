@@ -17,7 +17,14 @@ from gradhpo.experiments import _tutorial_problem as problem
 from gradhpo.experiments._tutorial_findings import LITERAL, findings
 from gradhpo.experiments._tutorial_problem import Outcome
 from gradhpo.experiments.report import read, write
-from gradhpo.experiments.tutorial import Config, demo, run, separated, train
+from gradhpo.experiments.tutorial import (
+    Config,
+    DemoConfig,
+    demo,
+    run,
+    separated,
+    train,
+)
 
 ROOT = Path(__file__).parents[2]
 SMALL = Config(seeds=2, episodes=3, steps=5)
@@ -116,13 +123,16 @@ def test_run_returns_a_result_that_survives_the_file(tmp_path):
         "fixed: 2 seeds done",
         "fo: 2 seeds done",
     ]
-    write(result, tmp_path)
+    pytest.importorskip("matplotlib")
+    names = [path.name for path in write(result, tmp_path)]
+    assert names == ["result.json", "curves.csv", "convergence.png"]
     assert read(tmp_path).to_json() == json.loads((tmp_path / "result.json").read_text())
 
 
 def test_demo_prints_both_settings_and_ends_with_its_time(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    demo(dataclasses.replace(SMALL, method=("fo", "one_step", "hyperdistill")))
+    settings = dataclasses.asdict(SMALL) | {"method": ("fo", "one_step", "hyperdistill")}
+    demo(DemoConfig(**settings | {"out": DemoConfig.out}))
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert re.fullmatch(r"demo: compute \d+\.\d s", lines[-1])
@@ -136,7 +146,9 @@ def test_demo_prints_both_settings_and_ends_with_its_time(tmp_path, monkeypatch,
     for name in ("result.json", "curves.csv", "separated/result.json", "separated/curves.csv"):
         assert f"wrote out/demo/{name}" in lines and Path("out/demo", name).is_file()
     pytest.importorskip("matplotlib")
-    assert Path("figures/hyperdistill_poc.png").stat().st_size > 10_000
+    assert "wrote out/demo/hyperdistill_poc.png" in lines
+    assert Path("out/demo/hyperdistill_poc.png").stat().st_size > 10_000
+    assert os.listdir() == ["out"]  # figures/ is tracked
 
 
 def test_findings_follow_the_numbers():
@@ -199,4 +211,5 @@ def test_the_script_runs_from_the_root_of_the_repository(tmp_path):
     rows = dict(re.findall(r"^(\S.{13})  +(\d\.\d{4})", done.stdout, re.MULTILINE))
     assert rows["Fixed         "] == rows["FO            "]
     assert "HyperDistill    episode   2/2" in done.stdout
-    assert (tmp_path / "figures" / "hyperdistill_poc.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "demo_hyperdistill.png").stat().st_size > 10_000
+    assert os.listdir(tmp_path) == ["out"]  # figures/ is tracked

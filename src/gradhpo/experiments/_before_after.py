@@ -24,7 +24,7 @@ from gradhpo.experiments._common import ImageConfig, cost, make_optimizer, parts
 from gradhpo.experiments.report import StudyResult, summarize
 from gradhpo.experiments.study import Progress
 
-__all__ = ["Example", "Outcome", "before_after"]
+__all__ = ["Example", "Outcome", "before_after", "with_paths"]
 
 Curves = dict[str, np.ndarray]
 
@@ -65,7 +65,7 @@ def before_after(
     restarts: bool = False,
     fast_episodes: int = 20,
 ) -> Outcome:
-    """Run a before-after study; write its figure `accuracy.png` and `hyperparameters.csv`.
+    """Run a before-after study; its files are `hyperparameters.csv` and `accuracy.png`.
 
     Args:
         name: Of the study.
@@ -131,24 +131,47 @@ def before_after(
     costs |= {m: tuple((spent + alone).tolist()) for m, spent in tuning.items()}
     costs |= {row: tuple(alone.tolist()) for row in before}
     seconds = time.perf_counter() - start
-    result = StudyResult(
-        name, config, summarize(table, costs, baseline=baseline), seconds, data.files
-    )
     curves = {
         m: {key: np.stack([p[key] for p in all]) for key in all[0]} for m, all in paths.items()
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    _write_paths(curves, config.out / "hyperparameters.csv")
+    files: dict[str, Callable[[Path], object]] = {}
+    files["hyperparameters.csv"] = lambda path: _write_paths(curves, path)
     if methods:
         accuracy = {row: each["test_accuracy"] for row, each in table.items()}
-        plots.before_after(
+        files["accuracy.png"] = lambda path: plots.before_after(
             {m: (accuracy[baseline], accuracy[m]) for m in methods},
-            config.out / "accuracy.png",
+            path,
             "test accuracy",
             f"{name}: {config.dataset}",
             (baseline, "learned"),
         )
+    summaries = summarize(table, costs, baseline=baseline)
+    result = StudyResult(name, config, summaries, seconds, data.files, files)
     return Outcome(result, curves)
+
+
+def with_paths(
+    outcome: Outcome, file: str, episode: str, quantity: str, learned: str, log_y: bool = False
+) -> StudyResult:
+    """The result, with a figure of how the hyperparameters of the first method moved."""
+    result, paths = outcome
+    if not paths:
+        return result
+    method, curves = next(iter(paths.items()))
+    config = result.settings
+
+    def draw(path: Path) -> None:
+        plots.curves(
+            curves,
+            path,
+            f"{episode} of {config.steps} steps",
+            quantity,
+            f"{learned} learned by {method}, {config.dataset}",
+            log_y=log_y,
+            band=config.seeds > 2,
+        )
+
+    return replace(result, files={**result.files, file: draw})
 
 
 def _trainer(example: Example, config: ImageConfig) -> Callable[..., Any]:

@@ -66,13 +66,22 @@ def parts(data: datasets.Dataset, config: ImageConfig, seed: int) -> Parts:
 
     The test examples are the data set's own, or, where it has none, all that is left.
 
+    Raises:
+        ValueError: the data set has fewer examples than are asked for.
+
     >>> split = parts(datasets.digits(), ImageConfig(label_noise=0.5), seed=0)
     >>> [len(part.targets) for part in split[:3]], int(split.wrong.sum())
     ([400, 400, 997], 176)
     """
     sizes = [config.train_size, config.val_size]
+    left = len(data.train.targets) - sum(sizes)
+    if left < (data.test is None):
+        raise ValueError(
+            f"{data.name} has {len(data.train.targets)} examples to choose from: train_size "
+            f"{sizes[0]} and val_size {sizes[1]} are too many"
+            + (", as the rest is what is tested on." if data.test is None else ".")
+        )
     if data.test is None:
-        left = len(data.train.targets) - sum(sizes)
         train, val, test = datasets.split(data.train, [*sizes, left], seed)
     else:
         (train, val), test = datasets.split(data.train, sizes, seed), data.test

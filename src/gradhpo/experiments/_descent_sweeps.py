@@ -2,7 +2,7 @@
 
 import csv
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from gradhpo.experiments._descent_published import GRID, GRID_BASE
 from gradhpo.experiments._descent_training import BATCH, Curves, Recipe, iterations_until, train
 from gradhpo.experiments.study import Progress
 
-__all__ = ["Values", "grid", "online_tuning"]
+__all__ = ["Files", "Values", "grid", "online_tuning"]
 
 Values = dict[str, dict[str, Any]]
 """`values[method][metric]` as `summarize` takes them."""
+Files = dict[str, Callable[[Path], object]]
+"""A function for each file that writes it, as `StudyResult` takes them."""
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BETAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -34,35 +36,34 @@ BASE = {"sgd_hd": "sgd", "sgdn_hd": "sgdn", "adam_hd": "adam", "adam_hd, beta 1e
 
 
 def online_tuning(
-    model: str, data: Images, seeds: int, epochs: int, out: Path, progress: Progress
-) -> Values:
-    """Whole runs from six initial rates; writes `online.png`, `online.csv`, `online_pairs.csv`."""
+    model: str, data: Images, seeds: int, epochs: int, progress: Progress
+) -> tuple[Values, Files]:
+    """Whole runs from six initial rates; `online.csv`, `online_pairs.csv`, `online.png`."""
     curves = train(model, TUNED, RATES, data, seeds, epochs, progress)
-    tuning(curves, out / "online.png", f"{model}, initial rates 1e-1 to 1e-6")
-    _write_curves(curves, out / "online.csv")
-    with (out / "online_pairs.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            "method initial_rate val_loss base_val_loss best_val_loss closer_seeds seeds "
-            "nan_seeds first_nan_iteration".split()
-        )
-        for name, base in BASE.items():
-            if name not in curves:
-                continue
-            ends = {n: np.array([c.val_loss[:, -1] for c in curves[n]]) for n in (name, base)}
-            best = np.nanmin(np.nanmean(np.concatenate([ends[name], ends[base]]), axis=1))
-            for k, rate in enumerate(RATES):
-                ours, plain = ends[name][k], ends[base][k]
-                closer = int(np.sum(np.abs(ours - best) < np.abs(plain - best)))
-                bad = _first_nan(curves[name][k])
-                row = [float(ours.mean()), float(plain.mean()), float(best), closer, seeds]
-                writer.writerow([name, rate, *row, len(bad), min(bad, default="")])
-                progress(
-                    f"hypergradient_descent: {model}, {name} from {rate:g}: {ours.mean():.4f}, "
-                    f"{base} {plain.mean():.4f}, best {best:.4f}; closer in {closer} of {seeds}"
-                    + f"; NaN in {len(bad)}, first at iteration {min(bad, default=0)}"
-                    * bool(bad)
-                )
+    rows: list[list[Any]] = []
+    for name, base in BASE.items():
+        if name not in curves:
+            continue
+        ends = {n: np.array([c.val_loss[:, -1] for c in curves[n]]) for n in (name, base)}
+        best = np.nanmin(np.nanmean(np.concatenate([ends[name], ends[base]]), axis=1))
+        for k, rate in enumerate(RATES):
+            ours, plain = ends[name][k], ends[base][k]
+            closer = int(np.sum(np.abs(ours - best) < np.abs(plain - best)))
+            bad = _first_nan(curves[name][k])
+            row = [float(ours.mean()), float(plain.mean()), float(best), closer, seeds]
+            rows.append([name, rate, *row, len(bad), min(bad, default="")])
+            progress(
+                f"hypergradient_descent: {model}, {name} from {rate:g}: {ours.mean():.4f}, "
+                f"{base} {plain.mean():.4f}, best {best:.4f}; closer in {closer} of {seeds}"
+                + f"; NaN in {len(bad)}, first at iteration {min(bad, default=0)}"
+                * bool(bad)
+            )
+    title = f"{model}, initial rates 1e-1 to 1e-6"
+    files: Files = {
+        "online.csv": lambda path: _write_curves(curves, path),
+        "online_pairs.csv": lambda path: _write_pairs(rows, path),
+        "online.png": lambda path: tuning(curves, path, title),
+    }
     return {
         f"{name} from {rate:.0e}": {
             "train_loss_by_epoch": each.train_loss.mean(-1),
@@ -70,11 +71,11 @@ def online_tuning(
         }
         for name, by_rate in curves.items()
         for rate, each in zip(RATES, by_rate, strict=True)
-    }
+    }, files
 
 
-def grid(model: str, data: Images, seeds: int, cap: int, out: Path, progress: Progress) -> None:
-    """Iterations to the goal by initial rate and beta; writes `grid.png` and `grid.csv`.
+def grid(model: str, data: Images, seeds: int, cap: int, progress: Progress) -> Files:
+    """Iterations to the goal by initial rate and beta: `grid.csv` and `grid.png`.
 
     Not reached counts as the cap. Plain Adam runs twice: with steps that fall as 1 / sqrt(t), as
     published, and with the constant rate that Adam-HD starts from, which it is compared with.
@@ -92,9 +93,29 @@ def grid(model: str, data: Images, seeds: int, cap: int, out: Path, progress: Pr
             taken = iterations_until(model, recipe, rates, betas, seed, data, order, GOAL)
             values[seed] = np.where(taken, taken, cap).reshape(values.shape[1:])
             progress(f"hypergradient_descent: grid, seed {seed}, {name} done")
+    shown = {name: found[name] for name in GRID}
+    return {
+        "grid.csv": lambda path: _write_grid(found, seeds, path),
+        "grid.png": lambda path: passages(shown, GRID, (RATES, BETAS), cap, path),
+    }
+
+
+def _write_pairs(rows: list[list[Any]], path: Path) -> None:
+    """A row per learned rate and initial rate, beside the same method without a learned rate."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            "method initial_rate val_loss base_val_loss best_val_loss closer_seeds seeds "
+            "nan_seeds first_nan_iteration".split()
+        )
+        writer.writerows(rows)
+
+
+def _write_grid(found: Mapping[str, np.ndarray], seeds: int, path: Path) -> None:
+    """A row per method, initial rate and beta, beside the published number."""
     published = {name: np.array(rows, float) for name, rows in GRID.items()}
     published |= {name: np.array(row, float)[:, None] for name, row in GRID_BASE.items()}
-    with (out / "grid.csv").open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         fields = "method initial_rate beta median low10 high90 published fewer_than_base seeds"
         writer.writerow(fields.split())
@@ -107,8 +128,6 @@ def grid(model: str, data: Images, seeds: int, cap: int, out: Path, progress: Pr
                 beta = BETAS[j] if name in GRID else ""
                 numbers = percentiles[:, i, j].tolist()
                 writer.writerow([name, RATES[i], beta, *numbers, theirs, wins, seeds])
-    shown = {name: found[name] for name in GRID}
-    passages(shown, GRID, (RATES, BETAS), cap, out / "grid.png")
 
 
 def _first_nan(curves: Curves) -> list[int]:

@@ -10,7 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "DASHES", "FAINT", "INK", "label_ends", "new_axes", "new_figure", "save"]
+__all__ = [
+    "COLORS",
+    "DASHES",
+    "FAINT",
+    "INK",
+    "label_ends",
+    "new_axes",
+    "new_figure",
+    "require_matplotlib",
+    "save",
+]
 
 # Okabe and Ito's colours, told apart by colour-blind readers; their yellow is too pale for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -21,12 +31,23 @@ LineEnd = tuple[str, str, np.ndarray, np.ndarray]
 """Name, colour, and x and y of a line's last point: shape (1,), or (0,) if it has none."""
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, whose layout makes room for what stands beside the axes."""
+def require_matplotlib() -> None:
+    """Import what draws and writes figures; the ImportError has the command to run.
+
+    Called before a long study, so that its end does not bring up what was there from the start.
+    """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError('Figures need Matplotlib: pip install ".[plot]"') from error
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches, whose layout makes room for what stands beside the axes."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

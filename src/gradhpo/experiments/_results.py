@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,8 @@ class StudyResult:
         methods: Results by method name.
         wall_seconds: Time of the whole study.
         data: SHA-256 of each data file read, by file name.
+        files: What is written beside `result.json` and `curves.csv`, by file name: a function that
+            writes it to a path. Tables come before figures. Not part of the JSON form.
         versions: See `versions()`, the default.
         command: See `command()`, the default.
 
@@ -114,6 +117,9 @@ class StudyResult:
     methods: Mapping[str, MethodResult]
     wall_seconds: float
     data: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], object]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     versions: Mapping[str, Any] = field(default_factory=versions)
     command: str = field(default_factory=command)
 

@@ -10,7 +10,7 @@ Source:
     Augmentation with Online Bilevel Optimization for Image Classification".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from gradhpo import datasets
 from gradhpo.examples import augmentation
 from gradhpo.experiments import plots
-from gradhpo.experiments._before_after import before_after
+from gradhpo.experiments._before_after import before_after, with_paths
 from gradhpo.experiments._common import ImageConfig, parts
 from gradhpo.experiments.report import StudyResult
 from gradhpo.experiments.study import Progress, silent
@@ -52,7 +52,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
 
     methods = ("reverse",)
     before = {"none": augmentation.NO_AUGMENTATION, "fixed": augmentation.HYPERPARAMS}
-    result, paths = before_after(
+    outcome = before_after(
         "augmentation",
         augmentation,
         config,
@@ -63,24 +63,22 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         restarts=True,
         fast_episodes=8,
     )
-    for method, curves in list(paths.items())[:1]:
-        plots.curves(
-            curves,
-            config.out / "strengths.png",
-            f"episode of {config.steps} steps",
-            "strength",
-            f"Strengths learned by {method}, {config.dataset}",
-            band=config.seeds > 2,
-        )
-        _draw(config, {name: float(curve[:, -1].mean()) for name, curve in curves.items()})
-    return result
+    result = with_paths(outcome, "strengths.png", "episode", "strength", "Strengths")
+    if not outcome.paths:
+        return result
+    curves = next(iter(outcome.paths.values()))
+    strength = {name: float(curve[:, -1].mean()) for name, curve in curves.items()}
+    images = {"images.png": lambda path: _draw(config, strength, path)}
+    return replace(result, files={**result.files, **images})
 
 
-def _draw(config: Config, strength: dict[str, float], rows: int = 4, columns: int = 8) -> None:
-    """`images.png`: in each row an image as it is, then as the network gets to see it."""
+def _draw(
+    config: Config, strength: dict[str, float], path: Path, rows: int = 4, columns: int = 8
+) -> None:
+    """In each row an image as it is, then as the network gets to see it."""
     data = datasets.load(config.dataset, config.data_dir)
     images = parts(data, config, seed=0).train.inputs[:rows]
     augment = jax.jit(jax.vmap(augmentation.augment, (None, 0, None)))
     seeds = np.arange(columns - 1)
     grid = np.array([[image, *augment(image, seeds, strength)] for image in images])[..., 0]
-    plots.images(grid.clip(0, 1), config.out / "images.png")
+    plots.images(grid.clip(0, 1), path)

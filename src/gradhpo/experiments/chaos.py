@@ -35,7 +35,7 @@ from gradhpo.experiments._reversible_problem import (
     rows,
 )
 from gradhpo.experiments.report import StudyResult, summarize
-from gradhpo.experiments.study import DataStudyConfig, Progress, output_directory, silent
+from gradhpo.experiments.study import DataStudyConfig, Progress, silent
 from gradhpo.transforms import reversible_sgd
 
 __all__ = ["Config", "run"]
@@ -79,9 +79,8 @@ class Config(DataStudyConfig):
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Run the study; writes `chaos.png` and `chaos.csv`."""
+    """Run the study; its files are `chaos.csv` and `chaos.png`."""
     begun = time.perf_counter()
-    out = output_directory(config.out)
     if config.fast:
         config = replace(config, points=min(config.points, 20), seeds=1)
     loaded = datasets.load(config.dataset, config.data_dir)
@@ -108,10 +107,12 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     }
     each = config.points // 2
     costs = dict.fromkeys(values, (each * (3 * STEPS + 1), each * STEPS))
-    _write(rates, losses, slopes, out / "chaos.csv")
-    _draw(rates, losses, slopes, config, out / "chaos.png")
     methods = summarize(values, costs)
-    return StudyResult("chaos", config, methods, time.perf_counter() - begun, loaded.files)
+    files = {
+        "chaos.csv": lambda path: _write(rates, losses, slopes, path),
+        "chaos.png": lambda path: _draw(rates, losses, slopes, config, path),
+    }
+    return StudyResult("chaos", config, methods, time.perf_counter() - begun, loaded.files, files)
 
 
 def _sweep(data: Rows, rates: np.ndarray, seed: int):

@@ -98,7 +98,7 @@ def _ridge() -> tuple[Any, Any, Any, Any]:
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Check every method on every problem; `check.png`.
+    """Check every method on every problem; its file is `check.png`.
 
     Rows of the result are named `problem: method`; refused methods have none.
     """
@@ -120,9 +120,9 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         checks[name] = [check_hypergradient(problem, s, lam, window, methods) for s in starts]
         for line in ("", name, *str(checks[name][0]).splitlines()):
             progress(line)
-    _draw(checks, config.out / "check.png")
-    values, costs = _numbers(checks)
-    return StudyResult("check", config, summarize(values, costs), time.perf_counter() - began)
+    methods = summarize(*_numbers(checks))
+    files = {"check.png": lambda path: _draw(checks, path)}
+    return StudyResult("check", config, methods, time.perf_counter() - began, files=files)
 
 
 def _moved(start: Any, seed: int) -> Any:

@@ -35,7 +35,7 @@ from gradhpo.experiments._reversible_problem import (
     rows,
 )
 from gradhpo.experiments.report import StudyResult, summarize
-from gradhpo.experiments.study import DataStudyConfig, Progress, output_directory, silent
+from gradhpo.experiments.study import DataStudyConfig, Progress, silent
 from gradhpo.transforms import reversible_sgd
 from gradhpo.utils.gradients import tree_where
 
@@ -78,9 +78,8 @@ class Config(DataStudyConfig):
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Run the study; writes `images.png`, the ten learned images of the first seed, and curves."""
+    """Run the study; its files are `images.png`, the images of the first seed, and `loss.png`."""
     begun = time.perf_counter()
-    out = output_directory(config.out)
     if config.fast:
         config = replace(config, seeds=min(config.seeds, 2), examples=min(config.examples, 1000))
     loaded = datasets.load(config.dataset, config.data_dir)
@@ -107,21 +106,26 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         values["learned"][f"{metric}_by_epoch"] = curves[:, 1:, i]
     updates = config.iterations
     costs = {"initial": (STEPS, 0), "learned": (updates * (3 * STEPS + 1), updates * STEPS)}
-    plots.images(images[0].reshape(2, 5, 28, 28), out / "images.png", list(map(str, range(10))))
-    plots.curves(
-        {name: curves[:, :, i] for i, name in enumerate(("training", "validation", "test"))},
-        out / "loss.png",
-        "meta-iterations + 1",
-        "loss after training on the ten images",
-        f"{config.dataset}, {config.seeds} seed{'s' * (config.seeds != 1)}",
-        band=config.seeds > 2,
-    )
+    files = {
+        "images.png": lambda path: plots.images(
+            images[0].reshape(2, 5, 28, 28), path, list(map(str, range(10)))
+        ),
+        "loss.png": lambda path: plots.curves(
+            {name: curves[:, :, i] for i, name in enumerate(("training", "validation", "test"))},
+            path,
+            "meta-iterations + 1",
+            "loss after training on the ten images",
+            f"{config.dataset}, {config.seeds} seed{'s' * (config.seeds != 1)}",
+            band=config.seeds > 2,
+        ),
+    }
     return StudyResult(
         "distill_data",
         config,
         summarize(values, costs, baseline="initial"),
         time.perf_counter() - begun,
         loaded.files,
+        files,
     )
 
 

@@ -16,6 +16,7 @@ Source:
 
 import csv
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def detection(weights: np.ndarray, wrong: np.ndarray) -> Detection:
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Run the study; writes `accuracy.png`, `weights.png` and `detection.csv`."""
+    """Run the study; its files are `detection.csv`, `accuracy.png` and `weights.png`."""
     start = time.perf_counter()
     if config.fast:
         config = _reduced(config)
@@ -124,29 +125,25 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
                 told += f", AUC {detection(weights[method][-1], part.wrong).auc:.3f}"
             progress(told)
     costs = {m: cost(m, config, config.train_size) for m in methods}
-    seconds = time.perf_counter() - start
-    result = StudyResult(
+    detections = {
+        m: [detection(*pair) for pair in zip(each, wrong, strict=True)]
+        for m, each in weights.items()
+    }
+    _tell(detections, progress)
+    files: dict[str, Callable[[Path], object]] = {}
+    if weights:
+        files["detection.csv"] = lambda path: _write_detection(detections, path)
+    files["accuracy.png"] = lambda path: _draw_accuracy(values, config, path)
+    if weights:
+        files["weights.png"] = lambda path: _draw_weights(weights, np.concatenate(wrong), path)
+    return StudyResult(
         "hyper_cleaning" + " (validated on test data)" * config.leaking,
         config,
         summarize(values, costs, baseline="fixed"),
-        seconds,
+        time.perf_counter() - start,
         data.files,
+        files,
     )
-    config.out.mkdir(parents=True, exist_ok=True)
-    curves = {m: np.array(each["test_accuracy_by_epoch"]) for m, each in values.items()}
-    each = max(1, config.episodes // POINTS)
-    plots.curves(
-        curves,
-        config.out / "accuracy.png",
-        f"training steps / {each * config.steps}",
-        "test accuracy",
-        f"{config.dataset}, {100 * config.label_noise:g} % of the labels replaced",
-        band=config.seeds > 2,
-    )
-    if weights:
-        _write_detection(weights, wrong, config.out / "detection.csv", progress)
-        _draw_weights(weights, np.concatenate(wrong), config.out / "weights.png")
-    return result
 
 
 _DYNAMICS = from_optax(train_loss, INNER)
@@ -192,22 +189,36 @@ def _train(optimizer: Any, params: Any, part: Parts, config: Config, watch: Any)
     return state.params, state.hyperparams
 
 
-def _write_detection(
-    weights: dict[str, list[np.ndarray]], wrong: list[np.ndarray], path: Path, progress: Progress
-) -> None:
-    """A row per method and seed, and a line of means with 95 % intervals for `progress`."""
+def _tell(detections: dict[str, list[Detection]], progress: Progress) -> None:
+    """A line of means with 95 % intervals for each method."""
+    for method, rows in detections.items():
+        told = []
+        for name, column in zip(Detection._fields, np.transpose(rows), strict=True):
+            summary = interval(column)
+            low, high = summary.ci95
+            told.append(f"{name} {summary.mean:.3f} [{low:.3f}, {high:.3f}]")
+        progress(f"hyper_cleaning: {method}: {', '.join(told)}")
+
+
+def _write_detection(detections: dict[str, list[Detection]], path: Path) -> None:
+    """A row per method and seed."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "seed", *Detection._fields])
-        for method, each in weights.items():
-            rows = [detection(*pair) for pair in zip(each, wrong, strict=True)]
+        for method, rows in detections.items():
             writer.writerows([method, seed, *row] for seed, row in enumerate(rows))
-            told = []
-            for name, column in zip(Detection._fields, np.transpose(rows), strict=True):
-                summary = interval(column)
-                low, high = summary.ci95
-                told.append(f"{name} {summary.mean:.3f} [{low:.3f}, {high:.3f}]")
-            progress(f"hyper_cleaning: {method}: {', '.join(told)}")
+
+
+def _draw_accuracy(values: dict[str, dict[str, list[Any]]], config: Config, path: Path) -> None:
+    each = max(1, config.episodes // POINTS)
+    plots.curves(
+        {m: np.array(metrics["test_accuracy_by_epoch"]) for m, metrics in values.items()},
+        path,
+        f"training steps / {each * config.steps}",
+        "test accuracy",
+        f"{config.dataset}, {100 * config.label_noise:g} % of the labels replaced",
+        band=config.seeds > 2,
+    )
 
 
 def _draw_weights(weights: dict[str, list[np.ndarray]], wrong: np.ndarray, path: Path) -> None:

@@ -28,10 +28,10 @@ import numpy as np
 from gradhpo.experiments._descent_figures import panels
 from gradhpo.experiments._descent_models import Images, images
 from gradhpo.experiments._descent_published import LOSSES, PEAKS
-from gradhpo.experiments._descent_sweeps import Values, grid, online_tuning
+from gradhpo.experiments._descent_sweeps import Files, Values, grid, online_tuning
 from gradhpo.experiments._descent_training import BATCH, METHODS, Curves, Recipe, train
-from gradhpo.experiments.report import StudyResult, interval, summarize
-from gradhpo.experiments.study import DataStudyConfig, Progress, output_directory, silent
+from gradhpo.experiments.report import StudyResult, Summary, interval, summarize
+from gradhpo.experiments.study import DataStudyConfig, Progress, silent
 
 __all__ = ["Config", "run"]
 
@@ -112,26 +112,24 @@ class Config(DataStudyConfig):
 def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Run the study.
 
-    Writes a figure of three panels per optimizer, `iterations.csv` (loss and rate of every
-    step) and, for the authors' problems, `published.csv`: our numbers beside theirs. The sweeps
-    write a figure and a table of their own.
+    Its files are `iterations.csv` (loss and rate of every step), for the authors' problems
+    `published.csv`: our numbers beside theirs, and a figure of three panels per optimizer. The
+    sweeps have tables and a figure of their own.
     """
-    out = output_directory(config.out)
     if config.fast:
         config = _reduced(config)
     begun = time.perf_counter()
     data = images(config.dataset, config.data_dir, config.train_size, 500 if config.fast else 0)
     if config.online_tuning:
-        values = online_tuning(config.model, data, config.seeds, config.epochs, out, progress)
+        values, files = online_tuning(config.model, data, config.seeds, config.epochs, progress)
     elif config.grid:
-        grid(config.model, data, config.seeds, config.cap, out, progress)
-        values = {}
+        values, files = {}, grid(config.model, data, config.seeds, config.cap, progress)
     else:
-        values = _compare(config, data, out, progress)
+        values, files = _compare(config, data, progress)
     steps = len(data.train.targets) // BATCH * config.epochs
     methods = summarize(values, {name: (steps, 0) for name in values})
     seconds = time.perf_counter() - begun
-    return StudyResult("hypergradient_descent", config, methods, seconds, data.files)
+    return StudyResult("hypergradient_descent", config, methods, seconds, data.files, files)
 
 
 def _reduced(config: Config) -> Config:
@@ -142,7 +140,7 @@ def _reduced(config: Config) -> Config:
     return replace(config, train_size=config.train_size or (2 if short else 8) * BATCH)
 
 
-def _compare(config: Config, data: Images, out: Path, progress: Progress) -> Values:
+def _compare(config: Config, data: Images, progress: Progress) -> tuple[Values, Files]:
     """All methods from one initial rate."""
     recipes = config.recipes()
     found = train(
@@ -155,21 +153,22 @@ def _compare(config: Config, data: Images, out: Path, progress: Progress) -> Val
         progress,
     )
     curves = {name: each[0] for name, each in found.items()}
-    title = f"{config.model} on {config.dataset}"
-    for name, members in FAMILIES.items():
-        shown = {member: curves[member] for member in members if member in curves}
-        if shown and (name != "others" or set(shown) - set(COMPARED)):
-            panels(shown, out / f"{name}.png", title)
-    _write_iterations(curves, out / "iterations.csv")
+    files: Files = {"iterations.csv": lambda path: _write_iterations(curves, path)}
     authors_data = "cifar10" if config.model == "vgg" else "mnist"
     if (config.dataset, config.train_size, config.learning_rate, config.decay) == (
         *(authors_data, 0, 1e-3, False),
     ):
-        _write_published(config.model, curves, out / "published.csv", progress)
+        rows = _beside_published(config.model, curves, progress)
+        files["published.csv"] = lambda path: _write_published(rows, path)
+    title = f"{config.model} on {config.dataset}"
+    for name, members in FAMILIES.items():
+        shown = {member: curves[member] for member in members if member in curves}
+        if shown and (name != "others" or set(shown) - set(COMPARED)):
+            files[f"{name}.png"] = lambda path, shown=shown: panels(shown, path, title)
     return {
         name: {"train_loss_by_epoch": each.train_loss.mean(-1), "val_loss_by_epoch": each.val_loss}
         for name, each in curves.items()
-    }
+    }, files
 
 
 def _write_iterations(curves: dict[str, Curves], path: Path) -> None:
@@ -185,8 +184,10 @@ def _write_iterations(curves: dict[str, Curves], path: Path) -> None:
                 writer.writerows([name, seed, i, *row] for i, row in rows)
 
 
-def _write_published(model: str, curves: dict[str, Curves], path: Path, progress: Progress) -> None:
-    """Our means and 95 % intervals over seeds, and the authors' single run."""
+def _beside_published(
+    model: str, curves: dict[str, Curves], progress: Progress
+) -> list[tuple[str, str, int | str, Summary, float]]:
+    """Method, quantity, epoch, our summary over seeds, and the number of the authors' one run."""
     rows = []
     for epoch, methods in LOSSES[model].items():
         for name, theirs in methods.items():
@@ -200,14 +201,20 @@ def _write_published(model: str, curves: dict[str, Curves], path: Path, progress
             rates = curves[name].learning_rate.reshape(len(curves[name].val_loss), -1)
             rows.append((name, "peak_rate", "", interval(rates.max(1)), rate))
             rows.append((name, "peak_iteration", "", interval(rates.argmax(1) + 1.0), iteration))
+    for name, what, epoch, summary, number in rows:
+        mean, at = float(summary.mean), f" at epoch {epoch}" if epoch else ""
+        progress(
+            f"hypergradient_descent: {model}, {name}, {what}{at}: {mean:.4g}, published "
+            f"{number:.4g} ({100 * (mean / number - 1):+.1f} %)"
+        )
+    return rows
+
+
+def _write_published(rows: list[tuple[str, str, int | str, Summary, float]], path: Path) -> None:
+    """A row for each; low and high are the ends of the 95 % interval."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "quantity", "epoch", "mean", "low", "high", "published"])
         for name, what, epoch, summary, number in rows:
             mean, (low, high) = float(summary.mean), map(float, summary.ci95)
             writer.writerow([name, what, epoch, mean, low, high, number])
-            at = f" at epoch {epoch}" if epoch else ""
-            progress(
-                f"hypergradient_descent: {model}, {name}, {what}{at}: {mean:.4g}, published "
-                f"{number:.4g} ({100 * (mean / number - 1):+.1f} %)"
-            )

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from gradhpo.examples import learning_rate
-from gradhpo.experiments import plots
-from gradhpo.experiments._before_after import before_after
+from gradhpo.experiments._before_after import before_after, with_paths
 from gradhpo.experiments._common import ImageConfig
 from gradhpo.experiments.report import StudyResult
 from gradhpo.experiments.study import Progress, silent
@@ -46,7 +45,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         return {name: float(np.exp(value)) for name, value in hyperparams.items()}
 
     methods = ("reverse", "one_step")
-    result, paths = before_after(
+    outcome = before_after(
         "learning_rate",
         learning_rate,
         config,
@@ -56,14 +55,4 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         progress,
         restarts=True,
     )
-    for method, curves in list(paths.items())[:1]:
-        plots.curves(
-            curves,
-            config.out / "rates.png",
-            f"training run of {config.steps} steps",
-            "learning rate",
-            f"Rates learned by {method}, {config.dataset}",
-            log_y=True,
-            band=config.seeds > 2,
-        )
-    return result
+    return with_paths(outcome, "rates.png", "training run", "learning rate", "Rates", log_y=True)

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from gradhpo.examples import mnist
-from gradhpo.experiments import plots
-from gradhpo.experiments._before_after import before_after
+from gradhpo.experiments._before_after import before_after, with_paths
 from gradhpo.experiments._common import ImageConfig
 from gradhpo.experiments.report import StudyResult
 from gradhpo.experiments.study import Progress, silent
@@ -44,17 +43,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         return {name: float(np.exp(value)) for name, value in hyperparams.items()}
 
     methods = ("one_step", "greedy")
-    result, paths = before_after(
+    outcome = before_after(
         "regularisation", mnist, config, methods, {"fixed": mnist.HYPERPARAMS}, penalties, progress
     )
-    for method, curves in list(paths.items())[:1]:
-        plots.curves(
-            curves,
-            config.out / "penalties.png",
-            f"episode of {config.steps} steps",
-            "L2 penalty",
-            f"Penalties learned by {method}, {config.dataset}",
-            log_y=True,
-            band=config.seeds > 2,
-        )
-    return result
+    return with_paths(outcome, "penalties.png", "episode", "L2 penalty", "Penalties", log_y=True)

@@ -36,7 +36,7 @@ from gradhpo.experiments._reversible_problem import (
     rows,
 )
 from gradhpo.experiments.report import StudyResult, summarize
-from gradhpo.experiments.study import DataStudyConfig, Progress, output_directory, silent
+from gradhpo.experiments.study import DataStudyConfig, Progress, silent
 from gradhpo.transforms import reversible_sgd
 from gradhpo.utils.gradients import tree_where
 
@@ -80,9 +80,8 @@ class Config(DataStudyConfig):
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Run the study; writes `penalties.png`, the map of each class, and `loss.png`."""
+    """Run the study; its files are `penalties.png`, the map of each class, and `loss.png`."""
     begun = time.perf_counter()
-    out = output_directory(config.out)
     if config.fast:
         config = replace(
             config,
@@ -120,21 +119,24 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         "learned": (updates * (3 * STEPS + 1), updates * STEPS),
     }
     pictures = np.mean(maps, axis=0).T.reshape(2, 5, 28, 28)
-    plots.images(pictures, out / "penalties.png", list(map(str, range(10))))
-    plots.curves(
-        {"learned": np.array(curves)},
-        out / "loss.png",
-        "meta-iteration",
-        "validation loss",
-        f"{config.dataset}, {config.seeds} seed{'s' * (config.seeds != 1)}",
-        band=config.seeds > 2,
-    )
+    files = {
+        "penalties.png": lambda path: plots.images(pictures, path, list(map(str, range(10)))),
+        "loss.png": lambda path: plots.curves(
+            {"learned": np.array(curves)},
+            path,
+            "meta-iteration",
+            "validation loss",
+            f"{config.dataset}, {config.seeds} seed{'s' * (config.seeds != 1)}",
+            band=config.seeds > 2,
+        ),
+    }
     return StudyResult(
         "regularisation_map",
         config,
         summarize(values, costs, baseline="single"),
         time.perf_counter() - begun,
         loaded.files,
+        files,
     )
 
 

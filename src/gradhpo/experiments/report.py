@@ -1,8 +1,8 @@
 """Results of a study: intervals over seeds, `result.json`, `curves.csv` and the table.
 
 result = StudyResult("toy", config, summarize(values, costs, baseline="fixed"), seconds)
-write(result, config.out)
 print(table(result))
+write(result, config.out)
 """
 
 import csv
@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +36,7 @@ __all__ = [
     "table",
     "versions",
     "write",
+    "write_each",
 ]
 
 
@@ -77,30 +78,50 @@ def summarize(
 
 
 def write(result: StudyResult, out: str | Path) -> list[Path]:
-    """Write `result.json` and `curves.csv` into the directory `out`, created when missing.
+    """Write `result.json`, `curves.csv` and then `result.files` into the directory `out`.
 
-    A file is complete or absent: it is written under another name first. Numbers that are not
-    finite are null in the JSON file, nan or inf in the CSV file, which has one row per method,
-    metric, seed (from 0) and epoch (from 1; empty for a metric without epochs).
+    Creates the directory when missing. A file is complete or absent: it is written under another
+    name first. Numbers that are not finite are null in the JSON file, nan or inf in the CSV file,
+    which has one row per method, metric, seed (from 0) and epoch (from 1; empty for a metric
+    without epochs).
 
     Returns:
         The paths of the files.
 
     Raises:
-        OSError: `out` cannot be written to.
+        OSError: a file cannot be written; the message names it. The others have been.
+        ImportError: a figure needs Matplotlib. All that is no figure has been written.
 
     >>> import tempfile
     >>> result = StudyResult("toy", {}, summarize({"fixed": {"val_loss": [2.0]}}), 1.0)
     >>> [path.name for path in write(result, tempfile.mkdtemp())]
     ['result.json', 'curves.csv']
     """
+    return list(write_each(result, out))
+
+
+def write_each(result: StudyResult, out: str | Path) -> Iterator[Path]:
+    """`write`, yielding the path of each file once it is complete.
+
+    Every file is tried, so that a figure that cannot be drawn costs no other; the first failure
+    is raised after the last file.
+    """
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result.to_json(), indent=1, allow_nan=False)
     # Puts a list of numbers on one line; no string is touched, as none holds a line break.
     text = re.sub(r'\[\n([^][{}"]*)\n *\]', lambda match: f"[{' '.join(match[1].split())}]", text)
-    contents = {"result.json": text + "\n", "curves.csv": _curves(result)}
-    return [_replace(directory / name, content) for name, content in contents.items()]
+    own = {"result.json": _text(text + "\n"), "curves.csv": _text(_curves(result))}
+    failures: list[Exception] = []
+    for name, make in {**own, **result.files}.items():
+        try:
+            _complete(directory / name, make)
+        except Exception as error:  # of any kind: a figure is drawn by code of others
+            failures.append(error)
+        else:
+            yield directory / name
+    if failures:
+        raise failures[0]
 
 
 def read(out: str | Path) -> StudyResult:
@@ -145,15 +166,21 @@ def _curves(result: StudyResult) -> str:
     return file.getvalue()
 
 
-def _replace(path: Path, content: str) -> Path:
+def _text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content, encoding="utf-8", newline="")
+
+
+def _complete(path: Path, make: Callable[[Path], object]) -> None:
     """Write a file through a temporary neighbour, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix is a figure's format
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(content)
-            file.flush()
+        make(temporary)
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
     finally:
         temporary.unlink(missing_ok=True)
-    return path

@@ -48,7 +48,7 @@ from gradhpo.experiments._reversible_problem import (
     rows,
 )
 from gradhpo.experiments.report import StudyResult, summarize
-from gradhpo.experiments.study import DataStudyConfig, Progress, output_directory, silent
+from gradhpo.experiments.study import DataStudyConfig, Progress, silent
 from gradhpo.transforms import reversible_sgd
 from gradhpo.utils.gradients import tree_where
 
@@ -125,11 +125,10 @@ def initial(config: Config) -> Schedule:
 def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Run the study.
 
-    Writes `meta_curve.png`, `schedules.png`, `training.png`, `meta_curve.csv`, `training.csv`
-    and `schedule.json`, the learned schedule of the meta-optimization that ended best.
+    Its files are `schedule.json`, the learned schedule of the meta-optimization that ended best,
+    `meta_curve.csv`, `training.csv`, `meta_curve.png`, `training.png` and `schedules.png`.
     """
     begun = time.perf_counter()
-    out = output_directory(config.out)
     if config.fast:
         config = replace(
             config,
@@ -161,8 +160,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     }
     values["learned"]["train_loss_by_epoch"] = np.array(losses)
     chosen = int(np.argmin(values["learned"]["train_loss"]))
-    (out / "schedule.json").write_text(json.dumps(_plain(best[chosen]), indent=1) + "\n")
-    _, schedules = read_schedule(out / "schedule.json")
+    content = json.dumps(_plain(best[chosen]), indent=1) + "\n"
+    _, schedules = _parse(content)  # Optax gets what the file holds
     taken_home = {"optax, initial": _describe(start), "optax, learned": schedules}
     pairs: dict[str, dict[str, Any]] = {
         name: dict(zip(metrics, np.transpose(_with_optax(config, data, which)), strict=True))
@@ -177,11 +176,19 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         "initial": _curve(config, data, start, keys[0]),
         "learned": _curve(config, data, best[chosen], keys[0]),
     }
-    _write(config, np.array(losses), curves, out)
-    _draw(config, np.array(losses), curves, best[chosen], out)
+    every = np.array(losses)
+    files = {
+        "schedule.json": lambda path: path.write_text(content, encoding="utf-8"),
+        "meta_curve.csv": lambda path: _write_meta_curve(every, path),
+        "training.csv": lambda path: _write_training(config, curves, path),
+        "meta_curve.png": lambda path: _draw_meta_curve(config, every, path),
+        "training.png": lambda path: _draw_training(config, curves, path),
+        "schedules.png": lambda path: _draw_schedules(best[chosen], path),
+    }
     told = ", ".join(f"{k} {v['train_loss'].mean():.3f}" for k, v in {**values, **pairs}.items())
     progress(f"schedule: training loss {told}")
-    return StudyResult("schedule", config, methods, time.perf_counter() - begun, loaded.files)
+    seconds = time.perf_counter() - begun
+    return StudyResult("schedule", config, methods, seconds, loaded.files, files)
 
 
 # -- one meta-optimization -------------------------------------------------------------------
@@ -311,7 +318,11 @@ def _describe(lam: Schedule) -> dict[str, Any]:
 
 def read_schedule(path: str | Path) -> tuple[list[str], dict[str, Any]]:
     """`(groups, tables)` of a `schedule.json`: learning rates and momenta (steps, groups)."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    return _parse(Path(path).read_text(encoding="utf-8"))
+
+
+def _parse(text: str) -> tuple[list[str], dict[str, Any]]:
+    content = json.loads(text)
     tables = {k: np.asarray(v) if k != "groups" else v for k, v in content.items()}
     return content["groups"], tables
 
@@ -373,15 +384,19 @@ def _with_optax(config: Config, data: Rows, tables: dict[str, Any]) -> np.ndarra
 # -- files -----------------------------------------------------------------------------------
 
 
-def _write(config: Config, losses: np.ndarray, curves: dict[str, np.ndarray], out: Path) -> None:
-    """Our numbers beside the published ones."""
+def _write_meta_curve(losses: np.ndarray, path: Path) -> None:
+    """Our losses by meta-iteration beside the published ones."""
     summary = interval(losses)
     table = []
     for i in range(losses.shape[1]):
         published = PUBLISHED[i // 5] if i % 5 == 0 and i // 5 < len(PUBLISHED) else ""
         low, high = (x[i] for x in summary.ci95)
         table.append([i, summary.mean[i], low, high, published])
-    _csv(out / "meta_curve.csv", ["meta_iteration", "mean", "low", "high", "published"], table)
+    _csv(path, ["meta_iteration", "mean", "low", "high", "published"], table)
+
+
+def _write_training(config: Config, curves: dict[str, np.ndarray], path: Path) -> None:
+    """Our losses by training step beside the published ones."""
     table = []
     for t in range(1, config.steps + 1):
         row = [t, curves["initial"][t - 1], "", curves["learned"][t - 1], ""]
@@ -390,7 +405,7 @@ def _write(config: Config, losses: np.ndarray, curves: dict[str, np.ndarray], ou
             row[2], row[4] = PUBLISHED_INITIAL[i], PUBLISHED_LEARNED[i]
         table.append(row)
     header = ["step", "initial", "initial, published", "learned", "learned, published"]
-    _csv(out / "training.csv", header, table)
+    _csv(path, header, table)
 
 
 def _csv(path: Path, header: list[str], table: list[list[Any]]) -> None:
@@ -400,9 +415,7 @@ def _csv(path: Path, header: list[str], table: list[list[Any]]) -> None:
         writer.writerows(table)
 
 
-def _draw(
-    config: Config, losses: np.ndarray, curves: dict[str, np.ndarray], lam: Schedule, out: Path
-) -> None:
+def _draw_meta_curve(config: Config, losses: np.ndarray, path: Path) -> None:
     title = f"{config.dataset}, {len(losses)} meta-optimizations"
     figure = new_figure(5.6, 3.8)
     axes = new_axes(figure, title, "meta-iteration", "training loss at the end")
@@ -411,17 +424,22 @@ def _draw(
     axes.plot(losses.mean(axis=0), color=COLORS[0], label="here, mean and each")
     axes.plot(5 * np.arange(len(PUBLISHED)), PUBLISHED, "o", color=COLORS[1], label="published")
     axes.legend(frameon=False, labelcolor=INK)
-    save(figure, out / "meta_curve.png")
+    save(figure, path)
 
+
+def _draw_training(config: Config, curves: dict[str, np.ndarray], path: Path) -> None:
     plots.curves(
         {name: curve[None] for name, curve in curves.items()},
-        out / "training.png",
+        path,
         "training step",
         "loss on all training examples",
         f"{config.dataset}, one fresh seed",
         log_y=True,
         band=False,
     )
+
+
+def _draw_schedules(lam: Schedule, path: Path) -> None:
     figure = new_figure(9.6, 3.8)
     panels = figure.subfigures(1, 2, squeeze=False).ravel()
     tables = _plain(lam)
@@ -433,4 +451,4 @@ def _draw(
                 steps = np.arange(1, len(values) + 1)
                 axes.plot(steps, values, label=label, linewidth=1, color=COLORS[i // 2])
     panels[0].axes[0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
-    save(figure, out / "schedules.png")
+    save(figure, path)

@@ -61,7 +61,7 @@ from gradhpo.experiments._single_loop_problem import (
     val_loss,
 )
 from gradhpo.experiments.report import StudyResult, summarize
-from gradhpo.experiments.study import DataStudyConfig, Progress, output_directory, silent
+from gradhpo.experiments.study import DataStudyConfig, Progress, silent
 
 __all__ = ["Config", "run"]
 
@@ -149,9 +149,8 @@ class Curve(NamedTuple):
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Run every method; `hypergradient.png`, `validation.png`, `points.csv`, the result."""
+    """Run every method; its files are `points.csv`, `hypergradient.png` and `validation.png`."""
     begun = time.perf_counter()
-    out = output_directory(config.out)
     if config.fast:
         config = replace(config, seeds=min(config.seeds, 2), budget=min(config.budget, 20_000))
     loaded = datasets.load(config.dataset, config.data_dir)
@@ -173,20 +172,20 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         values[method] = _scores(data, [curve.last for curve in curves[method]])
         values[method]["val_loss_by_epoch"] = np.array([c.value[1:] for c in curves[method]])
     costs = {m: _cost(m, config) for m in methods}
-    result = StudyResult(
+    norm, value = "norm of the exact hypergradient", "validation loss at the minimum"
+    files = {
+        "points.csv": lambda path: _write(curves, config, path),
+        "hypergradient.png": lambda path: _draw(curves, "hypergrad_norm", config, path, norm),
+        "validation.png": lambda path: _draw(curves, "value", config, path, value),
+    }
+    return StudyResult(
         "single_loop",
         config,
         summarize(values, costs, baseline="fixed"),
         time.perf_counter() - begun,
         loaded.files,
+        files,
     )
-    _write(curves, config, out / "points.csv")
-    for field, name, label in (
-        ("hypergrad_norm", "hypergradient.png", "norm of the exact hypergradient"),
-        ("value", "validation.png", "validation loss at the minimum"),
-    ):
-        _draw(curves, field, config, out / name, label)
-    return result
 
 
 def _rates(

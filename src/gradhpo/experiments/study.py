@@ -1,12 +1,22 @@
 """What every study shares: its common settings, their checks, and the output directory."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-__all__ = ["DataStudyConfig", "Progress", "StudyConfig", "output_directory", "silent"]
+__all__ = [
+    "DataStudyConfig",
+    "Progress",
+    "StudyConfig",
+    "output_directory",
+    "silent",
+]
+
+RESULTS = (".csv", ".json", ".png")  # kinds of files; their names are known when a study has run
+ROOM = 16 << 20  # bytes; few runs write more
 
 Progress = Callable[[str], None]
 """Told one line of text whenever a part of a study is done; must not raise."""
@@ -37,6 +47,8 @@ class StudyConfig:
 
     out: Path = Path("results")
     """Directory for the results; created when missing."""
+    overwrite: bool = False
+    """Replace the files of an earlier run in that directory."""
     seeds: int = 5
     """Number of repetitions with different seeds."""
     fast: bool = False
@@ -83,15 +95,21 @@ class DataStudyConfig(StudyConfig):
     """Directory that holds the data files; by default the cache, filled by a download."""
 
 
-def output_directory(path: str | Path) -> Path:
+def output_directory(path: str | Path, overwrite: bool = False) -> Path:
     """Create the directory a study writes to, try it out, and return it as an absolute path.
 
     Called before the work starts, so that a long run does not end in an error that was
     there from the beginning.
 
+    Args:
+        path: The directory. It may hold other files, but none of the kinds that studies write
+            (.json, .csv, .png).
+        overwrite: Whether it may hold those too; they are replaced where the names agree.
+
     Raises:
         NotADirectoryError: `path`, or one of its parents, is a file.
-        OSError: the directory cannot be created or written to.
+        FileExistsError: it holds results.
+        OSError: the directory cannot be created or written to, or the disk is full.
 
     >>> import tempfile
     >>> output_directory(tempfile.mkdtemp() + "/a/b").name
@@ -100,11 +118,24 @@ def output_directory(path: str | Path) -> Path:
     absolute = Path(path).absolute()
     try:
         absolute.mkdir(parents=True, exist_ok=True)
+        results = sorted(file.name for file in absolute.iterdir() if file.suffix in RESULTS)
         # Trying is the only sure test: permission bits say nothing to root or on a network disk.
-        with tempfile.TemporaryFile(dir=absolute):
-            return absolute
+        with tempfile.TemporaryFile(dir=absolute) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
     except (FileExistsError, NotADirectoryError):
         message = f"the output path {absolute} is, or lies below, a file; choose a directory."
         raise NotADirectoryError(message) from None
     except OSError as error:
-        raise type(error)(f"cannot write to {absolute}: {error.strerror}.") from None
+        raise type(error)(
+            f"cannot write to {absolute}: {error.strerror}. Choose another directory with --out, "
+            f"with {ROOM >> 20} MB to spare."
+        ) from None
+    if results and not overwrite:
+        more = ", ..." if len(results) > 3 else ""
+        raise FileExistsError(
+            f"{absolute} holds results already ({', '.join(results[:3])}{more}). Choose another "
+            "directory with --out, or replace them with --overwrite."
+        )
+    return absolute

@@ -26,17 +26,18 @@ import numpy as np
 
 from gradhpo.core.loop import linear_decay
 from gradhpo.experiments import _tutorial_problem as problem
+from gradhpo.experiments._drawing import require_matplotlib
 from gradhpo.experiments._tutorial_figure import convergence
 from gradhpo.experiments._tutorial_findings import LITERAL, best_episode, findings
 from gradhpo.experiments._tutorial_problem import Outcome
-from gradhpo.experiments.report import StudyResult, summarize, table, write
+from gradhpo.experiments.report import StudyResult, summarize, table, write_each
 from gradhpo.experiments.study import Progress, StudyConfig, silent
 from gradhpo.utils.logging import ProgressLogger
 
-__all__ = ["Config", "demo", "run", "separated", "train"]
+__all__ = ["Config", "DemoConfig", "demo", "run", "separated", "train"]
 
 COMPARED = ("fixed", "fo", "one_step", "t1t2", "greedy", "hyperdistill")
-FIGURE = Path("figures/hyperdistill_poc.png")
+FIGURE = "hyperdistill_poc.png"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Config(StudyConfig):
 
     baselines = ("fixed",)
 
-    out: Path = Path("out/demo")
+    out: Path = Path("results/tutorial")
     seeds: int = 20
     episodes: int = 60
     """Episodes M."""
@@ -86,6 +87,17 @@ class Config(StudyConfig):
         if not self.fast:
             return self
         return replace(self, seeds=min(self.seeds, 5), episodes=min(self.episodes, 10))
+
+
+@dataclass(frozen=True)
+class DemoConfig(Config):
+    """The settings of `gradhpo demo`, which has a directory of its own.
+
+    >>> DemoConfig(seeds=3).out
+    PosixPath('out/demo')
+    """
+
+    out: Path = Path("out/demo")
 
 
 def separated(config: Config) -> Config:
@@ -133,7 +145,11 @@ def train(config: Config, done: Callable[[str, Outcome], None]) -> dict[str, Out
     names = _rows(config)
     with ThreadPoolExecutor(2) as pool:  # the longest first
         tasks = {name: pool.submit(outcome, name) for name in reversed(names)}
-    return {name: tasks[name].result() for name in names}
+        try:
+            return {name: tasks[name].result() for name in names}
+        except BaseException:  # an interrupt, too, does not wait for methods that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _rows(config: Config) -> tuple[str, ...]:
@@ -143,7 +159,7 @@ def _rows(config: Config) -> tuple[str, ...]:
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
-    """Run one setting and draw its figure, `convergence.png`, where Matplotlib is installed.
+    """Run one setting; its file is `convergence.png`.
 
     Returns:
         Per method `val_loss`, the mean of the last 5 episodes, with the paired difference to
@@ -152,11 +168,9 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     started = time.perf_counter()
     config = config.shortened()
     outcomes = train(config, lambda name, _: progress(f"{name}: {config.seeds} seeds done"))
-    try:
-        convergence({_title(config): _curves(outcomes)}, config.out / "convergence.png")
-    except ImportError as error:
-        progress(f"no figure: {error}")
-    return _result(config, outcomes, started)
+    panels = {_title(config): _curves(outcomes)}
+    files = {"convergence.png": lambda path: convergence(panels, path)}
+    return replace(_result(config, outcomes, started), files=files)
 
 
 def _result(config: Config, outcomes: Mapping[str, Outcome], started: float) -> StudyResult:
@@ -183,10 +197,23 @@ def _curves(outcomes: Mapping[str, Outcome]) -> dict[str, np.ndarray]:
     return {name: found.losses for name, found in outcomes.items() if name != LITERAL}
 
 
-def demo(config: Config) -> None:
-    """Run both settings, print what they show and write the files; the last line is the time."""
+def demo(config: Config, command: str = "gradhpo demo") -> None:
+    """Run both settings, print what they show and write the files; the last line is the time.
+
+    The figure, `hyperdistill_poc.png`, is left out where Matplotlib is missing.
+
+    Args:
+        config: The first setting; the second goes to `config.out / "separated"`.
+        command: The command line, for `result.json`.
+    """
     started = time.perf_counter()
     config = config.shortened()
+    try:
+        require_matplotlib()
+        draws = True
+    except ImportError as error:
+        print(f"no figure: {error}")
+        draws = False
     settings = [config, separated(config)]
     print(
         f"517 learning rates of a network 10-32-5, {config.seeds} seeds, {config.episodes} episodes"
@@ -202,20 +229,20 @@ def demo(config: Config) -> None:
             finished.append(name)
             logger.log({f"{name} val_loss": found.score.mean()}, step=len(finished))
 
-        results, panels, written = [], {}, []
+        results, panels = [], {}
         for each in settings:
             begun = time.perf_counter()
             outcomes = train(each, done)
-            results.append((each, outcomes, _result(each, outcomes, begun)))
+            panels[_title(each)] = _curves(outcomes)
+            result = replace(_result(each, outcomes, begun), command=command)
+            results.append((each, outcomes, result))
     for i, (each, outcomes, result) in enumerate(results, start=1):
-        panels[_title(each)] = _curves(outcomes)
-        written += write(result, each.out)
         print(f"Setting {i}: {_title(each)}\n\n{table(result)}\n")
-        print(best_episode(outcomes), findings(outcomes), sep="\n", end="\n\n")
-    try:
-        written.append(convergence(panels, FIGURE))
-    except ImportError as error:
-        print(f"no figure: {error}")
-    for path in written:
-        print(f"wrote {path}")
+        print(best_episode(outcomes), findings(outcomes), sep="\n", end="\n\n", flush=True)
+    (_, _, first), (_, _, second) = results
+    if draws:
+        first = replace(first, files={FIGURE: lambda path: convergence(panels, path)})
+    for each, result in ((settings[1], second), (settings[0], first)):  # the figure comes last
+        for path in write_each(result, each.out):
+            print(f"wrote {path}")
     print(f"demo: compute {time.perf_counter() - started:.1f} s")
