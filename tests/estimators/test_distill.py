@@ -179,9 +179,9 @@ def test_batches_without_an_example_axis():
     dense = Dense.of(*case)
     estimator = hyperdistill(0.8, theta=1.0)
     memory = estimator.init(*case[1:])
-    assert memory.data is None
+    assert memory.data == ()
     for t, got in enumerate(episode(estimator, case[0], memory, *case[1:]), start=1):
-        assert got.memory.data is None
+        assert got.memory.data == ()
         assert_trees_close(got.hypergrad, dense.tree(dense.hyperdistill(0.8, 1.0, t)), 1e-12)
 
 

@@ -29,7 +29,6 @@ from gradhpo.core.source import BatchSource, Resident, as_arrays, draw
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, UpdateFn
 from gradhpo.utils._partition import scalar_dtype
-from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import (
     check_callable,
     check_count,
@@ -69,6 +68,7 @@ class EstimatorOptimizer(BilevelOptimizer):
     strict: bool = False
 
     def __post_init__(self) -> None:
+        self._make_hashable()
         if (self.update_fn is None) == (self.inner_optimizer is None):
             given = "neither" if self.update_fn is None else "both"
             raise ValueError(
@@ -91,6 +91,19 @@ class EstimatorOptimizer(BilevelOptimizer):
         if self.loop not in ("auto", "scan", "unroll", "host"):
             raise ValueError(f"loop must be 'auto', 'scan', 'unroll' or 'host', got {self.loop!r}.")
 
+    def _make_hashable(self) -> None:
+        """Numbers that come as arrays become Python's: settings are static under jit."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tracer):
+                raise TypeError(
+                    f"{field.name} of {type(self).__name__} is static under jit and cannot be "
+                    "traced, as it is here; the estimators, such as gradhpo.greedy(gamma), take "
+                    "traced rates and weights."
+                )
+            if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
+                self._settle(**{field.name: value.item()})
+
     def _settle(self, **fields: Any) -> None:
         """Store checked settings, for use in `__post_init__` only."""
         for name, value in fields.items():
@@ -99,6 +112,11 @@ class EstimatorOptimizer(BilevelOptimizer):
     def estimator(self, loop: Loop = "scan") -> Estimator:
         """The method as a pure `Estimator`, for `gradhpo.bilevel_step`."""
         raise NotImplementedError
+
+    def remarks(self, train_batch: Batch) -> tuple[str, ...]:
+        """What a first look at the shapes of a batch has to say; warned of, an error if strict."""
+        del train_batch
+        return ()
 
     @property
     def estimation_interval(self) -> int:
@@ -242,13 +260,16 @@ class EstimatorOptimizer(BilevelOptimizer):
         dtype = scalar_dtype(state.hyperparams)
         estimator = self.estimator("scan")
         taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
-        loop, compiled, fit = "scan", None, None
+        loop, compiled, fit, drawn, shapes = "scan", None, None, None, None
         for m in range(1, M + 1):
             window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
-            if compiled is None or fit is None:
+            if _avals(window) != drawn:
+                drawn = _avals(window)
                 shapes = jax.eval_shape(loops.fetch, resident, window)
-                state = _copy(_allocate(state, jax.eval_shape(tree_last, shapes.train)))
+                state = _allocate(estimator, state, shapes)
+            if compiled is None or fit is None:
+                state = _copy(state)
                 findings = inspect(self, problem, state, shapes)
                 complain_of(self, findings)
                 loop = resolve(self.loop, findings)
@@ -332,31 +353,39 @@ class EstimatorOptimizer(BilevelOptimizer):
     def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
         _check_state(state)
         train_batch, val_batch = as_arrays(train_batch), as_arrays(val_batch)
-        if getattr(state.memory, "data", ()) is None and any(
-            isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))
-        ):
-            raise ValueError(
-                f"{type(self).__name__} keeps a batch in its memory, whose shape must be known "
-                "before step is traced by jit, vmap or scan: make the state by "
-                "init(params, hyperparams, train_batch)."
-            )
         if getattr(state.memory, "data", ()) is None:
-            state = _allocate(state, train_batch)
+            if any(isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))):
+                raise ValueError(
+                    f"{type(self).__name__} keeps a batch in its memory, whose shape must be known "
+                    "before step is traced by jit, vmap or scan: make the state by "
+                    "init(params, hyperparams, train_batch)."
+                )
+            window = jax.tree.map(lambda x: jnp.asarray(x)[None], Window(train_batch, ()))
+            state = _allocate(self.estimator("scan"), state, window)
         return state, train_batch, val_batch
 
 
-def _allocate(state: BilevelState, batch: Batch) -> BilevelState:
-    """A memory that holds data, with room for a batch like this one (arrays or shapes).
+def _allocate(estimator: Estimator, state: BilevelState, window: Window) -> BilevelState:
+    """A memory that holds data, with room for batches like those of a window of shapes.
 
     Every episode begins by filling it anew, so another batch size may follow.
     """
     if not hasattr(state.memory, "data"):
         return state
-    kept, shapes = (jax.tree.map(jnp.shape, x) for x in (state.memory.data, batch))
-    if kept == shapes:
+    fresh = jax.eval_shape(estimator.init, state.inner, state.hyperparams, window).data
+    if _avals(fresh) == _avals(state.memory.data):
         return state
-    data = jax.tree.map(lambda x: np.zeros(jnp.shape(x), jnp.result_type(x)), batch)
-    return state.update(memory=state.memory._replace(data=data))
+
+    def zeros(x):  # of NumPy, which compiles nothing, but has no typed PRNG keys
+        return (jnp if jnp.issubdtype(x.dtype, jax.dtypes.extended) else np).zeros(x.shape, x.dtype)
+
+    return state.update(memory=state.memory._replace(data=jax.tree.map(zeros, fresh)))
+
+
+def _avals(tree: Any) -> Any:
+    """Structure, shapes and dtypes, to be compared."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(np.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 def _is_optimizer(value: Any) -> bool:

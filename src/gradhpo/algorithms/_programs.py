@@ -51,6 +51,7 @@ class Findings(NamedTuple):
     ignored: list[str]
     untrained: list[str]
     convolves: bool
+    remarks: tuple[str, ...]
 
 
 class Programs(NamedTuple):
@@ -125,8 +126,9 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
             problem, state.memory, state.inner, state.hyperparams, window
         ).hypergrad
 
+    settled: Loop = "scan" if loop == "auto" else loop
     # A host loop runs over windows; inside a window the steps are unrolled.
-    estimator = optimizer.estimator("unroll" if loop == "host" else loop)
+    estimator = optimizer.estimator("unroll" if loop == "host" else settled)
 
     def episode(state, window, lr_hyper, resident, keep_phi):
         return loops.run_episode(
@@ -148,7 +150,7 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
         window = loops.fetch(resident, window)
         return bilevel_step(estimator, outer)(problem, state, window, lr_hyper)
 
-    fit = functools.partial(loops.estimate_theta, optimizer.estimator(loop), problem)
+    fit = functools.partial(loops.estimate_theta, optimizer.estimator(settled), problem)
     return Programs(
         step=jax.jit(step),
         hypergradient=jax.jit(hypergradient),
@@ -180,6 +182,7 @@ def look(optimizer: Any, problem: BilevelProblem, state: BilevelState, window: W
         ignored_hyperparams(problem, inner, lam, batch, estimator.indirect),
         untrained_params(problem, inner, lam, batch.train),
         has_convolution(problem, inner, lam, batch.train),
+        optimizer.remarks(batch.train),
     )
 
 
@@ -226,6 +229,8 @@ def complain_of(optimizer: Any, findings: Findings) -> None:
             "not trained by this loss.",
             optimizer.strict,
         )
+    for remark in findings.remarks:
+        complain(f"{name}: {remark}", optimizer.strict)
 
 
 _compilations: dict[Any, list[tuple[int, ...]]] = {}

@@ -5,7 +5,6 @@ import dataclasses
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.evolution import es, pes
-from gradhpo.utils.validation import check_count
 
 __all__ = ["ESOptimizer", "PESOptimizer"]
 
@@ -39,7 +38,6 @@ class ESOptimizer(EstimatorOptimizer):
         super().__post_init__()
         if self.T is None:
             raise ValueError("ESOptimizer needs T=, the number of inner steps it looks through.")
-        self._settle(seed=check_count("seed", self.seed, minimum=0))
         self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
@@ -66,10 +64,6 @@ class PESOptimizer(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(
-            unroll_steps=check_count("unroll_steps", self.unroll_steps),
-            seed=check_count("seed", self.seed, minimum=0),
-        )
         self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:

@@ -5,7 +5,6 @@ import dataclasses
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.greedy import greedy
-from gradhpo.utils.validation import check_count, check_fraction
 
 __all__ = ["GreedyOptimizer"]
 
@@ -38,13 +37,8 @@ class GreedyOptimizer(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(
-            unroll_steps=check_count("unroll_steps", self.unroll_steps),
-            gamma=check_fraction("gamma", self.gamma),
-        )
-        if self.T is None:
-            self._settle(T=self.unroll_steps)
-        self._episode_length(self.T)
+        window = self.estimator().window  # refuses bad settings
+        self._settle(T=self._episode_length(window if self.T is None else self.T))
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return greedy(self.gamma, self.unroll_steps, loop=loop)

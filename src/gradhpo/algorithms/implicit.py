@@ -7,7 +7,6 @@ from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.implicit import implicit
 from gradhpo.estimators.linear_solvers import Solver
-from gradhpo.utils.validation import check_callable, check_count
 
 __all__ = ["ImplicitOptimizer"]
 
@@ -54,11 +53,6 @@ class ImplicitOptimizer(EstimatorOptimizer):
         super().__post_init__()
         if self.unroll_steps is None and self.T is None:
             raise ValueError("ImplicitOptimizer needs T=, the inner steps before a hypergradient.")
-        if self.solver is not None:
-            check_callable("solver", self.solver, "a solver, such as cg()")
-        if self.unroll_steps is not None:
-            self._settle(unroll_steps=check_count("unroll_steps", self.unroll_steps))
-        self._settle(seed=check_count("seed", self.seed, minimum=0))
         self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.algorithms._programs import programs
 from gradhpo.core.estimator import Estimator, Loop
@@ -12,8 +10,8 @@ from gradhpo.core.problem import Window
 from gradhpo.core.source import as_arrays, stack
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, LossFn
-from gradhpo.estimators.distill import hyperdistill
-from gradhpo.utils.validation import check_count, check_fraction
+from gradhpo.estimators.distill import has_examples, hyperdistill
+from gradhpo.utils.validation import check_count, leaves_with_names
 
 __all__ = ["OnlineHypergradientOptimizer"]
 
@@ -28,8 +26,8 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
             period, …); a fit costs about as much as three episodes.
         theta: "estimate" fits it; a number (or "fixed", which is 1.0) keeps it there. `step`
             never fits: theta is 1 until `run` or `estimate_theta` does.
-        theta_guard: Reject a fit that is not positive, keep the one before, say so in the
-            status.
+        theta_guard: Reject a fit that is not positive or larger than training that forgets
+            nothing explains (1.1 T / S_T), keep the one before, say so in the status.
         points: "line" (constant memory) or "trajectory" (eq. 17 as printed) in the fit.
         sampling: "bernoulli" or "round", how D* takes examples in.
         seed: Of those draws.
@@ -56,26 +54,10 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(
-            gamma=check_fraction("gamma", self.gamma),
-            estimation_period=check_count("estimation_period", self.estimation_period),
-            seed=check_count("seed", self.seed, minimum=0),
-        )
-        if isinstance(self.theta, str):
-            if self.theta not in ("estimate", "fixed"):
-                raise ValueError(
-                    f"theta must be 'estimate', 'fixed' or a number, got {self.theta!r}."
-                )
-        else:
-            self._settle(theta=float(self.theta))
-            if not np.isfinite(self.theta):
-                raise ValueError(f"theta must be finite, got {self.theta}.")
-        for name, choices in (
-            ("points", ("line", "trajectory")),
-            ("sampling", ("bernoulli", "round")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        check_count("estimation_period", self.estimation_period)
+        if isinstance(self.theta, str) and self.theta not in ("estimate", "fixed"):
+            raise ValueError(f"theta must be 'estimate', 'fixed' or a number, got {self.theta!r}.")
+        self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         fixed = {"estimate": None, "fixed": 1.0}
@@ -92,6 +74,17 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
     @property
     def estimation_interval(self) -> int:
         return self.estimation_period
+
+    def remarks(self, train_batch: Batch) -> tuple[str, ...]:
+        if has_examples(train_batch):
+            return ()
+        shapes = ", ".join(f"{name}: {x.shape}" for name, x in leaves_with_names(train_batch))
+        return (
+            "the distilled data D* are drawn from the examples of past batches, but the leaves of "
+            f"a train batch ({shapes or 'none'}) share no leading axis to count examples by, so "
+            "D* is always the current batch. Give every leaf one entry per example, or pass what "
+            "all examples share in another way (closed over, or as a hyperparameter).",
+        )
 
     def estimate_theta(
         self,

@@ -13,7 +13,6 @@ from gradhpo.estimators.f2sa import f2sa, growing_penalty
 from gradhpo.estimators.saba import part_index, saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
-from gradhpo.utils.validation import check_callable, check_count, check_number
 
 __all__ = [
     "AmIGOOptimizer",
@@ -58,7 +57,7 @@ class SOBAOptimizer(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(step_size=_schedule("step_size", self.step_size))
+        self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         del loop
@@ -100,9 +99,7 @@ class SABAOptimizer(EstimatorOptimizer):
                 raise ValueError(
                     f"SABAOptimizer needs {name}=, the number of parts that data are cut into."
                 )
-            self._settle(**{name: check_count(name, getattr(self, name))})
-        self._settle(step_size=_positive("step_size", self.step_size))
-        check_callable("index", self.index, "(batch) -> integer")
+        self.estimator()  # refuses bad settings
         if self.inner_optimizer is None:
             raise ValueError(
                 "SABAOptimizer sends an averaged gradient through the inner optimizer, which an "
@@ -123,9 +120,8 @@ class _Windowed(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(unroll_steps=check_count("unroll_steps", self.unroll_steps))
-        if self.T is None:
-            self._settle(T=self.unroll_steps)
+        window = self.estimator().window  # refuses bad settings
+        self._settle(T=self._episode_length(window if self.T is None else self.T))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,14 +148,6 @@ class AmIGOOptimizer(_Windowed):
 
     u_steps: int = 10
     step_size: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._settle(
-            u_steps=check_count("u_steps", self.u_steps),
-            step_size=_positive("step_size", self.step_size),
-        )
-        self._episode_length(self.T)
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return amigo(self.unroll_steps, self.u_steps, self.step_size, loop=loop)
@@ -189,14 +177,6 @@ class StocBiOOptimizer(_Windowed):
 
     terms: int = 10
     step_size: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._settle(
-            terms=check_count("terms", self.terms, minimum=0),
-            step_size=_positive("step_size", self.step_size),
-        )
-        self._episode_length(self.T)
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return stocbio(self.unroll_steps, self.terms, self.step_size, loop=loop)
@@ -230,8 +210,6 @@ class F2SAOptimizer(_Windowed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(penalty=_schedule("penalty", self.penalty))
-        self._episode_length(self.T)
         if self.inner_optimizer is None:
             raise ValueError(
                 "F2SAOptimizer trains a second copy of the weights on another loss by the inner "
@@ -241,14 +219,3 @@ class F2SAOptimizer(_Windowed):
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return f2sa(self.unroll_steps, self.penalty, loop=loop)
-
-
-def _positive(name: str, value: Any) -> float:
-    number = check_number(name, value)
-    if number <= 0:
-        raise ValueError(f"{name} must be positive, got {number}.")
-    return number
-
-
-def _schedule(name: str, value: Any) -> Schedule:
-    return value if callable(value) else _positive(name, value)

@@ -6,7 +6,6 @@ from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.finite_difference import finite_difference
 from gradhpo.estimators.one_step import one_step
-from gradhpo.utils.validation import check_fraction
 
 __all__ = ["T1T2Optimizer"]
 
@@ -43,20 +42,13 @@ class T1T2Optimizer(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(gamma=check_fraction("gamma", self.gamma))
-        if isinstance(self.eps, str):
-            if self.eps != "auto":
-                raise ValueError(f"eps must be 'auto', a number or None, got {self.eps!r}.")
-        elif self.eps is not None:
-            self._settle(eps=float(self.eps))
-            if not self.eps > 0:
-                raise ValueError(
-                    f"eps (a displacement of the weights) must be positive, got {self.eps}."
-                )
+        if isinstance(self.eps, str) and self.eps != "auto":
+            raise ValueError(f"eps must be 'auto', a number or None, got {self.eps!r}.")
+        self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         del loop  # one step at a time
-        if self.eps is None or self.update_fn is not None:
-            return one_step(self.gamma)
         radius = None if isinstance(self.eps, str) else self.eps
-        return finite_difference(radius, self.gamma)
+        by_differences = finite_difference(radius, self.gamma)  # refuses eps also where unused
+        exact = self.eps is None or self.update_fn is not None
+        return one_step(self.gamma) if exact else by_differences

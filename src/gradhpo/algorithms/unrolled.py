@@ -8,7 +8,6 @@ from gradhpo.estimators.drmad import drmad
 from gradhpo.estimators.forward import BUDGET, forward, forward_sharing
 from gradhpo.estimators.reverse import reverse
 from gradhpo.estimators.reversible import reversible
-from gradhpo.utils.validation import check_count
 
 __all__ = [
     "DrMADOptimizer",
@@ -131,15 +130,12 @@ class ForwardOptimizer(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._settle(
-            unroll_steps=check_count("unroll_steps", self.unroll_steps),
-            budget=check_count("budget", self.budget),
-        )
         if self.T is None and not self.online:
             raise ValueError(
                 "ForwardOptimizer needs T=, the number of inner steps it differentiates through, "
                 "or online=True."
             )
+        self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         steps = self.unroll_steps if self.online else self.T
@@ -182,9 +178,9 @@ class FDSOptimizer(_UnrolledOptimizer):
         assert self.T is not None
         return forward_sharing(
             self.T,
-            check_count("pieces", self.pieces),
+            self.pieces,
             average=self.average,
-            budget=check_count("budget", self.budget),
+            budget=self.budget,
             loop=loop,
         )
 

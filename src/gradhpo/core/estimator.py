@@ -13,16 +13,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradhpo.core.dynamics import Dynamics, InnerState
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.problem import BilevelProblem, Window, check_window
 from gradhpo.core.types import Batch, Hyper, Memory, PyTree, Scalar
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_l2_norm
+from gradhpo.utils.validation import check_choice
 
-__all__ = ["Estimate", "Estimator", "Loop", "Unrolled", "fold", "report", "roll"]
+__all__ = ["Estimate", "Estimator", "Loop", "Unrolled", "check_loop", "fold", "report", "roll"]
 
 Loop = str
 """How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
 "host" (a Python loop over one compiled step). The numbers are the same."""
+
+
+def check_loop(loop: Any) -> Loop:
+    """For the factories, so that another word does not quietly mean "scan".
+
+    >>> check_loop("unroll")
+    'unroll'
+    """
+    return check_choice("loop", loop, ("scan", "unroll", "host"))
 
 
 class Estimate(NamedTuple):
@@ -34,8 +44,8 @@ class Estimate(NamedTuple):
     info: Mapping[str, jax.Array]  # scalars worth looking at; see `report`
 
 
-class Estimator(NamedTuple):
-    """One method; its settings are closed over by the factory that makes it."""
+class _Method(NamedTuple):
+    """The functions of an `Estimator` as its factory wrote them."""
 
     init: Callable[[InnerState, Hyper, Window | None], Memory]  # reads shapes only
     estimate: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Estimate]
@@ -47,6 +57,34 @@ class Estimator(NamedTuple):
     metrics: tuple[str, ...] = ()  # names in `info` beyond the ones every method reports
     indirect: bool = True  # False: only the direct term dL_val/dlam is used (first-order)
     follows: bool = False  # the memory belongs to s_t: it moves on even if L_val is not finite
+
+
+class Estimator(_Method):
+    """One method; its settings are closed over by the factory that makes it."""
+
+    __slots__ = ()
+
+    def estimate(  # type: ignore[override]  # the field, behind a check that all methods need
+        self,
+        problem: BilevelProblem,
+        memory: Memory,
+        inner: InnerState,
+        lam: Hyper,
+        window: Window,
+    ) -> Estimate:
+        """The hypergradient after a window of training from `inner`.
+
+        Args:
+            problem: Dynamics and validation loss.
+            memory: From `init`, or of the last estimate.
+            inner: s_0 of the window; lam: hyperparameters.
+            window: `self.window` train and validation batches, stacked along the leading axis.
+
+        Raises:
+            ValueError: a leaf of the window has another length, or no step axis.
+        """
+        check_window(window, self.window)
+        return super().estimate(problem, memory, inner, lam, window)
 
 
 class Unrolled(NamedTuple):

@@ -16,7 +16,7 @@ from jax import lax
 
 from gradhpo.core.dynamics import Dynamics
 from gradhpo.core.estimator import Estimator, Loop
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.problem import BilevelProblem, Window, check_window
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, strengthen
 from gradhpo.core.types import PyTree
@@ -111,7 +111,17 @@ def run_episode(
 
 
 def in_windows(window: Window, steps: int) -> Window:
-    """The batches of an episode regrouped as (T / steps, steps, …)."""
+    """The batches of an episode regrouped as (T / steps, steps, …).
+
+    Raises:
+        ValueError: the leaves disagree about T, or T is not a multiple of `steps`.
+    """
+    T = check_window(window)
+    if T % steps:
+        raise ValueError(
+            f"an episode of T={T} inner steps does not divide into windows of {steps}, which this "
+            "method takes: give a multiple of it."
+        )
     return jax.tree.map(lambda x: x.reshape((-1, steps) + x.shape[1:]), window)
 
 

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from gradhpo.core.dynamics import Dynamics, InnerState, zero_cotangent
 from gradhpo.core.types import Batch, Hyper, LossFn, Params, Scalar
 from gradhpo.utils._partition import merge, split
+from gradhpo.utils.validation import leaves_with_names
 
-__all__ = ["BilevelProblem", "Window", "outer_gradients"]
+__all__ = ["BilevelProblem", "Window", "check_window", "outer_gradients"]
 
 
 class BilevelProblem(NamedTuple):
@@ -17,7 +19,11 @@ class BilevelProblem(NamedTuple):
 
     dynamics: Dynamics
     outer_loss: Callable[[Params, Hyper, Batch], Scalar]  # L_val(w, lam; V)
-    train_loss: LossFn | None = None  # only reported, never differentiated; None: not reported
+    train_loss: LossFn | None = None  # L_train(w, lam; D)
+    # `train_loss` is reported, and differentiated by the implicit and single-loop methods, whose
+    # hypergradient is that of its minimum; the others take derivatives of `dynamics` alone. None:
+    # it is that of `dynamics.parts` (`from_optax`); without parts it is not reported, and those
+    # methods refuse the problem.
 
 
 class Window(NamedTuple):
@@ -25,6 +31,34 @@ class Window(NamedTuple):
 
     train: Batch
     val: Batch
+
+
+def check_window(window: Window, steps: int | None = None) -> int:
+    """The number of inner steps that a window holds: the leading length of every leaf.
+
+    Args:
+        steps: How many it must hold; None: any number, the same for all leaves.
+
+    Raises:
+        ValueError: a leaf of another length, or without the axis; the message names it.
+
+    >>> check_window(Window(np.ones((3, 64, 5)), np.ones((3, 8))))
+    3
+    """
+    leaves = leaves_with_names(window)
+    if steps is None:
+        length = next((np.shape(leaf)[0] for _, leaf in leaves if np.ndim(leaf)), 0)
+        wanted = f"of one length, {length} in the first leaf"
+    else:
+        length, wanted = steps, f"of length {steps}: this estimator takes {steps} at a time"
+    for name, leaf in leaves:
+        if np.shape(leaf)[:1] != (length,):
+            raise ValueError(
+                f"every leaf of a window needs the step as its leading axis, {wanted}; but window"
+                f"{name} has the shape {np.shape(leaf)}. Stack the batches of the steps, "
+                "jnp.stack([...]); a single batch x becomes a window of one step as x[None]."
+            )
+    return length
 
 
 def outer_gradients(

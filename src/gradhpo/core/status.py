@@ -55,8 +55,10 @@ _MESSAGES = {
         "its step was undone. Lower the outer rate, or clip the hypergradient"
     ),
     Status.THETA_REJECTED: (
-        "HyperDistill's fitted theta is not positive; the previous one is kept, because a negative "
-        "theta would reverse every update (theta_guard=False switches this off)"
+        "HyperDistill's fitted theta (metric theta_fit) is not positive, which would reverse every "
+        "update, or above 1.1 T / S_T, more than training that forgets nothing explains; the "
+        "previous one is kept. Take shorter episodes, a lower inner learning rate or less momentum "
+        "(theta_guard=False switches this off)"
     ),
     Status.LINEAR_SOLVE_INACCURATE: (
         "the linear system of the implicit hypergradient is left with a relative residual above "

@@ -12,11 +12,28 @@ from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.types import Hyper, Params
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_scale
+from gradhpo.utils.validation import check_positive, unless_traced
 
-__all__ = ["Schedule", "apply_gradient", "guarded", "relative_norm", "value_at"]
+__all__ = [
+    "Schedule",
+    "apply_gradient",
+    "check_schedule",
+    "guarded",
+    "relative_norm",
+    "value_at",
+]
 
 Schedule = float | Callable[[Any], Any]
 """A number, or a function of the count of outer updates (an Optax schedule)."""
+
+
+def check_schedule(name: str, value: Any) -> Schedule:
+    """A positive number, or a function of the count, whose values only the run knows.
+
+    >>> check_schedule("step_size", 0.1)
+    0.1
+    """
+    return value if callable(value) else unless_traced(check_positive, name, value)
 
 
 def value_at(schedule: Schedule, count: jax.Array) -> Any:

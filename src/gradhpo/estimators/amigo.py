@@ -22,12 +22,13 @@ import numpy as np
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params
 from gradhpo.estimators._apply import relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.validation import check_count, check_positive, unless_traced
 
 __all__ = ["AmigoMemory", "amigo", "cycle"]
 
@@ -55,6 +56,10 @@ def amigo(
     `info`: `stationarity` is ||grad_w L_tr|| and `linear_residual` is ||u H - alpha|| /
     ||alpha||, after the last step of either, on the last training batch.
     """
+    steps = check_count("steps (unroll_steps of the class)", steps)
+    u_steps = check_count("u_steps", u_steps)
+    step_size = unless_traced(check_positive, "step_size", step_size)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del lam, window

@@ -13,7 +13,9 @@ by zero. The distilled point is a running average (eq. 13), S_t = gamma S_{t-1} 
     w*_t = p_t w*_{t-1} + (1 - p_t) w_{t-1},    1 - p_t = 1 / S_t
     D*_t = every slot keeps its example with probability p_t, else takes D_t's  (eq. 14)
 
-theta is fitted by walking DrMAD's line backwards (eqs. 15-18, algorithm 4); see `fit`.
+theta is fitted by walking DrMAD's line backwards (eqs. 15-18, algorithm 4); see `fit`. Under
+the assumption it is 1; ours is a guard that refuses a fit which no training that forgets
+explains (`TOLERANCE`).
 
 Exact when the products B_t depend on neither w nor D and A_t = gamma I; gamma = 0 with
 theta = 1 is the one-step method.
@@ -26,15 +28,28 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import InnerState, join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch
 from gradhpo.estimators.one_step import average, fresh_average
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_dot, tree_last, tree_lerp, tree_scale
+from gradhpo.utils.validation import (
+    check_choice,
+    check_fraction,
+    check_positive,
+    check_seed,
+    unless_traced,
+)
 
-__all__ = ["DistillMemory", "hyperdistill"]
+__all__ = ["DistillMemory", "has_examples", "hyperdistill"]
+
+TOLERANCE = 1.1
+"""How far theta may exceed T / S_T. At step t the method puts theta S_t v_t in the place of t
+terms. Training that forgets nothing, A_t = I, makes their sum t v_t for equal terms, which the
+fit answers with a theta between 1 and T / S_T; one above it says that the past counts for more
+than it did when it was the present. The tenth is for draws of D* and terms of unequal length."""
 
 
 class DistillMemory(NamedTuple):
@@ -42,12 +57,12 @@ class DistillMemory(NamedTuple):
 
     w_star: InnerState  # w*_t over the floating leaves of s, None elsewhere
     weight: jax.Array  # S_t
-    data: Batch  # D*_t; None until the shape of a batch is known
+    data: Batch  # D*_t; None until the shape of a batch is known, () if it has no examples
     theta: jax.Array  # scale of the distilled term
     theta_fit: jax.Array  # the last fitted value, accepted or not; NaN before the first fit
     theta_r2: jax.Array  # R^2 of that fit (of y_s by theta x_s); NaN before it
     theta_cosine: jax.Array  # mean cosine between v_s and g_s; NaN before the fit
-    status: jax.Array  # THETA_REJECTED after a fit that was not positive
+    status: jax.Array  # THETA_REJECTED after a fit that was refused
     key: jax.Array  # root key, never consumed: draws use fold_in(key, draws)
     draws: jax.Array  # so far, over all episodes
 
@@ -73,8 +88,9 @@ def hyperdistill(
         sampling: "bernoulli" draws every slot of D* by itself; "round" replaces exactly
             n - round(n p) of n slots, as in the paper. Beware: it admits no new example
             once n (1 - p) < 1/2.
-        theta_guard: Keep the previous theta when the fit is not positive (a negative theta
-            would reverse every update); the status says so.
+        theta_guard: Keep the previous theta when the fit is not in (0, 1.1 T / S_T], T steps
+            of the fit: a negative one would reverse every update, a larger one comes from
+            training that forgets nothing and grows. The status says so.
         seed: Of the draws of D*.
         loop: How the fit loops over steps, see `gradhpo.core.estimator.fold`.
 
@@ -82,6 +98,13 @@ def hyperdistill(
     (w*, D*); per fit over T steps: T training gradients and about 2T products. Memory: one
     state and one batch; in the fit four states and two trees of hyperparameters.
     """
+    gamma = unless_traced(check_fraction, "gamma", gamma)
+    if theta is not None:
+        theta = unless_traced(check_positive, "theta", theta)
+    points = check_choice("points", points, ("line", "trajectory"))
+    sampling = check_choice("sampling", sampling, ("bernoulli", "round"))
+    seed = check_seed(seed)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         dtype = scalar_dtype(lam)
@@ -89,7 +112,7 @@ def hyperdistill(
         batch = None if window is None else tree_last(window.train)
         return DistillMemory(
             *fresh_average(inner, lam),
-            data=batch if _slots(batch) else None,  # its weight is zero at first
+            data=None if window is None else _kept(batch),  # its weight is zero at first
             theta=jnp.full((), 1.0 if theta is None else theta, dtype),
             theta_fit=nan,
             theta_r2=nan,
@@ -102,14 +125,8 @@ def hyperdistill(
     def distill(memory, batch, keep) -> DistillMemory:
         """`D*_t = SS(D*_{t-1}, p) u SS(D_t, 1 - p)`, and the next draw."""
         n = _slots(batch)
-        if not n:  # no example axis: nothing to sample from, D*_t = D_t
-            return memory if memory.data is None else memory._replace(data=batch)
-        key = jax.random.fold_in(memory.key, memory.draws)
-        if sampling == "round":
-            rank = jax.random.permutation(key, n)
-            old = rank < jnp.floor(n * keep + 0.5)
-        else:
-            old = jax.random.bernoulli(key, keep, (n,))
+        if not n and not jax.tree.leaves(memory.data):  # nothing to sample from: D*_t = D_t
+            return memory
         data = batch if memory.data is None else memory.data
         kept, new = (jax.tree.map(jnp.shape, x) for x in (data, batch))
         if kept != new:
@@ -118,6 +135,12 @@ def hyperdistill(
                 "episode all batches have one shape. Drop or pad the last partial batch, or make a "
                 "new state by init."
             )
+        key = jax.random.fold_in(memory.key, memory.draws)
+        if sampling == "round":
+            rank = jax.random.permutation(key, n)
+            old = rank < jnp.floor(n * keep + 0.5)
+        else:
+            old = jax.random.bernoulli(key, keep, (n,))
         data = jax.tree.map(
             lambda a, b: jnp.where(old.reshape((n,) + (1,) * (jnp.ndim(b) - 1)), a, b), data, batch
         )
@@ -125,7 +148,7 @@ def hyperdistill(
 
     def product(problem, memory, point, lam, batch, alpha):
         """`v = alpha dPhi(w*, lam; D*)/dlam`."""
-        data = batch if memory.data is None else memory.data
+        data = memory.data if jax.tree.leaves(memory.data) else batch
         return linearize(problem.dynamics, point, lam, data)[1](alpha)[1]
 
     def estimate(problem, memory, inner, lam, window):
@@ -185,9 +208,8 @@ def hyperdistill(
         last, _ = split((inner.params, inner.opt_state))
         _, alpha, _ = outer_gradients(problem, inner, lam, tree_last(window.val))
         consts = (lam, first, last, alpha)
-        start = reset(memory, inner, lam)
-        if start.data is None and _slots(tree_last(window.train)):
-            start = start._replace(data=tree_last(window.train))
+        # D* of the walk is its own: batches of the coming episode may have another size.
+        start = reset(memory, inner, lam)._replace(data=_kept(tree_last(window.train)))
         carry = (alpha, optax.tree.zeros_like(lam), start, jnp.zeros((4,), dtype))
         xs = (jnp.arange(steps, dtype=dtype) / steps, window.train, kept)
         (_, _, walked, sums), _ = fold(
@@ -195,7 +217,9 @@ def hyperdistill(
         )
         xy, xx, yy, cosines = sums
         fitted = _ratio(xy, xx)
-        good = jnp.isfinite(fitted) & ((fitted > 0) | (not theta_guard))
+        longest = TOLERANCE * steps / walked.weight  # 1.1 T / S_T
+        sound = (fitted > 0) & (fitted <= longest)
+        good = jnp.isfinite(fitted) & (sound | (not theta_guard))
         return memory._replace(
             theta=jnp.where(good, fitted, memory.theta),
             theta_fit=fitted,
@@ -206,6 +230,20 @@ def hyperdistill(
         )
 
     return Estimator(init, estimate, start=fit if theta is None else None, reset=reset)
+
+
+def has_examples(batch: Batch) -> bool:
+    """Whether D* can be drawn from such batches (arrays or shapes): a leading axis in common.
+
+    >>> has_examples((jnp.ones((8, 3)), jnp.ones(8))), has_examples((jnp.ones((8, 3)), 0.5))
+    (True, False)
+    """
+    return _slots(batch) > 0
+
+
+def _kept(batch: Batch) -> Batch:
+    """Room for D*: a batch, or () where D* is the current one."""
+    return batch if _slots(batch) else ()
 
 
 def _slots(batch: Any) -> int:

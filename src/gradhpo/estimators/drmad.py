@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
+from gradhpo.utils.validation import check_count
 
 __all__ = ["drmad"]
 
@@ -35,6 +36,8 @@ def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
     Cost per outer update: T training gradients forwards; T gradients and second-order
     products backwards; one validation gradient. Memory: two states and the step counts.
     """
+    steps = check_count("steps", steps)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del inner, lam, window

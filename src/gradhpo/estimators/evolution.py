@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.estimator import Estimate, Estimator, Loop, report, roll
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, report, roll
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_last, tree_scale
-from gradhpo.utils.validation import check_count, check_number
+from gradhpo.utils.validation import check_count, check_positive, check_seed
 
 __all__ = ["ESMemory", "PESMemory", "es", "pes"]
 
@@ -67,7 +67,8 @@ def es(
     Cost per outer update: (2 N + 1) T training gradients and 2 N + 1 values of the
     validation loss. Memory: 2 N states while it lasts.
     """
-    sigma, pairs = _settings(sigma, pairs)
+    steps = check_count("steps", steps)
+    sigma, pairs, seed, loop = _settings(sigma, pairs, seed, loop)
 
     def init(inner, lam, window):
         del inner, lam, window
@@ -100,7 +101,8 @@ def pes(
     Cost per outer update: (2 N + 1) K training gradients and 2 N + 1 values of the
     validation loss. Memory: 2 N states and N trees of hyperparameters.
     """
-    sigma, pairs = _settings(sigma, pairs)
+    steps = check_count("steps (unroll_steps of the class)", steps)
+    sigma, pairs, seed, loop = _settings(sigma, pairs, seed, loop)
 
     def init(inner, lam, window):
         del window
@@ -134,11 +136,9 @@ def pes(
     return Estimator(init, estimate, window=steps, reset=reset, follows=True)
 
 
-def _settings(sigma: Any, pairs: Any) -> tuple[float, int]:
-    sigma = check_number("sigma", sigma)
-    if sigma <= 0:
-        raise ValueError(f"sigma is a standard deviation and must be positive, got {sigma}.")
-    return sigma, check_count("pairs", pairs)
+def _settings(sigma: Any, pairs: Any, seed: Any, loop: Any) -> tuple[float, int, Any, Loop]:
+    sigma, pairs = check_positive("sigma", sigma), check_count("pairs", pairs)
+    return sigma, pairs, check_seed(seed), check_loop(loop)
 
 
 def _draw(memory: Any, lam: Hyper, sigma: float, pairs: int) -> tuple[Any, Hyper]:

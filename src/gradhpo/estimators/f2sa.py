@@ -30,13 +30,14 @@ from gradhpo.core.curvature import (
     warn_of_custom_rules,
 )
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import OptState, Params
-from gradhpo.estimators._apply import Schedule, apply_gradient, value_at
+from gradhpo.estimators._apply import Schedule, apply_gradient, check_schedule, value_at
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.validation import check_count
 
 __all__ = ["F2saMemory", "f2sa", "growing_penalty"]
 
@@ -77,6 +78,9 @@ def f2sa(steps: int = 10, penalty: Schedule = growing_penalty, *, loop: Loop = "
     Raises:
         ValueError: (when traced) an opaque `update_fn`, which takes its gradient itself.
     """
+    steps = check_count("steps (unroll_steps of the class)", steps)
+    penalty = check_schedule("penalty", penalty)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del lam, window

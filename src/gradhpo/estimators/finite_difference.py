@@ -26,6 +26,7 @@ from gradhpo.core.types import Hyper, Scalar
 from gradhpo.estimators.one_step import lookahead
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_scale
+from gradhpo.utils.validation import check_positive, unless_traced
 
 __all__ = ["difference_product", "finite_difference"]
 
@@ -44,6 +45,8 @@ def finite_difference(radius: float | None = None, gamma: float = 0.0) -> Estima
 
     The dynamics must come from `from_optax`; an opaque `update_fn` raises ValueError.
     """
+    if radius is not None:
+        radius = unless_traced(check_positive, "radius (eps of T1T2Optimizer)", radius)
     return lookahead(partial(difference_product, radius=radius), gamma)
 
 

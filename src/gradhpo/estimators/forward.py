@@ -23,11 +23,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from gradhpo.core.dynamics import InnerState, join
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_bytes, tree_last, tree_scale
+from gradhpo.utils.validation import check_count
 
 __all__ = ["ForwardMemory", "forward", "forward_sharing"]
 
@@ -61,6 +62,9 @@ def forward(
     Raises:
         ValueError: `online`, and Z does not fit into the budget; or one column does not.
     """
+    steps = check_count("steps (unroll_steps of the class if online)", steps)
+    budget = check_count("budget", budget)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del window
@@ -119,6 +123,10 @@ def forward_sharing(
 
     Cost per run: T training gradients and H T (n + 1) / (2 n) products. Memory: H states.
     """
+    steps = check_count("steps", steps)
+    pieces = check_count("pieces", pieces)
+    budget = check_count("budget", budget)
+    loop = check_loop(loop)
     if steps % pieces:
         raise ValueError(f"steps must be a multiple of the {pieces} pieces, got {steps}.")
 

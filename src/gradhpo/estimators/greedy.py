@@ -12,9 +12,10 @@ when A_t = gamma I and L_val is linear in w; gamma = 0 is the one-step method.
 import optax
 
 from gradhpo.core.dynamics import linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.utils.gradients import tree_scale
+from gradhpo.utils.validation import check_count, check_fraction, unless_traced
 
 __all__ = ["greedy"]
 
@@ -31,6 +32,9 @@ def greedy(gamma: float = 0.9, steps: int = 5, *, loop: Loop = "scan") -> Estima
     product). The norm of h grows like 1 + gamma + ... + gamma^(T-1): compare methods by
     direction or with their own outer rates, not at one shared rate.
     """
+    gamma = unless_traced(check_fraction, "gamma", gamma)
+    steps = check_count("steps (unroll_steps of the class)", steps)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del inner, lam, window

@@ -29,7 +29,7 @@ from gradhpo.core.curvature import (
     training_loss,
 )
 from gradhpo.core.dynamics import InnerState, linearize, zero_cotangent
-from gradhpo.core.estimator import Estimate, Estimator, Loop, report, roll
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, report, roll
 from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
@@ -37,7 +37,7 @@ from gradhpo.core.types import Hyper, Params
 from gradhpo.estimators.linear_solvers import Solution, Solver, gmres, minres
 from gradhpo.utils._partition import merge, scalar_dtype, split
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_scale, tree_where
-from gradhpo.utils.validation import check_count, complain
+from gradhpo.utils.validation import check_callable, check_count, check_seed, complain
 
 __all__ = ["ImplicitMemory", "implicit"]
 
@@ -102,11 +102,16 @@ def implicit(
             weight decay in the optimizer moves the fixed point, a learning rate does not,
             and nothing tells the two apart.
     """
-    steps = check_count("steps", steps)
-    if isinstance(condition, str) and condition not in ("training_loss", "fixed_point"):
+    steps = check_count("steps (unroll_steps of the class)", steps)
+    if not callable(condition) and condition not in ("training_loss", "fixed_point"):
         raise ValueError(
             f"condition must be 'training_loss', 'fixed_point' or a function, got {condition!r}."
         )
+    if solver is None:
+        solver = cg() if condition == "training_loss" else gmres()
+    check_callable("solver", solver, "of gradhpo.estimators.linear_solvers, such as cg()")
+    seed = check_seed(seed)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del lam, window

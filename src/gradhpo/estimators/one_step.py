@@ -25,6 +25,7 @@ from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
+from gradhpo.utils.validation import check_fraction
 
 __all__ = ["AverageMemory", "Product", "exact_product", "lookahead", "one_step"]
 
@@ -58,6 +59,7 @@ def exact_product(dynamics, inner, lam, batch, alpha) -> Hyper:
 
 def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
     """One-step lookahead with a choice of how the mixed product is evaluated."""
+    gamma = check_fraction("gamma", gamma)
 
     def init(inner, lam, window):
         del window

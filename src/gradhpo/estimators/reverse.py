@@ -28,13 +28,22 @@ import optax
 from jax import lax
 
 from gradhpo.core.dynamics import InnerState, join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, Unrolled, fold, report, roll
+from gradhpo.core.estimator import (
+    Estimate,
+    Estimator,
+    Loop,
+    Unrolled,
+    check_loop,
+    fold,
+    report,
+    roll,
+)
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.types import Hyper
 from gradhpo.estimators.reversible import reversible, reversible_gradients
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_bytes, tree_l2_norm, tree_last
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.validation import check_choice, check_count
 
 __all__ = ["levels_for", "reverse", "unrolled_gradients"]
 
@@ -65,15 +74,16 @@ def reverse(
     products backwards, K more gradients per level of segments; one validation gradient.
     Memory: K states ("trajectory"), about 2 sqrt(K) ("segments").
     """
+    steps = check_count("steps", steps)
+    loop = check_loop(loop)
     kept = check_count("truncate", truncate, minimum=0) if truncate is not None else steps
     if kept > steps:
         raise ValueError(f"truncate must be at most the {steps} steps of the window, got {kept}.")
-    if memory not in ("trajectory", "segments", "reversible"):
-        raise ValueError(
-            f"memory must be 'trajectory', 'segments' or 'reversible', got {memory!r}."
-        )
-    if budget is not None and memory != "segments":
-        raise ValueError('budget= says how much memory="segments" may use; give both.')
+    memory = check_choice("memory", memory, ("trajectory", "segments", "reversible"))
+    if budget is not None:
+        budget = check_count("budget", budget)
+        if memory != "segments":
+            raise ValueError('budget= says how much memory="segments" may use; give both.')
     if memory == "reversible":
         _check_whole(truncate)
         return reversible(steps, loop=loop)
@@ -83,9 +93,6 @@ def reverse(
         return ()
 
     def estimate(problem, state, inner, lam, window):
-        given = _steps(window.train)
-        if given != steps:
-            raise ValueError(f"reverse({steps}) got a window of {given} steps; they must agree.")
         got = unrolled_gradients(
             problem, inner, lam, window, truncate=kept, memory=memory, budget=budget, loop=loop
         )

@@ -32,7 +32,7 @@ from jax import lax
 from jax.core import Tracer
 
 from gradhpo.core.dynamics import InnerState, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, Unrolled, fold, report
+from gradhpo.core.estimator import Estimate, Estimator, Loop, Unrolled, check_loop, fold, report
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch, Hyper, PyTree, Scalar
@@ -58,6 +58,7 @@ from gradhpo.utils.fixed_point import (
     worst_bits,
 )
 from gradhpo.utils.gradients import tree_broadcast, tree_l2_norm, tree_last, tree_where
+from gradhpo.utils.validation import check_count, check_number
 
 __all__ = ["Reversed", "reversible", "reversible_gradients"]
 
@@ -98,7 +99,9 @@ def reversible(
     they were, and the buffer with zero; otherwise the hypergradient is NaN, and the status of
     the step says why (`NOT_REVERSED`, `NOT_FIXED_POINT`, `BUFFER_TOO_SMALL`).
     """
+    steps = check_count("steps", steps)
     least_momentum = _checked(least_momentum)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del inner, lam, window
@@ -397,7 +400,10 @@ def _or_nan(good: jax.Array, tree: PyTree) -> PyTree:
 
 
 def _checked(least_momentum: float | None) -> float | None:
-    if least_momentum is not None and not 0 < least_momentum < 1:
+    if least_momentum is None:
+        return None
+    least_momentum = check_number("least_momentum", least_momentum)
+    if not 0 < least_momentum < 1:
         raise ValueError(f"least_momentum must lie strictly between 0 and 1, got {least_momentum}.")
     return least_momentum
 

@@ -36,6 +36,7 @@ from gradhpo.core.types import Batch, Params, PyTree
 from gradhpo.estimators._apply import apply_gradient, guarded, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale, tree_where
+from gradhpo.utils.validation import check_callable, check_count, check_positive, unless_traced
 
 __all__ = ["SabaMemory", "Table", "part_index", "saba"]
 
@@ -97,6 +98,10 @@ def saba(
     Raises:
         ValueError: (when traced) an opaque `update_fn`, which takes its gradient itself.
     """
+    train_batches = check_count("train_batches", train_batches)
+    val_batches = check_count("val_batches", val_batches)
+    step_size = unless_traced(check_positive, "step_size", step_size)
+    index = check_callable("index", index, "(batch) -> integer")
 
     def init(inner, lam, window):
         del window

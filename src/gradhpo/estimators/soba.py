@@ -26,7 +26,7 @@ from gradhpo.core.curvature import check_reached, condition_of, curvature, train
 from gradhpo.core.estimator import Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Params
-from gradhpo.estimators._apply import Schedule, guarded, relative_norm, value_at
+from gradhpo.estimators._apply import Schedule, check_schedule, guarded, relative_norm, value_at
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 
@@ -54,6 +54,7 @@ def soba(step_size: Schedule = 0.1) -> Estimator:
     `info`: `stationarity` is ||D_w||, `linear_residual` is ||D_u|| / ||alpha||, both of this
     batch; `val_loss` is that of the weights before the step.
     """
+    step_size = check_schedule("step_size", step_size)
 
     def init(inner, lam, window):
         del lam, window

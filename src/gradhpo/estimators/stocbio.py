@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Estimate, Estimator, Loop, fold, report, roll
+from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.estimators._apply import relative_norm
 from gradhpo.estimators.amigo import cycle
 from gradhpo.estimators.linear_solvers import DIVERGED
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.validation import check_count, check_positive, unless_traced
 
 __all__ = ["stocbio"]
 
@@ -49,6 +50,10 @@ def stocbio(
     ||alpha||, on the last training batch. A last term ten times alpha is reported as status
     LINEAR_SOLVE_INACCURATE: the series diverges.
     """
+    steps = check_count("steps (unroll_steps of the class)", steps)
+    terms = check_count("terms", terms, minimum=0)
+    step_size = unless_traced(check_positive, "step_size", step_size)
+    loop = check_loop(loop)
 
     def init(inner, lam, window):
         del inner, lam, window

@@ -5,6 +5,7 @@ checked when a call is first traced, with an exception; numerics are reported as
 (`gradhpo.core.status`), because an exception cannot leave compiled code.
 """
 
+import operator
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,16 +22,20 @@ __all__ = [
     "GradhpoWarning",
     "check_batches",
     "check_callable",
+    "check_choice",
     "check_count",
     "check_fraction",
     "check_hyperparams",
     "check_number",
     "check_params",
+    "check_positive",
     "check_same_avals",
     "check_same_structure",
     "check_scalar_loss",
+    "check_seed",
     "complain",
     "leaves_with_names",
+    "unless_traced",
 ]
 
 
@@ -64,12 +69,17 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
     >>> check_count("T", 20)
     20
     """
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole:
-        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__}).")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
-    return int(value)
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a whole number, got {value!r} ({type(value).__name__})."
+        ) from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}.")
+    return number
 
 
 def check_fraction(name: str, value: Any, hint: str = "") -> float:
@@ -78,10 +88,7 @@ def check_fraction(name: str, value: Any, hint: str = "") -> float:
     >>> check_fraction("gamma", 0.9)
     0.9
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number in [0, 1], got {value!r}.") from None
+    number = _as_float(name, value, "a number in [0, 1]")
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} must lie in [0, 1], got {number}.{' ' + hint if hint else ''}")
     return number
@@ -93,13 +100,59 @@ def check_number(name: str, value: Any) -> float:
     >>> check_number("lr_hyper", np.float32(0.5))
     0.5
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}.") from None
+    number = _as_float(name, value, "a number")
     if not np.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}.")
     return number
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above 0, as a Python float.
+
+    >>> check_positive("sigma", 0.1)
+    0.1
+    """
+    number = check_number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be positive, got {number}.")
+    return number
+
+
+def _as_float(name: str, value: Any, rule: str) -> float:
+    """Of a number or an array of shape (); `float` alone would also take text."""
+    try:
+        if np.shape(value) != () or isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {rule}, got {value!r}.") from None
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """One of a few words.
+
+    >>> check_choice("loop", "scan", ("scan", "unroll", "host"))
+    'scan'
+    """
+    if not isinstance(value, str) or value not in choices:
+        *most, last = map(repr, choices)
+        raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {value!r}.")
+    return value
+
+
+def unless_traced(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    """`check(name, value)`, for a setting that may be traced: a value that only the run knows
+    is taken as it is.
+
+    >>> unless_traced(check_positive, "step_size", 0.1)
+    0.1
+    """
+    return value if isinstance(value, Tracer) else check(name, value)
+
+
+def check_seed(seed: Any) -> Any:
+    """A whole number of at least 0; may be traced, as in a `vmap` over seeds."""
+    return unless_traced(lambda name, x: check_count(name, x, minimum=0), "seed", seed)
 
 
 def check_callable(name: str, value: Any, signature: str) -> Callable:
