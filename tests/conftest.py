@@ -22,7 +22,7 @@ import jax  # noqa: E402
 import jax.monitoring  # noqa: E402
 import pytest  # noqa: E402
 
-from gradhpo.algorithms import _programs  # noqa: E402
+from gradhpo.algorithms import _programs, _recompilation  # noqa: E402
 
 SETTING = "jax_disable_most_optimizations"
 QUICK = jax.config.read(SETTING)
@@ -81,7 +81,7 @@ def x32():
 @pytest.fixture(autouse=True)
 def _nobody_else_compiled():
     """The warning about functions compiled again and again counts within one test."""
-    _programs._compilations.clear()
+    _recompilation.compilations.clear()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ depends on, by a choice of methods behind one interface: `init`, `step`,
 and `scan`.
 """
 
+from gradhpo.algorithms._programs import clear_caches
 from gradhpo.algorithms.baselines import FOOptimizer, OneStepOptimizer
 from gradhpo.algorithms.evolution import ESOptimizer, PESOptimizer
 from gradhpo.algorithms.greedy import GreedyOptimizer
@@ -118,6 +119,7 @@ __all__ = [
     "bilevel_step",
     "cg",
     "check_hypergradient",
+    "clear_caches",
     "dense",
     "drmad",
     "es",

@@ -10,22 +10,15 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from gradhpo.algorithms._programs import (
-    Programs,
-    complain_of,
-    dynamics_of,
-    initializer,
-    inspect,
-    note_compilation,
-    problem_of,
-    programs,
-    resolve,
-)
+from gradhpo.algorithms._findings import complain_of, complain_of_rejections, inspect, resolve
+from gradhpo.algorithms._programs import Programs, dynamics_of, initializer, problem_of, programs
+from gradhpo.algorithms._recompilation import note_compilation
 from gradhpo.core import loop as loops
 from gradhpo.core.base import BilevelOptimizer
+from gradhpo.core.dynamics import is_optimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.problem import Window
-from gradhpo.core.source import BatchSource, Resident, as_arrays, draw
+from gradhpo.core.source import BatchSource, Resident, as_arrays, draw, owned
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, UpdateFn
 from gradhpo.utils._partition import scalar_dtype
@@ -34,8 +27,8 @@ from gradhpo.utils.validation import (
     check_count,
     check_fraction,
     check_hyperparams,
-    check_number,
     check_params,
+    check_rate,
 )
 
 __all__ = ["EstimatorOptimizer"]
@@ -77,14 +70,15 @@ class EstimatorOptimizer(BilevelOptimizer):
             )
         if self.update_fn is not None:
             check_callable("update_fn", self.update_fn, "(params, hyperparams, batch) -> params")
-        if self.inner_optimizer is not None and not _is_optimizer(self.inner_optimizer):
+        if self.inner_optimizer is not None and not is_optimizer(self.inner_optimizer):
             check_callable(
                 "inner_optimizer", self.inner_optimizer, "hyperparams -> optimizer, or an optimizer"
             )
         outer = self.outer_optimizer
-        if outer is not None and not _is_optimizer(outer):
+        if outer is not None and not is_optimizer(outer):
             raise TypeError(
-                f"outer_optimizer must be an Optax GradientTransformation, got {outer!r}."
+                f"outer_optimizer must be an Optax GradientTransformation, such as "
+                f"optax.adam(0.01), got {outer!r}."
             )
         if self.T is not None:
             self._settle(T=check_count("T", self.T))
@@ -163,7 +157,7 @@ class EstimatorOptimizer(BilevelOptimizer):
             train_batch, val_batch: One batch each.
             train_loss_fn, val_loss_fn: `(params, hyperparams, batch) -> scalar`; the same
                 function objects at every call, or everything is compiled again.
-            lr_hyper: Outer rate, used as given; required without `outer_optimizer`.
+            lr_hyper: Outer rate, one number, used as given; required without `outer_optimizer`.
 
         Returns:
             The new state; `metadata["status"]` says what happened.
@@ -171,7 +165,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         self._check_rates(lr_hyper)
         state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
         rate = _rate(lr_hyper, scalar_dtype(state.hyperparams))
-        compiled = self._noted(train_loss_fn, val_loss_fn)
+        compiled = self._noted(train_loss_fn, val_loss_fn, self.loop)
         return compiled.step(state, train_batch, val_batch, rate)
 
     def compute_hypergradient(
@@ -184,7 +178,7 @@ class EstimatorOptimizer(BilevelOptimizer):
     ) -> Hyper:
         """The very hypergradient that `step` would apply; the state is untouched."""
         state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
-        compiled = self._noted(train_loss_fn, val_loss_fn)
+        compiled = self._noted(train_loss_fn, val_loss_fn, self.loop)
         return compiled.hypergradient(state, train_batch, val_batch)
 
     def start_episode(self, state: BilevelState) -> BilevelState:
@@ -241,7 +235,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         M = check_count("M", M)
         T = self._episode_length(T)
         self._check_rates(lr_hyper)
-        lr_hyper = None if lr_hyper is None else check_number("lr_hyper", lr_hyper)
+        lr_hyper = None if lr_hyper is None else float(lr_hyper)
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
         for name, source in (
             ("get_train_batch", get_train_batch),
@@ -259,6 +253,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         resident = Window(*(s.data if isinstance(s, Resident) else None for s in sources))
         dtype = scalar_dtype(state.hyperparams)
         estimator = self.estimator("scan")
+        rejected = int(state.metadata["n_rejected"])
         taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
         loop, compiled, fit, drawn, shapes = "scan", None, None, None, None
         for m in range(1, M + 1):
@@ -273,7 +268,7 @@ class EstimatorOptimizer(BilevelOptimizer):
                 findings = inspect(self, problem, state, shapes)
                 complain_of(self, findings)
                 loop = resolve(self.loop, findings)
-                compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
+                compiled = self._noted(train_loss_fn, val_loss_fn, loop)
                 # A host loop for its own sake is one over the updates; the fit needs none.
                 inside = loop if findings.convolves else resolve("auto", findings)
                 fit = self._cached(programs, train_loss_fn, val_loss_fn, inside).estimate_theta
@@ -284,6 +279,7 @@ class EstimatorOptimizer(BilevelOptimizer):
                 callback(m, _copy(state))
             if keep_phi:
                 state = _end_episode(state, lr_reptile)
+        complain_of_rejections(self, state, rejected, M * T // estimator.window)
         return state
 
     def _episode(
@@ -307,10 +303,10 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     # -- what the above share ---------------------------------------------------------------
 
-    def _noted(self, train_loss: LossFn, val_loss: LossFn) -> Programs:
-        """The programs of `step`, with a warning when every call brings new functions."""
+    def _noted(self, train_loss: LossFn, val_loss: LossFn, loop: Loop) -> Programs:
+        """The programs, with a warning when call after call brings new functions."""
         before = programs.cache_info().misses
-        compiled = self._cached(programs, train_loss, val_loss, self.loop)
+        compiled = self._cached(programs, train_loss, val_loss, loop)
         note_compilation(self, train_loss, val_loss, programs.cache_info().misses > before)
         return compiled
 
@@ -343,6 +339,8 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     def _check_rates(self, lr_hyper: Any) -> None:
         if (lr_hyper is None) != (self.outer_optimizer is None):
+            if lr_hyper is not None:
+                check_rate("lr_hyper", lr_hyper)
             return
         given = "neither" if lr_hyper is None else "both"
         raise ValueError(
@@ -352,7 +350,7 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
         _check_state(state)
-        train_batch, val_batch = as_arrays(train_batch), as_arrays(val_batch)
+        train_batch, val_batch = owned(train_batch), owned(val_batch)
         if getattr(state.memory, "data", ()) is None:
             if any(isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))):
                 raise ValueError(
@@ -386,10 +384,6 @@ def _avals(tree: Any) -> Any:
     """Structure, shapes and dtypes, to be compared."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, [(np.shape(x), jnp.result_type(x)) for x in leaves]
-
-
-def _is_optimizer(value: Any) -> bool:
-    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def _check_state(state: Any) -> None:

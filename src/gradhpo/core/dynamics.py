@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gradhpo.core.custom_rules import custom_rules
@@ -31,6 +32,7 @@ from gradhpo.core.types import (
     PyTree,
     UpdateFn,
 )
+from gradhpo.utils._calls import explain_call, explain_update
 from gradhpo.utils._partition import merge, split
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "InnerState",
     "from_optax",
     "from_update",
+    "is_optimizer",
     "join",
     "linearize",
     "pull_through_update",
@@ -84,7 +87,8 @@ def from_update(update_fn: UpdateFn) -> Dynamics:
         return InnerState(params, ())
 
     def step(inner, hyperparams, batch):
-        return inner._replace(params=update_fn(inner.params, hyperparams, batch))
+        with explain_call("update_fn", update_fn, inner.params, hyperparams, batch):
+            return inner._replace(params=update_fn(inner.params, hyperparams, batch))
 
     return Dynamics(init, step)
 
@@ -124,27 +128,53 @@ def from_optax(
     return Dynamics(init, step, (train_loss, make_optimizer))
 
 
+def is_optimizer(value: Any) -> bool:
+    """An Optax optimizer by what it has, `init` and `update` (`MultiSteps` too), not its class."""
+    return hasattr(value, "init") and hasattr(value, "update") and not isinstance(value, type)
+
+
 def as_factory(optimizer: optax.GradientTransformation | MakeOptimizer) -> MakeOptimizer:
-    """A factory from either form, told apart by `init` and `update` (`MultiSteps` has them too)."""
-    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
-        return _Constant(optimizer)
-    return optimizer  # type: ignore[return-value]
+    """A factory from either form."""
+    return _Constant(optimizer) if is_optimizer(optimizer) else optimizer  # type: ignore[return-value]
 
 
 def _explained(make_optimizer: MakeOptimizer) -> MakeOptimizer:
-    """Add the remedy to what Optax says of a learning rate that is a tree."""
+    """A factory that names the remedy where it makes no optimizer of these hyperparameters."""
 
     def make(hyperparams):
+        _check_not_optax_itself(make_optimizer, hyperparams)
         try:
-            return make_optimizer(hyperparams)
+            made = make_optimizer(hyperparams)
         except TypeError as error:
             error.add_note(
                 "gradhpo: while making the inner optimizer. Optax's learning rates are numbers; "
                 "for a tree of them use optax.chain(..., gradhpo.transforms.scale_by_tree(tree))."
             )
             raise
+        if not is_optimizer(made):
+            raise TypeError(
+                "the inner optimizer's factory must return an Optax optimizer, but returned "
+                f"{made!r}. Is a call missing, optax.sgd(0.1) for optax.sgd?"
+            )
+        return made
 
     return make
+
+
+def _check_not_optax_itself(make_optimizer: Any, hyperparams: Hyper) -> None:
+    """`optax.sgd` in place of `optax.sgd(0.1)` is a factory too: the hyperparameters would be its
+    learning rate, which is meant at most where they are one number."""
+    function = getattr(make_optimizer, "func", make_optimizer)  # functools.partial
+    if not getattr(function, "__module__", "").startswith("optax"):
+        return
+    leaves = jax.tree.leaves(hyperparams)
+    if len(leaves) != 1 or leaves[0] is not hyperparams or jnp.ndim(hyperparams):
+        raise TypeError(
+            f"inner_optimizer is optax.{function.__name__} itself, which would be called with all "
+            "hyperparameters as its first argument. Give an optimizer with settings of its own, "
+            "optax.sgd(0.1), or a function of the hyperparameters that makes one, "
+            'lambda lam: optax.sgd(jnp.exp(lam["log_lr"])).'
+        )
 
 
 class _Constant(NamedTuple):
@@ -168,7 +198,8 @@ class _Step:
             return train_loss(merge(w, w_rest), lam, batch)
 
         def update(g, w, z, lam):
-            updates, z = make_optimizer(lam).update(g, merge(z, z_rest), w)
+            with explain_update():
+                updates, z = make_optimizer(lam).update(g, merge(z, z_rest), w)
             z, z_rest_new = split(z)
             return (optax.apply_updates(w, updates), z), z_rest_new
 

@@ -4,7 +4,7 @@ Everything here traces and looks at the jaxpr; nothing is computed.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.interpreters import partial_eval
@@ -12,15 +12,17 @@ from jax.interpreters import partial_eval
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.types import Batch, Hyper, Params, PyTree
+from gradhpo.utils._calls import check_scalar_loss, explain_loops
 from gradhpo.utils._jaxpr import equations
 from gradhpo.utils._partition import is_differentiable, merge, split
 from gradhpo.utils.gradients import tree_last
-from gradhpo.utils.validation import check_same_avals, check_scalar_loss, leaves_with_names
+from gradhpo.utils.validation import check_same_avals, leaves_with_names
 
 __all__ = [
+    "Reach",
     "check_problem",
     "has_convolution",
-    "ignored_hyperparams",
+    "reach",
     "unreached_hyperparams",
     "untrained_params",
 ]
@@ -39,7 +41,8 @@ def check_problem(problem: BilevelProblem, inner: InnerState, lam: Hyper, window
         check_scalar_loss("train_loss_fn", problem.train_loss, inner.params, lam, train)
     check_scalar_loss("val_loss_fn", problem.outer_loss, inner.params, lam, val)
     try:
-        after = jax.eval_shape(problem.dynamics.step, inner, lam, train)
+        with explain_loops():
+            after = jax.eval_shape(problem.dynamics.step, inner, lam, train)
     except TypeError as error:
         if "required keyword-only argument" in str(error):
             raise ValueError(
@@ -52,25 +55,56 @@ def check_problem(problem: BilevelProblem, inner: InnerState, lam: Hyper, window
     check_same_avals(before, after)
 
 
-def ignored_hyperparams(
-    problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Window, indirect: bool
-) -> list[str]:
-    """Names of the leaves of `lam` whose hypergradient is structurally zero.
+class Reach(NamedTuple):
+    """What hyperparameters and weights reach, by the structure of the problem alone."""
+
+    ignored: list[str]  # leaves of lam whose hypergradient is identically zero
+    direct: list[str]  # leaves of lam that enter the outer loss itself
+    judged: bool  # whether any of the weights do
+
+
+def reach(
+    problem: BilevelProblem,
+    inner: InnerState,
+    lam: Hyper,
+    batch: Window,
+    *,
+    indirect: bool = True,
+    differentiates: bool = True,
+) -> Reach:
+    """Which parts of `lam` a method can move on this problem.
 
     Args:
         problem, inner, lam: As everywhere; `lam` may be abstract.
         batch: One train and one validation batch, without a window axis.
         indirect: Whether the method sees the path through training (False: first-order).
+        differentiates: Whether it takes derivatives; without, dependence of any kind counts.
     """
 
-    def outputs(lam, inner, batch):
-        direct = problem.outer_loss(inner.params, lam, batch.val)
+    def outputs(moved, inner, batch):
+        lam, w = moved
+        _, rest = split(inner.params)
+        direct = problem.outer_loss(merge(w, rest), lam, batch.val)
         if not indirect:
-            return direct
+            return (direct,)
         new = problem.dynamics.step(inner, lam, batch.train)
         return direct, split((new.params, new.opt_state))[0]
 
-    return _without_tangent(outputs, lam, inner, batch)
+    moved = (lam, split(inner.params)[0])
+    trace = _tangents if differentiates else _values
+    names = [name for name, _ in leaves_with_names(lam)]
+    if (traced := trace(outputs, moved, inner, batch)) is None:
+        return Reach([], names, True)
+    count = len(traced.outvars)
+    by_any, by_loss = (
+        _used(traced, [True] * count),
+        _used(traced, [True] + [False] * (count - 1)),
+    )
+    return Reach(
+        [name for name, used in zip(names, by_any, strict=False) if not used],
+        [name for name, used in zip(names, by_loss, strict=False) if used],
+        any(by_loss[len(names) : len(jax.tree.leaves(moved))]),
+    )
 
 
 def unreached_hyperparams(
@@ -110,20 +144,38 @@ def untrained_params(
 
 def _without_tangent(function: Callable, x: Any, *rest: Any) -> list[str]:
     """Leaves of `x` whose tangent reaches no floating output of `function(x, *rest)`."""
+    traced = _tangents(function, x, *rest)
+    if traced is None:
+        return []
+    names = [name for name, _ in leaves_with_names(x)]
+    used = _used(traced, [True] * len(traced.outvars))
+    return [name for name, is_used in zip(names, used, strict=False) if not is_used]
+
+
+def _tangents(function: Callable, x: Any, *rest: Any) -> Any:
+    """The jaxpr from a tangent on `x` to those of the floating outputs of `function(x, *rest)`;
+    its first inputs are the leaves of the tangent. None where there is no forward mode."""
 
     def tangent(dx, x, rest):
         out = jax.jvp(lambda x: function(x, *rest), (x,), (dx,))
         return [d for y, d in zip(*map(jax.tree.leaves, out), strict=True) if is_differentiable(y)]
 
     try:
-        jaxpr = jax.make_jaxpr(tangent)(x, x, rest).jaxpr
+        return jax.make_jaxpr(tangent)(x, x, rest).jaxpr
     except TypeError as error:
         if "custom_vjp" in str(error):  # no forward mode, nothing can be said
-            return []
+            return None
         raise
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    names = [name for name, _ in leaves_with_names(x)]
-    return [name for name, is_used in zip(names, used, strict=False) if not is_used]
+
+
+def _values(function: Callable, x: Any, *rest: Any) -> Any:
+    """The jaxpr of `function(x, *rest)`; its first inputs are the leaves of `x`."""
+    return jax.make_jaxpr(lambda x, rest: function(x, *rest))(x, rest).jaxpr
+
+
+def _used(jaxpr: Any, outputs: list[bool]) -> list[bool]:
+    """Which inputs of a jaxpr any of these outputs depends on."""
+    return partial_eval.dce_jaxpr(jaxpr, outputs)[1]
 
 
 def has_convolution(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch) -> bool:

@@ -86,7 +86,7 @@ def es(
         loss, new = _train(problem, inner, lam, window, loop)
         return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
 
-    return Estimator(init, estimate, window=steps)
+    return Estimator(init, estimate, window=steps, differentiates=False)
 
 
 def pes(
@@ -133,7 +133,7 @@ def pes(
         loss, new = _train(problem, inner, lam, window, loop)
         return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
 
-    return Estimator(init, estimate, window=steps, reset=reset, follows=True)
+    return Estimator(init, estimate, window=steps, reset=reset, follows=True, differentiates=False)
 
 
 def _settings(sigma: Any, pairs: Any, seed: Any, loop: Any) -> tuple[float, int, Any, Loop]:

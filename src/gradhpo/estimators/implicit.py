@@ -107,9 +107,8 @@ def implicit(
         raise ValueError(
             f"condition must be 'training_loss', 'fixed_point' or a function, got {condition!r}."
         )
-    if solver is None:
-        solver = cg() if condition == "training_loss" else gmres()
-    check_callable("solver", solver, "of gradhpo.estimators.linear_solvers, such as cg()")
+    if solver is not None:
+        check_callable("solver", solver, "of gradhpo.estimators.linear_solvers, such as cg()")
     seed = check_seed(seed)
     loop = check_loop(loop)
 

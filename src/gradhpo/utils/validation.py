@@ -20,7 +20,8 @@ from gradhpo.utils._partition import NOT_REAL
 
 __all__ = [
     "GradhpoWarning",
-    "check_batches",
+    "check_alike",
+    "check_batch",
     "check_callable",
     "check_choice",
     "check_count",
@@ -29,12 +30,14 @@ __all__ = [
     "check_number",
     "check_params",
     "check_positive",
+    "check_rate",
     "check_same_avals",
     "check_same_structure",
-    "check_scalar_loss",
     "check_seed",
     "complain",
+    "difference",
     "leaves_with_names",
+    "nonfinite_rows",
     "unless_traced",
 ]
 
@@ -47,8 +50,8 @@ def complain(message: str, strict: bool) -> None:
     """Warn, or raise ValueError where the user asked for `strict=True`."""
     if strict:
         raise ValueError(message)
-    frame, level = sys._getframe(), 1  # point at the first line outside this package
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("gradhpo."):
+    frame, level = sys._getframe(), 1  # point at the first line outside this package and JAX
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("gradhpo.", "jax.")):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, GradhpoWarning, stacklevel=level)
 
@@ -155,6 +158,36 @@ def check_seed(seed: Any) -> Any:
     return unless_traced(lambda name, x: check_count(name, x, minimum=0), "seed", seed)
 
 
+_NUMBERS = (int, float, complex, np.number, np.ndarray, jax.Array)
+
+
+def check_rate(name: str, rate: Any) -> Any:
+    """A rate: one finite number that is not negative; anything else would reshape what it scales.
+
+    The value of an array that is being traced, or still being computed, is not looked at: to
+    wait for it would cost the caller the overlap of host and device.
+
+    >>> check_rate("lr_hyper", 0.1)
+    0.1
+    """
+    dtype = jnp.result_type(rate) if isinstance(rate, _NUMBERS) else np.dtype(object)
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real number, got {rate!r} ({type(rate).__name__}).")
+    if np.shape(rate) != ():
+        raise ValueError(
+            f"{name} must be one number for all hyperparameters, got shape {np.shape(rate)}. For "
+            "rates that differ between leaves give outer_optimizer=optax.multi_transform(...)."
+        )
+    if isinstance(rate, Tracer) or not getattr(rate, "is_ready", lambda: True)():
+        return rate
+    if not 0 <= rate < np.inf:
+        raise ValueError(
+            f"{name} must be a finite number of at least 0, got {rate}. Steps go against the "
+            "hypergradient; to maximise, negate the validation loss."
+        )
+    return rate
+
+
 def check_callable(name: str, value: Any, signature: str) -> Callable:
     """A callable; says which one is expected if it is not."""
     if not callable(value):
@@ -194,13 +227,7 @@ def check_params(params: Any) -> None:
 
 def _dtype(what: str, name: str, leaf: Any) -> Any:
     """The dtype a leaf will have as an array; float64 input without x64 is refused."""
-    try:
-        dtype = jnp.result_type(leaf)
-    except TypeError:
-        raise TypeError(
-            f"leaf {name} of {what} is not an array but {leaf!r} ({type(leaf).__name__}). "
-            "Keep settings that are not numbers out of it, for example in a closure."
-        ) from None
+    dtype = _array_dtype(what, name, leaf)
     if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 and dtype != leaf.dtype:
         raise TypeError(
             f"leaf {name} of {what} is float64, but JAX has 64-bit types switched off and would "
@@ -210,62 +237,56 @@ def _dtype(what: str, name: str, leaf: Any) -> Any:
     return dtype
 
 
+def _array_dtype(what: str, name: str, leaf: Any) -> Any:
+    """The dtype a leaf will have as an array."""
+    try:
+        return jnp.result_type(leaf)
+    except TypeError:
+        if hasattr(leaf, "dtype"):  # an array of text or of Python objects
+            raise TypeError(
+                f"leaf {name} of {what} has dtype {leaf.dtype}, which JAX has no arrays of. Encode "
+                "it as numbers, or leave it out."
+            ) from None
+        raise TypeError(
+            f"leaf {name} of {what} is not an array but {leaf!r} ({type(leaf).__name__}). "
+            "Keep settings that are not numbers out of it, for example in a closure."
+        ) from None
+
+
 def _short(leaf: Any) -> str:
     text = str(leaf) if np.size(leaf) <= 4 and not isinstance(leaf, Tracer) else ""
     return text or f"of shape {np.shape(leaf)}"
-
-
-def check_scalar_loss(name: str, loss: Callable, params: Any, hyperparams: Any, batch: Any) -> None:
-    """`loss(params, hyperparams, batch)` must be one floating-point scalar; shapes only."""
-    try:
-        value = jax.eval_shape(loss, params, hyperparams, batch)
-    except Exception as error:
-        shapes = ", ".join(f"{k}: {np.shape(x)}" for k, x in leaves_with_names(batch))
-        error.add_note(
-            f"gradhpo: {name}(params, hyperparams, batch) failed while being traced with batch "
-            f"leaves {shapes or 'none'} and params leaves "
-            + ", ".join(f"{k}: {np.shape(x)}" for k, x in leaves_with_names(params))
-        )
-        raise
-    expected = f"{name} must return one floating-point scalar"
-    leaves = leaves_with_names(value)
-    if isinstance(value, (tuple, list)):
-        raise TypeError(
-            f"{expected}, but returned a {type(value).__name__} of {len(value)} values. "
-            "Auxiliary outputs are not accepted: return the loss alone, `return loss`, and "
-            "compute the rest in a callback."
-        )
-    if value is None or len(leaves) != 1 or not hasattr(value, "dtype"):
-        raise TypeError(f"{expected}, but returned {value!r}. Is a `return` missing?")
-    if value.shape != ():
-        raise TypeError(
-            f"{expected}, but returned shape {value.shape}. Reduce it over the examples, for "
-            "example with jnp.mean."
-        )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(
-            f"{expected}, but returned {value.dtype}. An accuracy or a count has no gradient; "
-            "use a differentiable loss."
-        )
 
 
 def check_same_structure(what: str, old: Any, new: Any) -> None:
     """Two trees of one structure, or an error with the first path where they part."""
     if jax.tree.structure(old) == jax.tree.structure(new):
         return
-    before = [name for name, _ in leaves_with_names(old)]
-    after = [name for name, _ in leaves_with_names(new)]
-    pairs = [*zip(before, after, strict=False), (None, None)]
-    first, second = next((a, b) for a, b in pairs if a != b or a is None)
-    if first is None:
-        longer = before[len(after) :] or after[len(before) :]
-        where = f"leaf {longer[0]} is only in one of them" if longer else "their containers differ"
-    else:
-        where = f"the first difference is leaf {first} against {second}"
+    before, after = (len(jax.tree.leaves(tree)) for tree in (old, new))
     raise ValueError(
-        f"{what} must keep its structure ({len(before)} leaves), but got one with {len(after)} "
-        f"leaves: {where}."
+        f"{what} must keep its structure ({before} leaves), but got one with {after} leaves: "
+        f"{difference(old, new)}."
     )
+
+
+def difference(old: Any, new: Any) -> str:
+    """Where two trees first differ in structure or shape; empty if they do not.
+
+    >>> difference({"a": np.zeros(2)}, {"a": np.zeros(3)})
+    "leaf ['a'] has shape (2,) against (3,)"
+    """
+    before, after = leaves_with_names(old), leaves_with_names(new)
+    if jax.tree.structure(old) == jax.tree.structure(new):
+        for (name, x), (_, y) in zip(before, after, strict=True):
+            if np.shape(x) != np.shape(y):
+                return f"leaf {name} has shape {np.shape(x)} against {np.shape(y)}"
+        return ""
+    before, after = [name for name, _ in before], [name for name, _ in after]
+    for first, second in zip(before, after, strict=False):
+        if first != second:
+            return f"the first difference is leaf {first} against {second}"
+    longer = before[len(after) :] or after[len(before) :]
+    return f"leaf {longer[0]} is only in one of them" if longer else "their containers differ"
 
 
 def check_same_avals(old: Any, new: Any) -> None:
@@ -285,28 +306,43 @@ def check_same_avals(old: Any, new: Any) -> None:
             )
 
 
-def check_batches(what: str, batches: list[Any]) -> None:
-    """The batches of an episode must share one structure, shape and dtype to be stacked."""
-    first = batches[0]
-    if any(np.ndim(x) and np.shape(x)[0] == 0 for x in jax.tree.leaves(first)):
-        raise ValueError(f"{what} returned an empty batch: a mean over no examples is NaN.")
-    structure = jax.tree.structure(first)
-    avals = [(np.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(first)]
-    for t, batch in enumerate(batches[1:], start=2):
-        leaves, other = jax.tree.flatten(batch)
-        if other != structure:
-            check_same_structure(f"{what} (batch {t} of the episode)", first, batch)
-        for i, ((shape, dtype), leaf) in enumerate(zip(avals, leaves, strict=True)):
-            name = leaves_with_names(first)[i][0] if np.shape(leaf) != shape else ""
-            if not name and jnp.result_type(leaf) != dtype:
-                name, _ = leaves_with_names(first)[i]
-                raise ValueError(
-                    f"{what} must return batches of one dtype, but leaf {name} is {dtype} in batch "
-                    f"1 and {jnp.result_type(leaf)} in batch {t} of the episode. Cast it."
-                )
-            if name:
-                raise ValueError(
-                    f"{what} must return batches of one shape, but leaf {name} is {shape} in batch "
-                    f"1 and {np.shape(leaf)} in batch {t} of the episode. Drop or pad the last "
-                    "partial batch of an epoch."
-                )
+def check_batch(what: str, batch: Any) -> None:
+    """Every leaf an array that is not empty."""
+    for name, leaf in leaves_with_names(batch):
+        _array_dtype(what, name, leaf)
+        if np.ndim(leaf) and np.shape(leaf)[0] == 0:
+            raise ValueError(
+                f"{what}: empty batch. Leaf {name} has shape {np.shape(leaf)}, and a mean over no "
+                "examples is NaN; leave it out."
+            )
+
+
+def check_alike(what: str, first: Any, batch: Any, t: int) -> None:
+    """Batch number t of an episode must have the structure, shapes and dtypes of the first."""
+    check_same_structure(f"{what} (batch {t} of the episode)", first, batch)
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(batch), strict=True)
+    for i, (a, b) in enumerate(pairs):
+        one, other = (np.shape(a), jnp.result_type(a)), (np.shape(b), jnp.result_type(b))
+        if one == other:
+            continue
+        name, _ = leaves_with_names(first)[i]
+        kind = int(one[0] == other[0])
+        raise ValueError(
+            f"{what} must return batches of one {('shape', 'dtype')[kind]}, but leaf {name} is "
+            f"{one[kind]} in batch 1 and {other[kind]} in batch {t} of the episode. "
+            + ("Drop or pad the last partial batch of an epoch.", "Cast it.")[kind]
+        )
+
+
+def nonfinite_rows(values: Any) -> tuple[tuple[int, ...], int] | None:
+    """The first index that holds NaN or infinity and the number of such rows, or None.
+
+    >>> nonfinite_rows(np.array([[0.0, 1.0], [np.nan, np.inf]]))
+    ((1, 0), 1)
+    """
+    on_device = isinstance(values, jax.Array)
+    finite = np.asarray(jnp.isfinite(values) if on_device else np.isfinite(values))
+    if finite.all():
+        return None
+    index = tuple(int(i) for i in np.argwhere(~finite)[0])
+    return index, int((~finite).reshape(len(finite), -1).any(axis=1).sum())
