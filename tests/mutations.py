@@ -82,8 +82,8 @@ FAULTS = [
     Fault(
         "guard: memory of a bad validation batch is kept",
         "core/step.py",
-        "remembered = jnp.where(judged, derived, estimator.follows)",
-        "remembered = derived",
+        "remembered = jnp.where(judged, derived | explained, estimator.follows)",
+        "remembered = derived | explained",
         "tests/core/test_finite_guard.py",
     ),
     Fault(
