@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -80,32 +81,93 @@ def test_study_writes_a_valid_result_and_its_figures(ran):
             assert method.paired_difference["test_accuracy"].to == rows[0]
 
 
+def read_rows(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def the_same_seeds_give_the_same_numbers(config, result, methods):
+    again = load("regularisation").run(config).methods
+    assert {name: method.to_json() for name, method in again.items()} == methods
+
+
+def fast_is_smaller_and_rates_improve(config, result, methods):
+    settings = result.to_json()["settings"]
+    assert settings["seeds"] == 2 and settings["episodes"] == 20
+    differences = methods["reverse"]["paired_difference"]["test_loss"]["seeds"]
+    assert max(differences) < 0  # from a poor start even a few updates help
+    assert methods["reverse"]["gradient_evaluations"] == 20 * (2 * 5 + 1) + 5
+    assert methods["reverse online"]["second_order_products"] == 20 * 5
+
+
+def strengths_follow_the_exact_hypergradient(config, result, methods):
+    """Compared with SGD written out: training without augmentation, and the first update."""
+    example = augmentation_example
+
+    def as_they_are(params, lam, batch):
+        return example.val_loss(params, lam, (batch.images, batch.labels))
+
+    @partial(jax.jit, static_argnums=0)
+    def train(loss, params, lam, batches):
+        def step(state, batch):
+            params, momentum = state
+            slope = jax.grad(loss)(params, lam, batch)
+            momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, slope)
+            return (jax.tree.map(lambda w, m: w - 0.03 * m, params, momentum), momentum), None
+
+        zeros = jax.tree.map(jax.numpy.zeros_like, params)
+        return jax.lax.scan(step, (params, zeros), batches)[0][0]
+
+    def after(lam, params, batches, val):
+        return example.val_loss(train(example.train_loss, params, lam, batches), lam, val)
+
+    slope = jax.jit(jax.grad(after))
+    moved = read_rows(config.out / "hyperparameters.csv")
+    for seed in range(2):
+        part = parts(datasets.digits(), config, seed)
+        params = example.init(seed, part.train.inputs)
+        source = example.batches(part.train, 2 * seed)
+        batches = jax.tree.map(lambda *xs: np.stack(xs), *(source() for _ in range(5)))
+        plain = example.val_loss(train(as_they_are, params, None, batches), None, part.test)
+        got = methods["none"]["metrics"]["test_loss"]["seeds"][seed]
+        assert got == pytest.approx(float(plain), rel=1e-5)
+        found = slope(example.HYPERPARAMS, params, batches, part.val)
+        for kind, g in found.items():  # the first step of Adam is its rate, 0.1
+            want = np.log1p(np.exp(example.HYPERPARAMS[kind] - 0.1 * np.sign(g)))
+            (row,) = [
+                r
+                for r in moved
+                if (r["hyperparameter"], r["seed"], r["episode"]) == (kind, str(seed), "1")
+            ]
+            assert abs(g) > 1e-5 and float(row["value"]) == pytest.approx(float(want), rel=1e-3)
+    assert methods["none"]["gradient_evaluations"] == 5
+    assert methods["reverse"]["gradient_evaluations"] == 2 * (2 * 5 + 1) + 5
+
+
+def weights_of_wrong_labels_fall(config, result, methods):
+    rows = read_rows(config.out / "detection.csv")
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    for row in rows:
+        assert float(row["auc"]) > 0.8  # chance: 0.5
+        assert float(row["weight_clean"]) > 0.5 > float(row["weight_wrong"])
+    differences = methods["one_step"]["paired_difference"]["val_loss"]["seeds"]
+    assert max(differences) < -0.1
+    curve = methods["one_step"]["metrics"]["test_accuracy_by_epoch"]["seeds"]
+    assert np.shape(curve) == (2, 15)
+
+
+FINDINGS = {
+    "regularisation": the_same_seeds_give_the_same_numbers,
+    "learning_rate": fast_is_smaller_and_rates_improve,
+    "augmentation": strengths_follow_the_exact_hypergradient,
+    "hyper_cleaning": weights_of_wrong_labels_fall,
+}
+
+
 def test_findings(ran):
-    study, config, result, _ = ran
+    _, config, result, _ = ran
     methods = {name: method.to_json() for name, method in result.methods.items()}
-    if result.study == "regularisation":  # the same seeds give the same numbers
-        again = study.run(config).methods
-        assert {name: method.to_json() for name, method in again.items()} == methods
-    if result.study == "learning_rate":  # fast is smaller, and says so
-        settings = result.to_json()["settings"]
-        assert settings["seeds"] == 2 and settings["episodes"] == 20
-        differences = methods["reverse"]["paired_difference"]["test_loss"]["seeds"]
-        assert max(differences) < 0  # from a poor start even a few updates help
-        assert methods["reverse"]["gradient_evaluations"] == 20 * (2 * 5 + 1) + 5
-        assert methods["reverse online"]["second_order_products"] == 20 * 5
-    if result.study == "hyper_cleaning":  # the weights of wrong labels fall
-        with (config.out / "detection.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert [row["seed"] for row in rows] == ["0", "1"]
-        for row in rows:
-            assert float(row["auc"]) > 0.8  # chance: 0.5
-            assert float(row["weight_clean"]) > 0.5 > float(row["weight_wrong"])
-        differences = methods["one_step"]["paired_difference"]["val_loss"]["seeds"]
-        assert max(differences) < -0.1
-        assert np.shape(methods["one_step"]["metrics"]["test_accuracy_by_epoch"]["seeds"]) == (
-            2,
-            15,
-        )
+    FINDINGS[result.study](config, result, methods)
 
 
 def test_leaking_validates_on_the_test_data(tmp_path):
