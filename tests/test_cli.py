@@ -85,6 +85,7 @@ def toy(monkeypatch, tmp_path):
     """Registers the study and two methods, and starts in an empty directory."""
     study = ModuleType("toy_study")
     vars(study).update(Config=Config, DemoConfig=DemoConfig, run=run, demo=demo)
+    study.separated = lambda config: dataclasses.replace(config, out=config.out / "separated")
     methods = ModuleType("methods")
     entry = SimpleNamespace(description="looks one step ahead")
     vars(methods).update(METHODS={"one_step": entry, "t1t2": entry})
@@ -166,6 +167,8 @@ def test_demo_replaces_the_results_of_a_demo_and_of_nothing_else(capsys):
     assert gradhpo(capsys, "demo", "--out", "d")[0] == 0
     assert gradhpo(capsys, "demo", "--out", "d")[0] == 1  # a directory that was chosen
     assert gradhpo(capsys, "demo", "--out", "d", "--overwrite")[0] == 0
+    assert gradhpo(capsys, "run", "toy", "--out", "e/separated")[0] == 0
+    assert gradhpo(capsys, "demo", "--out", "e")[0] == 1  # the demo's second setting goes there
 
 
 def test_list_has_a_line_for_everything(capsys):

@@ -118,7 +118,8 @@ def _demo(options: list[str]) -> None:
     tutorial = load("tutorial")
     config = _parse(tutorial.DemoConfig, "gradhpo demo", options)
     again = config.out == tutorial.DemoConfig.out and _is_of_demo(config.out)
-    output_directory(config.out, config.overwrite or again)
+    for each in (config, tutorial.separated(config)):
+        output_directory(each.out, config.overwrite or again)
     if again:
         print(f"replacing the results of an earlier demo in {config.out}")
     # It prints by itself; its last line is the last line.
