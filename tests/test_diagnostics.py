@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from gradhpo import BilevelProblem, from_optax, from_update, one_step, reverse
+from gradhpo import BilevelProblem, cli, from_optax, from_update, one_step, reverse
+from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.status import Status
-from gradhpo.diagnostics import _flops, check_hypergradient
+from gradhpo.diagnostics import _flops, check_hypergradient, known_methods
 from gradhpo.testing.problems import integer_leaves, learning_rates, nested, ridge, straight_line
 
 
@@ -153,8 +154,8 @@ def broken(loss=jnp.square, optimizer=None):
     [
         (broken(), (np.ones((0, 2)), np.ones((0, 2))), {}, "the window is empty"),
         (broken(), ((), ()), {}, "the window is empty"),
-        (broken(), (1.0, np.ones(3)), {}, r"needs the step as its leading axis, but \.train"),
-        (broken(), (np.ones(3), np.ones(2)), {}, "the first has 3, .* has 2"),
+        (broken(), (1.0, np.ones(3)), {}, r"3 in window\.val; but window\.train has"),
+        (broken(), (np.ones(3), np.ones(2)), {}, r"3 in window\.train; .*val has the shape \(2,\)"),
         (broken(), None, {"methods": ["two_step"]}, "unknown method 'two_step'; known: fo, one_st"),
         (broken(), None, {"methods": "one_step"}, "methods must be several"),
         (broken(), None, {"methods": one_step()}, "methods must be several"),
@@ -255,6 +256,23 @@ def test_any_length_of_run(steps):
     assert rows["pes"].gradients == 33 * (steps + pieces)
     assert rows["f2sa"].gradients == 3 * (steps + pieces)
     assert rows["amigo"].products == rows["stocbio"].products == 11 * pieces
+
+
+def test_a_registered_method_is_known(monkeypatch, capsys):
+    """An entry of `METHODS` is all it takes, whenever it is made."""
+    one = METHODS["one_step"]._replace(description="mine alone")
+    monkeypatch.setitem(METHODS, "mine", one)
+    monkeypatch.setitem(METHODS, "whole", METHODS["greedy"])
+    monkeypatch.setitem(METHODS, "choosy", one._replace(needs=("rank",)))
+    assert known_methods()[-2:] == ("mine", "whole")
+    rows = check_hypergradient(*ridge(3), ["mine", "one_step", "whole"]).rows
+    assert rows["mine"].relative_error == rows["one_step"].relative_error > 0
+    assert (rows["mine"].gradients, rows["mine"].products) == (6, 3)
+    assert not rows["whole"].refused  # all three steps in one window
+    with pytest.raises(ValueError, match="unknown method 'choosy'"):
+        check_hypergradient(*ridge(3), ["choosy"])
+    assert cli.main(["list"]) == 0
+    assert "mine alone" in capsys.readouterr().out
 
 
 def test_nan_is_not_ok():

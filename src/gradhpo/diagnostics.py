@@ -32,7 +32,7 @@ from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.dynamics import InnerState, linearize
 from gradhpo.core.estimator import Estimator, roll
 from gradhpo.core.inspect import check_problem
-from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
+from gradhpo.core.problem import BilevelProblem, Window, check_window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import Hyper, Params
@@ -44,7 +44,7 @@ from gradhpo.utils.validation import check_hyperparams, check_params, leaves_wit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["KNOWN", "HypergradientCheck", "Row", "check_hypergradient"]
+__all__ = ["HypergradientCheck", "Row", "check_hypergradient", "known_methods"]
 
 TRUTHS = ("reverse", "forward", "differences")
 DEFAULT = (
@@ -54,14 +54,14 @@ DEFAULT = (
 """What `methods=None` runs."""
 
 
-KNOWN = tuple(name for name in METHODS if name not in ("saba", "fds"))
-"""Methods by the names of `gradhpo list`. Not here: `saba` and `fds`, whose settings the
-problem decides; give those as estimators."""
+def known_methods() -> tuple[str, ...]:
+    """What `check_hypergradient` knows by name: entries of `METHODS` as they are now, but those
+    whose settings have to fit the problem (`saba`, `fds`); give those as estimators.
 
-IN_PIECES = ("pes", "amigo", "stocbio", "f2sa")
-"""Methods that go through a run in several windows,"""
-PIECE = 10
-"""none longer than this."""
+    >>> known_methods()[:2]
+    ('fo', 'one_step')
+    """
+    return tuple(name for name, method in METHODS.items() if not method.needs)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class HypergradientCheck:
 
     def draw(self, axes: "Axes") -> None:
         """Put one labelled point per method on Matplotlib axes; a known name looks alike on all."""
-        order = [*KNOWN, *(name for name in self.rows if name not in KNOWN)]
+        known = known_methods()
+        order = [*known, *(name for name in self.rows if name not in known)]
         shown = {n: row for n, row in self.rows.items() if math.isfinite(row.cosine)}
         for name, row in shown.items():
             i = order.index(name)
@@ -199,8 +200,8 @@ def check_hypergradient(
         hyperparams: lam, held fixed.
         window: T train batches and T validation batches, stacked along the leading axis; the
             last validation batch is the one that judges.
-        methods: Names of `KNOWN`, or a mapping from names of your choice to estimators (or
-            names). None runs the ones that need no setting and no minimum, and two that do.
+        methods: Names (`known_methods()`), or a mapping from names of your choice to estimators
+            (or names). None runs the ones that need no setting and no minimum, and two that do.
         truth: "reverse" (memory for T states), "forward" (one column per hyperparameter),
             or "differences": Richardson's, four runs per hyperparameter, independent of all
             derivatives.
@@ -225,7 +226,10 @@ def check_hypergradient(
     chosen = _choose(methods)
     if truth not in TRUTHS:
         raise ValueError(f"truth must be one of {', '.join(TRUTHS)}, got {truth!r}.")
-    window, steps = _check_window(window)
+    window = Window(*window)
+    steps = check_window(window)
+    if not steps:
+        raise ValueError("the window is empty: give the batches of at least one step.")
     with _float64():
         lam, window = _wide(hyperparams), _wide(window)
         check_hyperparams(lam)
@@ -257,36 +261,15 @@ def _choose(methods: Any) -> dict[str, Estimator | str]:
             f"got {type(methods).__name__}."
         )
     chosen = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+    known = known_methods()
     for choice in chosen.values():
-        if isinstance(choice, Estimator) or choice in KNOWN:
+        if isinstance(choice, Estimator) or choice in known:
             continue
         raise ValueError(
-            f"unknown method {choice!r}; known: {', '.join(KNOWN)}. Anything else is given as an "
+            f"unknown method {choice!r}; known: {', '.join(known)}. Anything else is given as an "
             "estimator, in a mapping: {'mine': my_estimator()}."
         )
     return chosen
-
-
-def _check_window(window: Any) -> tuple[Window, int]:
-    window = Window(*window)
-    lengths = {}
-    for name, leaf in leaves_with_names(window):
-        if np.ndim(leaf) == 0:
-            raise ValueError(
-                f"every leaf of the window needs the step as its leading axis, but {name} is a "
-                "single number. Stack the batches of the steps."
-            )
-        lengths[name] = np.shape(leaf)[0]
-    steps = next(iter(lengths.values()), 0)
-    if steps == 0:
-        raise ValueError("the window is empty: give the batches of at least one step.")
-    odd = [name for name, length in lengths.items() if length != steps]
-    if odd:
-        raise ValueError(
-            f"the leaves of the window disagree about the number of steps: the first has {steps}, "
-            f"{odd[0]} has {lengths[odd[0]]}."
-        )
-    return window, steps
 
 
 def _float64() -> Any:
@@ -387,8 +370,7 @@ def _measure(choice, problem, inner, lam, window, steps, exact, training) -> Row
     gradients, products = None, None
     if isinstance(choice, str):
         size = sum(np.size(x) for x in jax.tree.leaves(lam))
-        window = {"window": estimator.window} if choice in IN_PIECES else {}
-        gradients, products = METHODS[choice].cost(steps, size, **window)
+        gradients, products = METHODS[choice].cost(steps, size, estimator.window)
         products += iterations - METHODS[choice].iterations
         if estimator.start is not None:  # HyperDistill's fit
             gradients, products = gradients + 2 * steps + 1, products + 2 * steps
@@ -411,12 +393,8 @@ def _measure(choice, problem, inner, lam, window, steps, exact, training) -> Row
 
 def _named(name: str, steps: int) -> Estimator:
     """A method of the registry, for a run of T steps."""
-    settings = {"T": steps, "inner_optimizer": optax.identity()}  # the problem has its own
-    if name == "greedy":
-        settings["unroll_steps"] = steps
-    elif name in IN_PIECES:
-        settings["unroll_steps"] = max(k for k in range(1, PIECE + 1) if steps % k == 0)
-    return METHODS[name].make(**settings).estimator()
+    method = METHODS[name].over(steps, inner_optimizer=optax.identity())  # the problem has its own
+    return method.estimator()
 
 
 def _episode(problem: BilevelProblem, estimator: Estimator) -> Callable:

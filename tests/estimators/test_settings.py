@@ -257,7 +257,7 @@ def test_an_episode_is_whole_windows():
         (Window(jnp.ones((5, 3)), jnp.ones((5, 3))), r"T=5 .*windows of 2.*a multiple"),
         (
             Window(jnp.ones((4, 3)), jnp.ones((2, 3))),
-            r"4 in the first leaf.*window\.val .*\(2, 3\)",
+            r"4 in window\.train.*window\.val .*\(2, 3\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):

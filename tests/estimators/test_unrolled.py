@@ -352,11 +352,6 @@ def test_forward_keeps_the_dtypes_of_the_hyperparameters():
     assert relative_error(got.hypergrad, want.hypergrad) < 0.02
 
 
-def test_a_window_of_another_length_is_refused():
-    with pytest.raises(ValueError, match=r"reverse\(5\) got a window of 7 steps"):
-        whole_window(reverse(5), *outer_lam(7))
-
-
 def test_a_budget_too_small_is_named():
     _, inner, lam, _ = case = curved(plain_momentum)
     column = tree_bytes(inner)

@@ -255,7 +255,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         estimator = self.estimator("scan")
         rejected = int(state.metadata["n_rejected"])
         taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
-        loop, compiled, fit, drawn, shapes = "scan", None, None, None, None
+        loop, compiled, fit, drawn, shapes = "scan", None, None, None, resident
         for m in range(1, M + 1):
             window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)

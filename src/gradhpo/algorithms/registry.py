@@ -1,5 +1,9 @@
-"""Every method by name: what studies, the command line and the tests choose from."""
+"""Every method by name: what studies, the command line and the tests choose from.
 
+An entry put into `METHODS` is known to all of them from then on.
+"""
+
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,8 +37,12 @@ Cost = tuple[float, float]
 """Gradient evaluations (training and validation alike) and second-order products."""
 
 
-def _every_step(gradients: float, products: float) -> Callable[[int, int], Cost]:
-    return lambda steps, size: (gradients * steps, products * steps)
+PIECE = 10
+"""Inner steps per window that methods have which go through a run in several."""
+
+
+def _every_step(gradients: float, products: float) -> Callable[..., Cost]:
+    return lambda steps, size, window=1: (gradients * steps, products * steps)
 
 
 class Method(NamedTuple):
@@ -42,13 +50,27 @@ class Method(NamedTuple):
 
     optimizer: type[EstimatorOptimizer]
     description: str
-    cost: Callable[..., Cost]  # of T inner steps with H hyperparameters, at most
+    cost: Callable[..., Cost]
+    # `cost(T, H, window)`: of T inner steps with H hyperparameters, at most; `window` steps to an
+    # outer update, by default those of the optimizer's default settings
     settings: Mapping[str, Any] = MappingProxyType({})
     iterations: int = 0  # of the linear solver, at most; a product each, and part of the cost
+    longest_window: float = 0  # what `unroll_steps` may be in a run of T; 0: leave it alone
+    needs: tuple[str, ...] = ()  # settings that have to fit the problem
 
     def make(self, **settings: Any) -> EstimatorOptimizer:
         """The method's optimizer with these settings and those of its name."""
         return self.optimizer(**{**self.settings, **settings})
+
+    def over(self, T: int, **settings: Any) -> EstimatorOptimizer:
+        """As `make`, for a run of T inner steps in the fewest windows it may take."""
+        if self.longest_window:
+            longest = int(min(T, self.longest_window))
+            settings = {
+                "unroll_steps": max(k for k in range(1, longest + 1) if T % k == 0),
+                **settings,
+            }
+        return self.make(T=T, **settings)
 
 
 def _implicit(description: str, solver: Any, iterations: int, more: int = 2) -> Method:
@@ -56,7 +78,7 @@ def _implicit(description: str, solver: Any, iterations: int, more: int = 2) -> 
     return Method(
         ImplicitOptimizer,
         f"implicit differentiation, {description}",
-        lambda steps, size: (steps + 2, iterations + more),
+        lambda steps, size, window=None: (steps + 2, iterations + more),
         MappingProxyType({"solver": solver}),
         iterations,
     )
@@ -73,7 +95,10 @@ METHODS: dict[str, Method] = {
         _every_step(4, 0),
     ),
     "greedy": Method(
-        GreedyOptimizer, "generalized greedy: discounted one-step terms", _every_step(2, 1)
+        GreedyOptimizer,
+        "generalized greedy: discounted one-step terms",
+        _every_step(2, 1),
+        longest_window=math.inf,
     ),
     "hyperdistill": Method(
         OnlineHypergradientOptimizer,
@@ -83,33 +108,34 @@ METHODS: dict[str, Method] = {
     "reverse": Method(
         ReverseOptimizer,
         "reverse mode: exact, T stored states",
-        lambda steps, size: (2 * steps + 1, steps),
+        lambda steps, size, window=None: (2 * steps + 1, steps),
     ),
     "reversible": Method(
         ReversibleOptimizer,
         "reverse mode, SGD with momentum run backwards: exact, bits stored",
-        lambda steps, size: (3 * steps + 1, steps),
+        lambda steps, size, window=None: (3 * steps + 1, steps),
     ),
     "forward": Method(
         ForwardOptimizer,
         "forward mode: exact, one product per hyperparameter",
-        lambda steps, size: (steps + 1, steps * size),
+        lambda steps, size, window=None: (steps + 1, steps * size),
     ),
     "rtho": Method(
         ForwardOptimizer,
         "forward mode while the hyperparameters move (RTHO)",
-        lambda steps, size: (2 * steps, steps * size),
+        lambda steps, size, window=1: (2 * steps, steps * size),
         MappingProxyType({"online": True}),
     ),
     "fds": Method(
         FDSOptimizer,
         "forward mode for schedules, one value per piece (FDS)",
-        lambda steps, size: (steps + 1, steps * size),
+        lambda steps, size, window=None: (steps + 1, steps * size),
+        needs=("pieces",),
     ),
     "drmad": Method(
         DrMADOptimizer,
         "reverse mode along a straight line, two stored states",
-        lambda steps, size: (2 * steps + 1, steps),
+        lambda steps, size, window=None: (2 * steps + 1, steps),
     ),
     "implicit_cg": _implicit("conjugate gradients", cg(), 100, more=3),
     "implicit_neumann": _implicit("20 Neumann iterations", neumann(), 20),
@@ -118,32 +144,41 @@ METHODS: dict[str, Method] = {
     "es": Method(
         ESOptimizer,
         "evolution strategies over T steps, 16 antithetic pairs",
-        lambda steps, size: (33 * (steps + 1), 0),
+        lambda steps, size, window=None: (33 * (steps + 1), 0),
     ),
     "pes": Method(
         PESOptimizer,
         "persistent evolution strategies, 16 pairs, windows of 10",
-        lambda steps, size, window=10: (33 * (steps + steps // window), 0),
+        lambda steps, size, window=PIECE: (33 * (steps + steps // window), 0),
+        longest_window=PIECE,
     ),
     "soba": Method(
         SOBAOptimizer,
         "single loop: weights, linear system and hyperparameters, a step each",
         _every_step(2, 1),
     ),
-    "saba": Method(SABAOptimizer, "SOBA with SAGA averages", _every_step(2, 1)),
+    "saba": Method(
+        SABAOptimizer,
+        "SOBA with SAGA averages",
+        _every_step(2, 1),
+        needs=("train_batches", "val_batches"),
+    ),
     "amigo": Method(
         AmIGOOptimizer,
         "ten inner steps, ten steps on the linear system, warm-started",
-        lambda steps, size, window=10: (steps + steps / window, 11 * steps / window),
+        lambda steps, size, window=PIECE: (steps + steps / window, 11 * steps / window),
+        longest_window=PIECE,
     ),
     "stocbio": Method(
         StocBiOOptimizer,
         "ten inner steps, Neumann series with a batch per term",
-        lambda steps, size, window=10: (steps + steps / window, 11 * steps / window),
+        lambda steps, size, window=PIECE: (steps + steps / window, 11 * steps / window),
+        longest_window=PIECE,
     ),
     "f2sa": Method(
         F2SAOptimizer,
         "penalty method, first-order derivatives alone",
-        lambda steps, size, window=10: (3 * steps + 3 * steps / window, 0),
+        lambda steps, size, window=PIECE: (3 * steps + 3 * steps / window, 0),
+        longest_window=PIECE,
     ),
 }

@@ -47,8 +47,9 @@ def check_window(window: Window, steps: int | None = None) -> int:
     """
     leaves = leaves_with_names(window)
     if steps is None:
-        length = next((np.shape(leaf)[0] for _, leaf in leaves if np.ndim(leaf)), 0)
-        wanted = f"of one length, {length} in the first leaf"
+        seen = ((np.shape(leaf)[0], name) for name, leaf in leaves if np.ndim(leaf))
+        length, first = next(seen, (0, ""))
+        wanted = f"of one length, {length} in window{first}"
     else:
         length, wanted = steps, f"of length {steps}: this estimator takes {steps} at a time"
     for name, leaf in leaves:

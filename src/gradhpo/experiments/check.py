@@ -18,7 +18,7 @@ import optax
 
 from gradhpo.core.dynamics import from_optax
 from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.diagnostics import KNOWN, HypergradientCheck, check_hypergradient
+from gradhpo.diagnostics import HypergradientCheck, check_hypergradient, known_methods
 from gradhpo.experiments._drawing import INK, new_figure, save
 from gradhpo.experiments.report import StudyResult, summarize
 from gradhpo.experiments.study import Progress, StudyConfig, silent
@@ -53,7 +53,7 @@ class Config(StudyConfig):
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:
         """The methods that need no setting of a problem's own."""
-        return KNOWN
+        return known_methods()
 
 
 def ridge_at_minimum(steps: int) -> tuple[Any, Any, Any, Window]:
@@ -115,7 +115,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     checks: dict[str, list[HypergradientCheck]] = {}
     for name, (problem_at, steps) in problems.items():
         problem, start, lam, window = problem_at(steps)
-        methods = config.method or KNOWN
+        methods = config.method or known_methods()
         starts = [_moved(start, seed) for seed in range(config.seeds)]
         checks[name] = [check_hypergradient(problem, s, lam, window, methods) for s in starts]
         for line in ("", name, *str(checks[name][0]).splitlines()):
@@ -168,7 +168,7 @@ def _draw(checks: Mapping[str, list[HypergradientCheck]], path: Path) -> Path:
         marks |= dict(zip(labels, handles, strict=True))
     for axes in panels[len(checks) :]:
         axes.set_axis_off()
-    order = sorted(marks, key=KNOWN.index)
+    order = sorted(marks, key=known_methods().index)
     panels[-1].legend(
         [marks[name] for name in order], order, loc="center", ncols=2, frameon=False, fontsize=8
     )
