@@ -21,6 +21,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, strengthen
 from gradhpo.core.types import PyTree
 from gradhpo.utils.gradients import tree_lerp
+from gradhpo.utils.validation import check_rate
 
 __all__ = [
     "end_episode",
@@ -169,6 +170,11 @@ def run_episodes(
         observations stacked over M.
     """
     episodes = jax.tree.leaves(windows)[0].shape[0]
+    if lr_hyper is not None and jnp.shape(lr_hyper) != (episodes,):
+        raise ValueError(
+            f"lr_hyper must hold one rate for each of the {episodes} episodes, got shape "
+            f"{jnp.shape(lr_hyper)}; linear_decay(rate, {episodes}) makes the usual ones."
+        )
 
     def body(state, x):
         m, window, rate = x
@@ -221,4 +227,5 @@ def linear_decay(lr_hyper: float, episodes: int, dtype: Any = jnp.float32) -> ja
     >>> print(linear_decay(1.0, 4))
     [1.   0.75 0.5  0.25]
     """
+    check_rate("lr_hyper", lr_hyper)
     return jnp.asarray(lr_hyper * (1 - jnp.arange(episodes) / episodes), dtype)

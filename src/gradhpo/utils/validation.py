@@ -180,7 +180,7 @@ def check_rate(name: str, rate: Any) -> Any:
         )
     if isinstance(rate, Tracer) or not getattr(rate, "is_ready", lambda: True)():
         return rate
-    if not 0 <= rate < np.inf:
+    if not 0 <= float(rate) < np.inf:
         raise ValueError(
             f"{name} must be a finite number of at least 0, got {rate}. Steps go against the "
             "hypergradient; to maximise, negate the validation loss."
