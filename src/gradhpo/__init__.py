@@ -6,8 +6,8 @@ depends on, by a choice of methods behind one interface: `init`, `step`,
 and `scan`.
 """
 
-from gradhpo.algorithms._programs import clear_caches
 from gradhpo.algorithms.baselines import FOOptimizer, OneStepOptimizer
+from gradhpo.algorithms.caches import clear_caches
 from gradhpo.algorithms.evolution import ESOptimizer, PESOptimizer
 from gradhpo.algorithms.greedy import GreedyOptimizer
 from gradhpo.algorithms.implicit import ImplicitOptimizer

@@ -5,6 +5,7 @@ import gc
 import warnings
 import weakref
 
+import facade_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +81,7 @@ def test_a_loss_that_judges_nothing_is_named(name, judge, message):
     with pytest.warns(GradhpoWarning, match=message) as caught:
         traced_step(opt, (train_loss, judge))
     assert len(caught) == 1
+    assert caught[0].filename == facade_cases.__file__  # the user's line, not one of JAX
     with pytest.raises(ValueError, match=message):
         traced_step(method(name, inner_optimizer=sgd, strict=True), (train_loss, judge))
 
@@ -105,6 +107,18 @@ def test_a_loss_that_judges_enough_is_not(name, judge):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*leaf \['rate'\] is identically zero")
         traced_step(opt, (trains_both, judge), params)
+
+
+def test_the_look_at_the_validation_loss_is_one():
+    """Checked, looked at, used: a trace each. What it reaches comes from one program."""
+    traces = []
+
+    def judge(w, lam, batch):
+        traces.append(1)
+        return val_loss(w, lam, batch)
+
+    traced_step(method("one_step"), (train_loss, judge))
+    assert len(traces) == 3
 
 
 def test_an_evolution_strategy_sees_through_a_stop_gradient():

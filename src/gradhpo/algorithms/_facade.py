@@ -49,8 +49,9 @@ class EstimatorOptimizer(BilevelOptimizer):
         T: Inner steps per episode, for `run` (which may override it).
         loop: How steps are looped over: "scan", "unroll", "host", or "auto", which avoids
             compiled loops for convolutions on CPU, where they are 15-20 times slower.
-        strict: Raise instead of warning when a hyperparameter has no effect, a parameter no
-            gradient, or something is compiled again and again.
+        strict: Raise instead of warning when a hyperparameter has no effect, the validation loss
+            no path to the weights, a parameter no gradient, or something is compiled again and
+            again.
     """
 
     update_fn: UpdateFn | None = None
@@ -231,6 +232,10 @@ class EstimatorOptimizer(BilevelOptimizer):
 
         Raises:
             TypeError, ValueError: at the first call, naming what is wrong and the remedy.
+
+        Warns:
+            GradhpoWarning: what `strict` lists; at the end, if more than half of the updates of
+                this run were rejected (never an error: the state would be lost).
         """
         M = check_count("M", M)
         T = self._episode_length(T)

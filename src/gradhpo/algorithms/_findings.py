@@ -65,7 +65,7 @@ def _check_state(
     """The slots and the memory must be those that the optimizer's own `init` would make."""
     name = type(optimizer).__name__
     remedy = (
-        "Make the state by the init of the optimizer that uses it, from other weights too: "
+        "Make the state by the init of the optimizer that uses it; to go on from these weights, by "
         "init(state.params, state.hyperparams)."
     )
     lam, outer = state.hyperparams, optimizer.outer_optimizer
@@ -167,6 +167,6 @@ def complain_of_rejections(optimizer: Any, state: BilevelState, before: int, upd
     complain(
         f"{type(optimizer).__name__}: {rejected} of the {updates} updates of this run were "
         f"rejected; the first ever at step {int(state.metadata['first_bad_step'])}. The last one's "
-        f"status is {status_message(state.metadata['status'])}.",
+        f"status is {status_message(int(state.metadata['status']))}.",
         strict=False,
     )

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradhpo.algorithms._findings import complain_of, look, remembered, resolve
-from gradhpo.algorithms._recompilation import compilations, note_shapes
+from gradhpo.algorithms._findings import complain_of, look, resolve
+from gradhpo.algorithms._recompilation import note_shapes
 from gradhpo.core import loop as loops
 from gradhpo.core.dynamics import from_optax, from_update
 from gradhpo.core.estimator import Estimator, Loop
@@ -24,7 +24,7 @@ from gradhpo.core.types import LossFn
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils.validation import check_batch
 
-__all__ = ["Programs", "clear_caches", "dynamics_of", "initializer", "problem_of", "programs"]
+__all__ = ["Programs", "dynamics_of", "initializer", "problem_of", "programs"]
 
 CACHED_PROGRAMS = 64
 
@@ -139,16 +139,3 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
         window_step=jax.jit(window_step, donate_argnums=0),
         estimate_theta=fit if loop == "host" else jax.jit(fit),
     )
-
-
-def clear_caches() -> None:
-    """Forget all compiled programs, and with them the data that losses close over.
-
-    What is used again is compiled again. Losses are kept alive by nothing else here; arrays
-    that the caller still holds, of course, stay. `jax.clear_caches()` clears JAX's own.
-
-    >>> clear_caches()
-    """
-    for cache in (initializer, problem_of, programs, remembered):
-        cache.cache_clear()
-    compilations.clear()

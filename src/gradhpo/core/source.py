@@ -125,20 +125,18 @@ def as_arrays(batch: Batch) -> Batch:
     >>> as_arrays((np.ones(2), [0, 1]))
     (array([1., 1.]), array([0, 1]))
     """
-    return jax.tree.map(
-        lambda x: np.asarray(x) if _is_numbers(x) or _is_foreign(x) else x,
-        batch,
-        is_leaf=_is_numbers,
-    )
+    return jax.tree.map(_as_array, batch, is_leaf=_is_numbers)
+
+
+def _as_array(x: Any) -> Any:
+    if isinstance(x, (jax.Array, np.ndarray, np.generic)):
+        return x
+    # A list, or an array of another library, such as a tensor of PyTorch on the host.
+    return np.asarray(x) if isinstance(x, list) or hasattr(x, "__array__") else x
 
 
 def _is_numbers(x: Any) -> bool:
     return isinstance(x, list) and not any(hasattr(y, "shape") for y in jax.tree.leaves(x))
-
-
-def _is_foreign(x: Any) -> bool:
-    """An array of another library, such as a tensor of PyTorch on the host."""
-    return hasattr(x, "__array__") and not isinstance(x, (jax.Array, np.ndarray, np.generic))
 
 
 def owned(batch: Batch) -> Batch:
@@ -147,7 +145,12 @@ def owned(batch: Batch) -> Batch:
     A program may still be reading the memory of its arguments when the call has returned, while
     the caller already refills it.
     """
-    return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, as_arrays(batch))
+    return jax.tree.map(_own, batch, is_leaf=_is_numbers)
+
+
+def _own(x: Any) -> Any:
+    x = _as_array(x)
+    return np.array(x) if isinstance(x, np.ndarray) else x
 
 
 def stack(name: str, batches: list[Batch]) -> Batch:

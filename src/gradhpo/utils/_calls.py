@@ -51,9 +51,10 @@ def _unfit_signature(function: Callable) -> str:
     """The signature of a function that cannot take three arguments, else nothing."""
     try:
         signature = inspect.signature(function)
-        signature.bind(None, None, None)
-    except ValueError:  # a builtin shows none
+    except (TypeError, ValueError):  # a builtin shows none
         return ""
+    try:
+        signature.bind(None, None, None)
     except TypeError:
         return str(signature)
     return ""

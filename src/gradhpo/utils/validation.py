@@ -158,9 +158,6 @@ def check_seed(seed: Any) -> Any:
     return unless_traced(lambda name, x: check_count(name, x, minimum=0), "seed", seed)
 
 
-_NUMBERS = (int, float, complex, np.number, np.ndarray, jax.Array)
-
-
 def check_rate(name: str, rate: Any) -> Any:
     """A rate: one finite number that is not negative; anything else would reshape what it scales.
 
@@ -170,13 +167,16 @@ def check_rate(name: str, rate: Any) -> Any:
     >>> check_rate("lr_hyper", 0.1)
     0.1
     """
-    dtype = jnp.result_type(rate) if isinstance(rate, _NUMBERS) else np.dtype(object)
-    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+    if isinstance(rate, (jax.Array, np.ndarray, np.generic)):
+        real = any(jnp.issubdtype(rate.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    else:
+        real = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not real:
         raise TypeError(f"{name} must be a real number, got {rate!r} ({type(rate).__name__}).")
-    if np.shape(rate) != ():
+    if shape := getattr(rate, "shape", ()):
         raise ValueError(
-            f"{name} must be one number for all hyperparameters, got shape {np.shape(rate)}. For "
-            "rates that differ between leaves give outer_optimizer=optax.multi_transform(...)."
+            f"{name} must be one number for all hyperparameters, got shape {shape}. For rates that "
+            "differ between leaves give outer_optimizer=optax.multi_transform(...)."
         )
     if isinstance(rate, Tracer) or not getattr(rate, "is_ready", lambda: True)():
         return rate
