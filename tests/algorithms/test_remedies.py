@@ -280,7 +280,7 @@ def test_a_traced_rate_keeps_its_shape():
 
 
 def test_functional_rates_are_given_once():
-    with pytest.raises(ValueError, match="outer optimizer.*or by plain steps.*got neither"):
+    with pytest.raises(ValueError, match="bilevel_step moves.*lr_hyper=.*got neither"):
         functional(None)
     with pytest.raises(ValueError, match="got both"):
         functional(0.1, optax.sgd(0.1))

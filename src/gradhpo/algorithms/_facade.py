@@ -27,8 +27,8 @@ from gradhpo.utils.validation import (
     check_count,
     check_fraction,
     check_hyperparams,
+    check_outer_step,
     check_params,
-    check_rate,
 )
 
 __all__ = ["EstimatorOptimizer"]
@@ -163,7 +163,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         Returns:
             The new state; `metadata["status"]` says what happened.
         """
-        self._check_rates(lr_hyper)
+        check_outer_step(type(self).__name__, self.outer_optimizer, lr_hyper)
         state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
         rate = _rate(lr_hyper, scalar_dtype(state.hyperparams))
         compiled = self._noted(train_loss_fn, val_loss_fn, self.loop)
@@ -239,7 +239,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         """
         M = check_count("M", M)
         T = self._episode_length(T)
-        self._check_rates(lr_hyper)
+        check_outer_step(type(self).__name__, self.outer_optimizer, lr_hyper)
         lr_hyper = None if lr_hyper is None else float(lr_hyper)
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
         for name, source in (
@@ -341,17 +341,6 @@ class EstimatorOptimizer(BilevelOptimizer):
                 f"T must be a multiple of the {window} steps this method unrolls, got T={T}."
             )
         return T
-
-    def _check_rates(self, lr_hyper: Any) -> None:
-        if (lr_hyper is None) != (self.outer_optimizer is None):
-            if lr_hyper is not None:
-                check_rate("lr_hyper", lr_hyper)
-            return
-        given = "neither" if lr_hyper is None else "both"
-        raise ValueError(
-            f"{type(self).__name__} moves the hyperparameters by outer_optimizer= (of the "
-            f"constructor) or by plain steps of lr_hyper= (of step and run), but got {given}."
-        )
 
     def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
         _check_state(state)

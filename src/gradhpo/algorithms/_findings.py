@@ -13,7 +13,15 @@ from gradhpo.core.status import status_message
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import complain, difference
 
-__all__ = ["Findings", "complain_of", "complain_of_rejections", "inspect", "look", "resolve"]
+__all__ = [
+    "Findings",
+    "complain_of",
+    "complain_of_rejections",
+    "inspect",
+    "look",
+    "remembered",
+    "resolve",
+]
 
 CACHED_FINDINGS = 64
 
@@ -120,17 +128,21 @@ def complain_of(optimizer: Any, findings: Findings) -> None:
     """Warn of what cannot be tuned, judged or trained (or raise)."""
     name, estimator = type(optimizer).__name__, optimizer.estimator("scan")
     if estimator.indirect and not findings.judged:
-        path = "gradient path" if estimator.differentiates else "path"
+        path, cause = "path to the weights", "a constant, or weights closed over, not passed in?"
+        remedy = "Judge the weights that are passed in"
+        if estimator.differentiates:
+            path, cause = f"gradient {path}", f"an accuracy, argmax, stop_gradient, {cause}"
+            remedy += (
+                " by a differentiable loss (cross-entropy in place of accuracy), or use "
+                "ESOptimizer or PESOptimizer, which need values alone"
+            )
         moves = "none of them will ever move"
         if findings.direct:
             moves = f"only leaf {', '.join(findings.direct)} moves, by its own part in the loss"
+            remedy += "; if no more than that is meant, FOOptimizer is enough"
         complain(
-            f"{name}: val_loss_fn has no {path} to the weights (an accuracy, argmax, "
-            "stop_gradient, a constant, or weights closed over instead of passed in?), so nothing "
-            f"of the training reaches the hyperparameters: {moves}. Judge the weights by a "
-            "differentiable loss (cross-entropy in place of accuracy); ESOptimizer and "
-            "PESOptimizer need values alone; if the direct term is all that is meant, FOOptimizer "
-            "is enough.",
+            f"{name}: val_loss_fn has no {path} ({cause}), so nothing of the training reaches the "
+            f"hyperparameters: {moves}. {remedy}.",
             optimizer.strict,
         )
     if findings.ignored:

@@ -165,10 +165,9 @@ def _check_not_optax_itself(make_optimizer: Any, hyperparams: Hyper) -> None:
     """`optax.sgd` in place of `optax.sgd(0.1)` is a factory too: the hyperparameters would be its
     learning rate, which is meant at most where they are one number."""
     function = getattr(make_optimizer, "func", make_optimizer)  # functools.partial
-    if not getattr(function, "__module__", "").startswith("optax"):
+    if (getattr(function, "__module__", None) or "").partition(".")[0] != "optax":
         return
-    leaves = jax.tree.leaves(hyperparams)
-    if len(leaves) != 1 or leaves[0] is not hyperparams or jnp.ndim(hyperparams):
+    if jax.tree.structure(hyperparams) != jax.tree.structure(0.0) or jnp.ndim(hyperparams):
         raise TypeError(
             f"inner_optimizer is optax.{function.__name__} itself, which would be called with all "
             "hyperparameters as its first argument. Give an optimizer with settings of its own, "

@@ -56,8 +56,8 @@ class _Method(NamedTuple):
     # at every episode start: what belongs to one episode restarts, the rest survives
     metrics: tuple[str, ...] = ()  # names in `info` beyond the ones every method reports
     indirect: bool = True  # False: only the direct term dL_val/dlam is used (first-order)
-    differentiates: bool = True  # False: values of L_val are enough (evolution strategies)
     follows: bool = False  # the memory belongs to s_t: it moves on even if L_val is not finite
+    differentiates: bool = True  # False: values of L_val are enough (evolution strategies)
 
 
 class Estimator(_Method):

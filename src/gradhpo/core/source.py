@@ -57,8 +57,8 @@ class Resident:
         if self.batch_size > self.length:
             raise ValueError(
                 f"batch_size={self.batch_size} is more than the {self.length} examples of the data "
-                "set: drawn with replacement, most would stand in a batch twice or more. Take at "
-                f"most {self.length}; for all of them at every step, a function that returns them."
+                "set; drawn with replacement, a batch would repeat some for certain. Take at most "
+                f"{self.length}; for all of them at every step, give a function that returns them."
             )
         self.seed = check_count("seed", seed, minimum=0)
         for name, x in leaves_with_names(data):
@@ -182,8 +182,8 @@ class _Stack:
             check_batch(self.name, batch)
             self.layout = jax.tree.map(_shape_of, batch)
             self.places = [self._place(x) for x in jax.tree.leaves(batch)]
-        check_alike(self.name, self.layout, batch, self.count + 1)
-        for place, x in zip(self.places, jax.tree.leaves(batch), strict=True):
+        leaves = check_alike(self.name, self.layout, batch, self.count + 1)
+        for place, x in zip(self.places, leaves, strict=True):
             if isinstance(place, list):
                 place.append(x if isinstance(x, jax.Array) else jnp.array(x))
             else:

@@ -22,7 +22,7 @@ from gradhpo.core.status import EXPLAINED, Status
 from gradhpo.core.types import Hyper, Params, PyTree
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_where
-from gradhpo.utils.validation import check_rate
+from gradhpo.utils.validation import check_outer_step
 
 __all__ = ["OuterOptimizer", "bilevel_step", "init_state", "strengthen"]
 
@@ -89,7 +89,7 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
     def step(
         problem: BilevelProblem, state: BilevelState, window: Window, lr_hyper: Any = None
     ) -> BilevelState:
-        _check_rate(outer_optimizer, lr_hyper)
+        check_outer_step("bilevel_step", outer_optimizer, lr_hyper)
         if getattr(state.memory, "data", ()) is None:
             # A batch's shape is known only now; allocated first, so that it can be undone.
             fresh = estimator.init(state.inner, state.hyperparams, window)
@@ -101,17 +101,6 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
         return _apply(estimator, outer_optimizer, problem, state, estimate, window, lr_hyper)
 
     return step
-
-
-def _check_rate(outer_optimizer: OuterOptimizer, lr_hyper: Any) -> None:
-    if (lr_hyper is None) == (outer_optimizer is None):
-        given = "neither" if lr_hyper is None else "both"
-        raise ValueError(
-            "the hyperparameters are moved either by the outer optimizer that bilevel_step was "
-            f"given or by plain steps of lr_hyper=, got {given}."
-        )
-    if lr_hyper is not None:
-        check_rate("lr_hyper", lr_hyper)
 
 
 def _apply(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradhpo.core.types import DataBatch
+from gradhpo.utils.validation import nonfinite_rows
 
 __all__ = ["Dataset", "DatasetError", "check_finite", "check_labels", "scale_pixels"]
 
@@ -63,13 +64,11 @@ def check_finite(batch: Sequence, split: str = "data") -> None:
         values = np.asarray(values)
         if np.issubdtype(values.dtype, np.integer) or values.dtype == bool:
             continue
-        bad = ~np.isfinite(values)
-        if bad.any():
-            index = tuple(int(i) for i in np.argwhere(bad)[0])
-            rows = int(bad.reshape(len(bad), -1).any(axis=1).sum())
+        if bad := nonfinite_rows(values):
+            index, rows = bad
             raise ValueError(
                 f"{part} of split {split!r} hold {values[index]} at index {index}; "
-                f"{rows} of {len(bad)} rows are not finite."
+                f"{rows} of {len(values)} rows are not finite."
             )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "check_fraction",
     "check_hyperparams",
     "check_number",
+    "check_outer_step",
     "check_params",
     "check_positive",
     "check_rate",
@@ -188,6 +189,18 @@ def check_rate(name: str, rate: Any) -> Any:
     return rate
 
 
+def check_outer_step(who: str, outer_optimizer: Any, lr_hyper: Any) -> None:
+    """Hyperparameters are moved by an optimizer or by plain steps of a rate: exactly one."""
+    if (lr_hyper is None) == (outer_optimizer is None):
+        given = "neither" if lr_hyper is None else "both"
+        raise ValueError(
+            f"{who} moves the hyperparameters by outer_optimizer= (given when it is made) or by "
+            f"plain steps of lr_hyper= (given to every call), but got {given}."
+        )
+    if lr_hyper is not None:
+        check_rate("lr_hyper", lr_hyper)
+
+
 def check_callable(name: str, value: Any, signature: str) -> Callable:
     """A callable; says which one is expected if it is not."""
     if not callable(value):
@@ -317,12 +330,14 @@ def check_batch(what: str, batch: Any) -> None:
             )
 
 
-def check_alike(what: str, first: Any, batch: Any, t: int) -> None:
-    """Batch number t of an episode must have the structure, shapes and dtypes of the first."""
-    check_same_structure(f"{what} (batch {t} of the episode)", first, batch)
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(batch), strict=True)
-    for i, (a, b) in enumerate(pairs):
-        one, other = (np.shape(a), jnp.result_type(a)), (np.shape(b), jnp.result_type(b))
+def check_alike(what: str, first: Any, batch: Any, t: int) -> list[Any]:
+    """The leaves of batch number t of an episode, laid out as `first` (shapes and dtypes) says."""
+    wanted, layout = jax.tree.flatten(first)
+    leaves, structure = jax.tree.flatten(batch)
+    if structure != layout:
+        check_same_structure(f"{what} (batch {t} of the episode)", first, batch)
+    for i, (aval, leaf) in enumerate(zip(wanted, leaves, strict=True)):
+        one, other = (aval.shape, aval.dtype), (np.shape(leaf), jnp.result_type(leaf))
         if one == other:
             continue
         name, _ = leaves_with_names(first)[i]
@@ -332,6 +347,7 @@ def check_alike(what: str, first: Any, batch: Any, t: int) -> None:
             f"{one[kind]} in batch 1 and {other[kind]} in batch {t} of the episode. "
             + ("Drop or pad the last partial batch of an epoch.", "Cast it.")[kind]
         )
+    return leaves
 
 
 def nonfinite_rows(values: Any) -> tuple[tuple[int, ...], int] | None:
