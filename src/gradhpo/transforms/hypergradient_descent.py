@@ -197,8 +197,13 @@ def sgd_hd(
     hypergradient_lr: Number | optax.GradientTransformation,
     momentum: float | None = None,
     nesterov: bool = False,
-    weight_decay: float = 0.0,
-    **settings: Any,
+    weight_decay: Number = 0.0,
+    *,
+    rule: Rule = "additive",
+    scope: Scope = "global",
+    floor: Number | None = None,
+    ceiling: Number | None = None,
+    schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD-HD, and with momentum SGDN-HD: `optax.sgd` whose learning rate tunes itself.
 
@@ -208,8 +213,9 @@ def sgd_hd(
             `hypergradient_descent`, also for what else it can be.
         momentum, nesterov: As in `optax.sgd`; SGDN-HD has 0.9 and True.
         weight_decay: Factor of the weights that are added to the gradient before all else (an
-            L2 penalty, part of the loss as far as h_t is concerned).
-        settings: `rule`, `scope`, `floor`, `ceiling`, `schedule` of `hypergradient_descent`.
+            L2 penalty, part of the loss as far as h_t is concerned). Not 0: `update` needs the
+            parameters.
+        rule, scope, floor, ceiling, schedule: See `hypergradient_descent`.
 
     Raises:
         TypeError, ValueError: See `hypergradient_descent`.
@@ -222,7 +228,10 @@ def sgd_hd(
     0.001
     """
     inner = optax.sgd(1.0, momentum, nesterov)
-    learned = hypergradient_descent(inner, learning_rate, hypergradient_lr, **settings)
+    learned = hypergradient_descent(
+        inner, learning_rate, hypergradient_lr,
+        rule=rule, scope=scope, floor=floor, ceiling=ceiling, schedule=schedule,
+    )  # fmt: skip
     return _with_l2(weight_decay, learned)
 
 
@@ -233,8 +242,13 @@ def adam_hd(
     b2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
-    weight_decay: float = 0.0,
-    **settings: Any,
+    weight_decay: Number = 0.0,
+    *,
+    rule: Rule = "additive",
+    scope: Scope = "global",
+    floor: Number | None = None,
+    ceiling: Number | None = None,
+    schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam-HD: `optax.adam` whose learning rate tunes itself.
 
@@ -244,7 +258,7 @@ def adam_hd(
             training can diverge: see `hypergradient_status`.
         b1, b2, eps, eps_root: As in `optax.adam`.
         weight_decay: As in `sgd_hd`: an L2 penalty. `adamw_hd` has the decoupled form.
-        settings: `rule`, `scope`, `floor`, `ceiling`, `schedule` of `hypergradient_descent`.
+        rule, scope, floor, ceiling, schedule: See `hypergradient_descent`.
 
     Raises:
         TypeError, ValueError: See `hypergradient_descent`.
@@ -257,7 +271,10 @@ def adam_hd(
     0.001
     """
     inner = optax.adam(1.0, b1, b2, eps, eps_root)
-    learned = hypergradient_descent(inner, learning_rate, hypergradient_lr, **settings)
+    learned = hypergradient_descent(
+        inner, learning_rate, hypergradient_lr,
+        rule=rule, scope=scope, floor=floor, ceiling=ceiling, schedule=schedule,
+    )  # fmt: skip
     return _with_l2(weight_decay, learned)
 
 
@@ -268,9 +285,14 @@ def adamw_hd(
     b2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
-    weight_decay: float = 1e-4,
+    weight_decay: Number = 1e-4,
     mask: Any = None,
-    **settings: Any,
+    *,
+    rule: Rule = "additive",
+    scope: Scope = "global",
+    floor: Number | None = None,
+    ceiling: Number | None = None,
+    schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam-HD with decoupled weight decay: `optax.adamw` whose learning rate tunes itself.
 
@@ -281,7 +303,7 @@ def adamw_hd(
         learning_rate: eta_0.
         hypergradient_lr: beta.
         b1, b2, eps, eps_root, weight_decay, mask: As in `optax.adamw`.
-        settings: `rule`, `scope`, `floor`, `ceiling`, `schedule` of `hypergradient_descent`.
+        rule, scope, floor, ceiling, schedule: See `hypergradient_descent`.
 
     Raises:
         TypeError, ValueError: See `hypergradient_descent`.
@@ -291,7 +313,10 @@ def adamw_hd(
     {'w': 0.0010000000474974513}
     """
     inner = optax.adamw(1.0, b1, b2, eps, eps_root, weight_decay=weight_decay, mask=mask)
-    return hypergradient_descent(inner, learning_rate, hypergradient_lr, **settings)
+    return hypergradient_descent(
+        inner, learning_rate, hypergradient_lr,
+        rule=rule, scope=scope, floor=floor, ceiling=ceiling, schedule=schedule,
+    )  # fmt: skip
 
 
 def learning_rates(state: OptState) -> dict[str, PyTree]:
@@ -332,7 +357,10 @@ def hypergradient_status(state: OptState) -> str:
     firsts = _fields(state, "first_bad_step").values()
     lines = []
     for (path, rate), first in zip(learning_rates(state).items(), firsts, strict=True):
-        values = np.concatenate([np.ravel(x) for x in jax.tree.leaves(rate)])
+        values = np.concatenate([np.zeros(0), *map(np.ravel, jax.tree.leaves(rate))])
+        if not values.size:
+            lines.append(f"{path}: no parameters")
+            continue
         low, high = values.min(), values.max()
         at = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
         if first < 0:
@@ -366,12 +394,22 @@ def _entry(key: Any) -> str:
 
 
 def _with_l2(
-    weight_decay: float, learned: optax.GradientTransformationExtraArgs
+    weight_decay: Number, learned: optax.GradientTransformationExtraArgs
 ) -> optax.GradientTransformationExtraArgs:
-    """`learned` on the gradient of the loss with its penalty; no change where there is none."""
-    if check_number("weight_decay", weight_decay) == 0:
+    """`learned` on the gradient of the loss with its penalty.
+
+    The state is that of `learned` at every decay, traced ones (`optax.inject_hyperparams`) too.
+    """
+    if not isinstance(weight_decay, Tracer) and check_number("weight_decay", weight_decay) == 0:
         return learned
-    return optax.chain(optax.add_decayed_weights(weight_decay), learned)
+    decay = optax.add_decayed_weights(weight_decay)
+
+    def update(updates, state, params=None, **extra_args):
+        penalised, _ = decay.update(updates, optax.EmptyState(), params)
+        updates = jax.tree.map(lambda new, g: new.astype(g.dtype), penalised, updates)
+        return learned.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(learned.init, update)
 
 
 def _products(a: Params, b: Params, rate: PyTree, scope: Scope) -> PyTree:
@@ -385,7 +423,8 @@ def _products(a: Params, b: Params, rate: PyTree, scope: Scope) -> PyTree:
     # Sums of products, not dots: they fuse, and an array split over devices stays where it is.
     if scope == "leaf":
         return jax.tree.map(lambda x, y, r: jnp.sum(product(x, y, r)), a, b, rate)
-    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(product(x, y, rate)), a, b)))
+    sums = jax.tree.map(lambda x, y: jnp.sum(product(x, y, rate)), a, b)
+    return jnp.asarray(sum(jax.tree.leaves(sums)), rate.dtype)  # 0 where a group is empty
 
 
 def _root(square: jax.Array) -> jax.Array:
@@ -454,12 +493,13 @@ def _check_start(learning_rate: Any, floor: Any, ceiling: Any, multiplicative: b
 
 
 def _check_real(params: Params) -> None:
-    leaves = leaves_with_names(params)
-    if not leaves:
-        raise ValueError("the parameters have no leaves: there is nothing to train.")
-    for name, leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"every parameter must be real floating point, but leaf {name} is "
-                f"{jnp.result_type(leaf)}; leave it out with optax.masked."
-            )
+    for name, leaf in leaves_with_names(params):
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.floating):
+            continue
+        remedy = "leave it out with optax.masked"
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            remedy = "wrap the optimizer in optax.contrib.split_real_and_imaginary"
+        raise TypeError(
+            f"every parameter must be real floating point, but leaf {name} is {dtype}; {remedy}."
+        )

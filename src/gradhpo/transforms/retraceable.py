@@ -13,8 +13,17 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.types import OptState, Params, PyTree
+from gradhpo.utils.gradients import tree_broadcast
+from gradhpo.utils.schedules import Rate, value_at
 
-__all__ = ["Retraceable", "adam", "momentum_sgd"]
+__all__ = ["MomentumState", "Retraceable", "adam", "momentum_sgd"]
+
+
+class MomentumState(NamedTuple):
+    """Slots of `momentum_sgd`."""
+
+    trace: Params  # m_t
+    count: jax.Array | None  # t, int32, where the learning rate depends on it
 
 
 class Retraceable(NamedTuple):
@@ -26,14 +35,15 @@ class Retraceable(NamedTuple):
     last_gradients: Callable[[OptState, OptState], Params]  # g_t from those before and after
 
 
-def momentum_sgd(learning_rate: PyTree, momentum: jax.typing.ArrayLike = 0.9) -> Retraceable:
+def momentum_sgd(learning_rate: Rate, momentum: jax.typing.ArrayLike = 0.9) -> Retraceable:
     """SGD with heavy-ball momentum, `m_t = momentum m_{t-1} + g_t` and `w_t = w_{t-1} - rate m_t`.
 
-    The steps of `optax.sgd(learning_rate, momentum)`; the learning rate may also be a tree
-    like the parameters.
+    The steps of `optax.sgd(learning_rate, momentum)`; the learning rate may also be a tree.
 
     Args:
-        learning_rate: A number, or a tree of them that broadcasts against the parameters.
+        learning_rate: A number; a tree that is a prefix of the parameters; or a function of
+            the count of steps that returns either, as Optax's schedules are. The count then
+            stands in the slots, so that the last update can be told all the same.
         momentum: Decay of the velocity; traced values are fine, as everywhere in a factory.
 
     >>> import jax.numpy as jnp
@@ -44,25 +54,32 @@ def momentum_sgd(learning_rate: PyTree, momentum: jax.typing.ArrayLike = 0.9) ->
     >>> print(f"{opt.compute_hypergradient(state, 1.0, 1.0, loss, loss):.3f}")
     -0.094
     """
-    trace = optax.trace(momentum)
 
-    def update(updates, state, params=None):
-        state = _cast_like(trace.update(updates, state, params)[1], state)
+    def init(params):
+        count = jnp.zeros((), jnp.int32) if callable(learning_rate) else None
+        return MomentumState(optax.tree.zeros_like(params), count)
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        trace = jax.tree.map(lambda g, m: (g + momentum * m).astype(m.dtype), updates, state.trace)
+        count = None if state.count is None else optax.safe_increment(state.count)
+        state = MomentumState(trace, count)
         return last_updates(state), state
 
     def last_updates(state):
-        return _descend(learning_rate, state.trace)
+        rate = learning_rate if state.count is None else learning_rate(state.count - 1)
+        return _descend(rate, state.trace)
 
     def last_gradients(before, after):
         return jax.tree.map(
             lambda m, n: (n - momentum * m).astype(n.dtype), before.trace, after.trace
         )
 
-    return Retraceable(trace.init, update, last_updates, last_gradients)
+    return Retraceable(init, update, last_updates, last_gradients)
 
 
 def adam(
-    learning_rate: PyTree,
+    learning_rate: Rate,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -74,7 +91,7 @@ def adam(
     float32 has rounded away wherever a gradient grows by a factor of a thousand.
 
     Args:
-        learning_rate: A number, or a tree of them that broadcasts against the parameters.
+        learning_rate: As in `momentum_sgd`.
         b1, b2: Decay of the moments.
         eps: Added to the square root.
         eps_root: Added under it; positive here, because the square root has no derivative
@@ -82,7 +99,8 @@ def adam(
     """
     moments = optax.scale_by_adam(b1, b2, eps, eps_root)
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
         state = _cast_like(moments.update(updates, state, params)[1], state)
         return last_updates(state), state
 
@@ -92,7 +110,8 @@ def adam(
         def step(m, v):
             return (m / bias1 / (jnp.sqrt(v / bias2 + eps_root) + eps)).astype(m.dtype)
 
-        return _descend(learning_rate, jax.tree.map(step, state.mu, state.nu))
+        rate = value_at(learning_rate, state.count - 1)
+        return _descend(rate, jax.tree.map(step, state.mu, state.nu))
 
     def last_gradients(before, after):
         return jax.tree.map(
@@ -107,8 +126,7 @@ def _cast_like(new: OptState, old: OptState) -> OptState:
     return jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
 
 
-def _descend(learning_rate: PyTree, step: Params) -> Params:
-    """`-rate * step`, for one rate or a tree of them."""
-    if jax.tree_util.all_leaves([learning_rate]):
-        learning_rate = jax.tree.map(lambda _: learning_rate, step)
-    return jax.tree.map(lambda r, m: (-r * m).astype(m.dtype), learning_rate, step)
+def _descend(rate: PyTree, step: Params) -> Params:
+    """`-rate * step`, for one rate or a prefix of them."""
+    rate = tree_broadcast(rate, step)
+    return jax.tree.map(lambda r, m: (-r * m).astype(m.dtype), rate, step)

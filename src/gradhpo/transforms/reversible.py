@@ -18,14 +18,12 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from gradhpo.core.types import Params, PyTree
+from gradhpo.core.types import Params
 from gradhpo.utils.fixed_point import quantize
 from gradhpo.utils.gradients import tree_broadcast
+from gradhpo.utils.schedules import Rate, value_at
 
 __all__ = ["Reversible", "ReversibleState", "reversible_sgd"]
-
-Rate = PyTree | Callable[[jax.Array], PyTree]
-"""A number, a tree of them, or a function of the step count that returns either."""
 
 
 class ReversibleState(NamedTuple):
@@ -76,9 +74,9 @@ def reversible_sgd(learning_rate: Rate, momentum: Rate) -> Reversible:
     def init(params):
         return ReversibleState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
 
-    def update(updates, state, params=None):
-        del params
-        mu = tree_broadcast(_at(momentum, state.step), updates)
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        mu = tree_broadcast(value_at(momentum, state.step), updates)
 
         def accelerate(mu, v, g):
             mu = quantize(mu)
@@ -89,11 +87,7 @@ def reversible_sgd(learning_rate: Rate, momentum: Rate) -> Reversible:
         return last_updates(state), state
 
     def last_updates(state):
-        eta = tree_broadcast(_at(learning_rate, state.step - 1), state.velocity)
+        eta = tree_broadcast(value_at(learning_rate, state.step - 1), state.velocity)
         return jax.tree.map(lambda eta, v: (eta * v).astype(v.dtype), eta, state.velocity)
 
     return Reversible(init, update, last_updates, learning_rate, momentum)
-
-
-def _at(rate: Rate, count: jax.Array) -> PyTree:
-    return rate(count) if callable(rate) else rate

@@ -4,12 +4,13 @@ import jax
 import optax
 
 from gradhpo.core.types import PyTree
+from gradhpo.utils.gradients import tree_broadcast
 
 __all__ = ["scale_by_tree"]
 
 
-def scale_by_tree(step_sizes: PyTree) -> optax.GradientTransformation:
-    """Multiply updates by `step_sizes`, a tree like the parameters (`optax.scale` takes a number).
+def scale_by_tree(step_sizes: PyTree) -> optax.GradientTransformationExtraArgs:
+    """Multiply updates by `step_sizes`, a prefix of the parameters (`optax.scale` takes a number).
 
     With a minus sign it is the learning rate of every parameter, differentiable in a factory
     `hyperparams -> optimizer`; leaves broadcast, so one number per layer will do.
@@ -28,6 +29,7 @@ def scale_by_tree(step_sizes: PyTree) -> optax.GradientTransformation:
 
     def update(updates, params=None):
         del params
-        return jax.tree.map(lambda u, s: (s * u).astype(u.dtype), updates, step_sizes)
+        sizes = tree_broadcast(step_sizes, updates)
+        return jax.tree.map(lambda u, s: (s * u).astype(u.dtype), updates, sizes)
 
-    return optax.stateless(update)
+    return optax.with_extra_args_support(optax.stateless(update))

@@ -1,0 +1,21 @@
+"""Settings that may change as training goes on: numbers, or functions of a count."""
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Rate", "Schedule", "value_at"]
+
+Rate = Any | Callable[[Any], Any]
+"""A number, a tree of them, or a function of the step count that returns either."""
+
+Schedule = float | Callable[[Any], Any]
+"""A number, or a function of a count (an Optax schedule)."""
+
+
+def value_at(schedule: Any, count: Any) -> Any:
+    """The setting at `count`, which is 0 at first.
+
+    >>> print(value_at(lambda t: 0.1 * (t + 1.0) ** -0.5, 3), value_at(0.5, 3))
+    0.05 0.5
+    """
+    return schedule(count) if callable(schedule) else schedule
