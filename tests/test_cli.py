@@ -352,8 +352,9 @@ def test_an_interrupt_ends_a_call_that_python_cannot(options):
 
 
 def test_the_handling_of_signals_is_left_as_it_was(capsys):
+    before = signal.getsignal(signal.SIGINT)
     assert gradhpo(capsys, "list")[0] == 0
-    assert signal.set_wakeup_fd(-1) == -1
+    assert signal.set_wakeup_fd(-1) == -1 and signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("command", [["run", "toy"], ["demo"]], ids=" ".join)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 1 when something failed, 2 for a wrong command line or a missing extra, 130
         when interrupted; one line on stderr says what. What leaves this function as an exception
-        is a bug.
+        is a bug. Ctrl-C ends the process itself, with status 130.
 
     Raises:
         SystemExit: with status 0 or 2, after the help or an error of a command's options.

@@ -6,7 +6,8 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 __all__ = ["INTERRUPTED", "prompt_interrupts"]
 
@@ -16,42 +17,56 @@ INTERRUPTED = 130
 
 @contextmanager
 def prompt_interrupts(message: str, grace: float = 1.0) -> Iterator[None]:
-    """Let Ctrl-C end the process within `grace` seconds, whatever it is doing.
+    """Let Ctrl-C end the process within `grace` seconds, with `message` and status `INTERRUPTED`.
 
-    Python raises KeyboardInterrupt in the main thread when the running call returns. A
-    compilation, or a compiled program of many episodes, returns after up to half a minute, and so
-    does a thread that is in one. Here another thread hears of the signal at once. Where the
-    `with` block, and the threads started in it, have not ended after `grace` seconds, it prints
-    `message` and ends the process with status `INTERRUPTED`, without clean-up.
+    Python raises KeyboardInterrupt when the call that runs returns, and a compilation, or a
+    compiled program of many episodes, returns after up to half a minute. So another thread hears
+    of the signal at once, and ends the process where the `with` block has not been left after
+    `grace` seconds. Where it has, its clean-up is done, and the process ends there and then: on
+    the usual way out the interpreter would wait for compiled programs that run on in other
+    threads, or crash on them.
 
-    Does nothing outside of the main thread, the only one that signals reach.
+    A KeyboardInterrupt that no signal has raised passes through. Does nothing outside of the main
+    thread, the only one that signals reach, and where Ctrl-C has another meaning already.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
+    heard, left = threading.Event(), threading.Event()
     hears, tells = socket.socketpair()
     tells.setblocking(False)
-    before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
-    ended = threading.Event()
+
+    def handle(number, frame):
+        heard.set()
+        signal.default_int_handler(number, frame)
 
     def watch() -> None:
-        while heard := hears.recv(1):  # the number of a signal; nothing once `tells` is closed
-            if heard[0] == signal.SIGINT and not ended.wait(grace):
-                print(message, file=sys.stderr, flush=True)
-                os._exit(INTERRUPTED)
+        while number := hears.recv(1):  # of a signal, the moment it comes; nothing at the end
+            if number[0] == signal.SIGINT and not left.wait(grace):
+                _end(message)
 
+    signal.signal(signal.SIGINT, handle)
+    before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, name="gradhpo-interrupts", daemon=True)
     watcher.start()
-    others = set(threading.enumerate())
     try:
         yield
+    except KeyboardInterrupt:
+        if heard.is_set():
+            with suppress(OSError, ValueError):  # a closed pipe
+                sys.stdout.flush()
+            _end(message)
+        raise
     finally:
-        # Threads that still run would hold up the exit of the interpreter, unwatched.
-        for thread in set(threading.enumerate()) - others:
-            if not thread.daemon:
-                thread.join()
-        ended.set()
+        left.set()
         signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         tells.close()
         watcher.join()
         hears.close()
+
+
+def _end(message: str) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
