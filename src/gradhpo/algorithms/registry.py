@@ -140,7 +140,7 @@ METHODS: dict[str, Method] = {
     "implicit_cg": _implicit("conjugate gradients", cg(), 100, more=3),
     "implicit_neumann": _implicit("20 Neumann iterations", neumann(), 20),
     "implicit_nystrom": _implicit("Nystrom approximation of rank 10", nystrom(), 10),
-    "implicit_identity": _implicit("curvature ignored", identity(), 0),
+    "implicit_identity": _implicit("curvature ignored", identity(0.1), 0),
     "es": Method(
         ESOptimizer,
         "evolution strategies over T steps, 16 antithetic pairs",

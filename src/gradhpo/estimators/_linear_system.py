@@ -26,11 +26,11 @@ __all__ = [
     "check_damping",
     "check_tolerance",
     "damped",
+    "extremes",
     "from_start",
     "judged",
     "length",
     "plus",
-    "ratio",
     "rounding",
     "rows",
     "unit",
@@ -109,9 +109,20 @@ def rounding(tree: Any) -> float:
     return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree))
 
 
-def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a / b`, and infinity where b is 0: a zero direction has no curvature."""
-    return jnp.where(b == 0, jnp.inf, a / jnp.where(b == 0, 1, b))
+def extremes(
+    least: jax.Array, largest: jax.Array, vGv: jax.Array, vv: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Smallest curvature and largest absolute one, those of direction v taken in.
+
+    A direction whose square is within rounding of the smallest number has no say.
+    """
+    number = jnp.finfo(vv.dtype)
+    known = vv > number.tiny / number.eps
+    curvature = vGv / jnp.where(known, vv, 1)
+    return (
+        jnp.where(known, jnp.minimum(least, curvature), least),
+        jnp.where(known, jnp.maximum(largest, jnp.abs(curvature)), largest),
+    )
 
 
 def from_start(product: Product, b: Any, start: Any) -> tuple[Any, Any]:
@@ -144,9 +155,8 @@ def judged(
     Gx = product(x)
     residual = tree_l2_norm(optax.tree.sub(Gx, b))
     direction, norm = unit(x)
-    own = ratio(tree_dot(direction, tree_scale(1 / norm, Gx)), tree_dot(direction, direction))
-    least = jnp.minimum(least, own)
-    largest = jnp.maximum(largest, jnp.abs(jnp.where(jnp.isinf(own), 0, own)))
+    along = tree_dot(direction, tree_scale(1 / norm, Gx))
+    least, largest = extremes(least, largest, along, tree_dot(direction, direction))
     noise = NOISE * rounding(b) * largest
     lost = noise * norm > jnp.maximum(1, residual)  # False for NaN
     return Solution(

@@ -23,11 +23,11 @@ from gradhpo.estimators._linear_system import (
     check_damping,
     check_tolerance,
     damped,
+    extremes,
     from_start,
     judged,
     length,
     plus,
-    ratio,
     rounding,
     rows,
     unit,
@@ -73,8 +73,8 @@ def cg(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0.0)
         infinity, zero = jnp.full_like(rr, jnp.inf), jnp.zeros_like(rr)
         first = (x, r, r, rr, (x, rr), (infinity, zero), jnp.zeros((), jnp.int32))
 
-        def curved(least, largest):
-            return least > rounding(b) * largest  # False for NaN too
+        def curved(curvature, largest):
+            return curvature > rounding(b) * largest  # False for NaN too
 
         def going(carry):
             _, _, _, rr, _, curvature, k = carry
@@ -86,9 +86,9 @@ def cg(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0.0)
             x, r, p, rr, (best, smallest), (least, largest), k = carry
             Gp = product(p)
             pGp = tree_dot(p, Gp)
-            curvature = ratio(pGp, tree_dot(p, p))
-            least, largest = jnp.minimum(least, curvature), jnp.maximum(largest, abs(curvature))
-            good = curved(curvature, largest)
+            pp = tree_dot(p, p)
+            least, largest = extremes(least, largest, pGp, pp)
+            good = curved(pGp, largest * pp)
             step = jnp.where(good, rr / jnp.where(good, pGp, 1), 0)
             x, r = plus(x, step, p), plus(r, -step, Gp)
             rr, before = tree_dot(r, r), rr
@@ -125,10 +125,9 @@ def neumann(terms: int = 20, step_size: float = 0.1) -> Solver:
         b, scale = unit(alpha)
 
         def body(carry, _):
-            v, p, (least, largest), converges = carry
+            v, p, curvature, converges = carry
             Gv = product(v)
-            curvature = ratio(tree_dot(v, Gv), tree_dot(v, v))
-            curvature = jnp.minimum(least, curvature), jnp.maximum(largest, abs(curvature))
+            curvature = extremes(*curvature, tree_dot(v, Gv), tree_dot(v, v))
             new = plus(v, -a, Gv)
             converges &= tree_l2_norm(new) < DIVERGED  # False for NaN too
             v = tree_where(converges, new, v)
