@@ -287,6 +287,33 @@ def repeated(train, val, steps):
     return jax.tree.map(lambda x: jnp.repeat(x[None], steps, 0), Window(train, val))
 
 
+def test_f2sa_has_the_two_rates_of_the_paper():
+    """Algorithm 1 of Kwon et al. with SGD: gamma of z, alpha_k of y."""
+    P, steps, gamma = 4, 2, 0.2
+    train, val = quadratic(3, P, 8), quadratic(2, P, 8, seed=1)
+    problem, state, lam = of_parts(train, val, P, gamma)
+    estimator = f2sa(steps, lambda k: 2.0 + k, lambda k: 3.0 / (k + 2.0))
+    estimate, memory = compiled(estimator, problem), estimator.init(state, lam, None)
+    y = z = np.ones(P)
+
+    def derivatives(w, t):
+        return dense(problem, InnerState(w, state.opt_state), lam, at(window, t))
+
+    for k in range(3):
+        window = Window(at(train, np.array([k, 0])), at(val, np.array([1, 0])))
+        kappa = 2.0 + k
+        alpha = 3.0 / (k + 2.0) * gamma / kappa
+        for t in range(steps):
+            at_y, at_z = derivatives(y, t), derivatives(z, t)
+            z, y = z - gamma * at_z.g, y - alpha * (at_y.alpha + kappa * at_y.g)
+        at_y, at_z = derivatives(y, -1), derivatives(z, -1)
+        got = estimate(memory, state, lam, window)
+        close(got.memory.y, y)
+        close(got.inner.params, z)
+        close(got.hypergrad, at_y.direct + kappa * (at_y.g_lam - at_z.g_lam), 1e-11)
+        memory, state, lam = got.memory, got.inner, lam - 0.1 * got.hypergrad
+
+
 def test_saba_is_its_formula():
     """Fifteen steps over 3 and 2 parts, tables and means written out in NumPy."""
     train, val, n, m, P = quadratic(3, 4, 8), quadratic(2, 4, 8, seed=1), 3, 2, 4
@@ -581,7 +608,7 @@ CLASSES = {
     SABAOptimizer: {"train_batches": 3, "val_batches": 2},
     AmIGOOptimizer: {"unroll_steps": 2},
     StocBiOOptimizer: {"unroll_steps": 2},
-    F2SAOptimizer: {"unroll_steps": 2, "penalty": 10.0},
+    F2SAOptimizer: {"unroll_steps": 2, "penalty": 10.0, "y_scale": 0.5},
 }
 
 
@@ -620,6 +647,7 @@ def test_classes_run_and_reduce_the_validation_loss(cls):
         (AmIGOOptimizer, {"T": 25}, ValueError, "multiple of the 10 steps"),
         (StocBiOOptimizer, {"terms": -1}, ValueError, "terms must be at least 0"),
         (F2SAOptimizer, {"penalty": -1.0}, ValueError, "penalty must be positive"),
+        (F2SAOptimizer, {"y_scale": 0.0}, ValueError, "y_scale must be positive"),
     ],
 )
 def test_settings_are_checked(cls, settings, error, message):

@@ -7,12 +7,12 @@ from typing import Any
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.types import Batch
-from gradhpo.estimators._apply import Schedule
 from gradhpo.estimators.amigo import amigo
 from gradhpo.estimators.f2sa import f2sa, growing_penalty
 from gradhpo.estimators.saba import part_index, saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
+from gradhpo.utils.schedules import Schedule
 
 __all__ = [
     "AmIGOOptimizer",
@@ -192,6 +192,8 @@ class F2SAOptimizer(_Windowed):
         unroll_steps: Inner steps per outer update, of both copies.
         penalty: kappa: a number, or a function of the count of updates, by default
             `1 + count / 10`.
+        y_scale: Steps of the second copy in those of the inner optimizer, likewise: its own
+            learning rate.
         T: Inner steps per episode, a multiple of `unroll_steps` and by default equal to it.
 
     Source:
@@ -207,6 +209,7 @@ class F2SAOptimizer(_Windowed):
     """
 
     penalty: Schedule = growing_penalty
+    y_scale: Schedule = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,4 +221,4 @@ class F2SAOptimizer(_Windowed):
             )
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        return f2sa(self.unroll_steps, self.penalty, loop=loop)
+        return f2sa(self.unroll_steps, self.penalty, self.y_scale, loop=loop)

@@ -5,12 +5,13 @@ algorithm 1. Two copies of the weights: z, the ones that are trained, tends to a
 to argmin L_val + kappa L_tr. Per update, with one batch of either kind for every step:
 
     z   <- Phi(z, lam; D_t)                                          t = 1..T
-    y   <- U(grad_w L_tr(y, lam; D_t) + grad_w L_val(y, lam; V_t) / kappa)
+    y   <- y + c U(grad_w L_tr(y, lam; D_t) + grad_w L_val(y, lam; V_t) / kappa)
     h    = dL_val/dlam(y) + kappa (dL_tr/dlam(y) - dL_tr/dlam(z))    on D_T, V_T
 
-U is the inner optimizer. Its gradient for y is the paper's over kappa, which has the same
-zero: so the inner learning rate suits y for every kappa (the paper's rates alpha_k shrink
-like 1/kappa for this).
+U is the update of the inner optimizer. Its gradient for y is the paper's over kappa, which has
+the same zero: so the inner learning rate suits y for every kappa (the paper's rates alpha_k
+shrink like 1/kappa for this). c is for what else sets the two rates apart: with SGD of rate
+gamma for z, the paper's alpha_k is c gamma / kappa.
 
 With both at their minima h differs from the hypergradient through the minimum by
 O(1/kappa); the difference of two close numbers loses a factor kappa of precision, so in
@@ -34,9 +35,10 @@ from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, 
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import OptState, Params
-from gradhpo.estimators._apply import Schedule, apply_gradient, check_schedule, value_at
+from gradhpo.estimators._apply import apply_gradient
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.schedules import Schedule, check_schedule, value_at
 from gradhpo.utils.validation import check_count
 
 __all__ = ["F2saMemory", "f2sa", "growing_penalty"]
@@ -47,7 +49,7 @@ class F2saMemory(NamedTuple):
 
     y: Params  # over the floating leaves of w, None elsewhere
     slots: OptState  # of the inner optimizer, for y
-    updates: jax.Array  # so far, for the penalty
+    updates: jax.Array  # so far, for the penalty and the scale of y's steps
 
 
 def growing_penalty(count: Any) -> Any:
@@ -59,13 +61,21 @@ def growing_penalty(count: Any) -> Any:
     return 1.0 + 0.1 * count
 
 
-def f2sa(steps: int = 10, penalty: Schedule = growing_penalty, *, loop: Loop = "scan") -> Estimator:
+def f2sa(
+    steps: int = 10,
+    penalty: Schedule = growing_penalty,
+    y_scale: Schedule = 1.0,
+    *,
+    loop: Loop = "scan",
+) -> Estimator:
     """Hypergradients of the minimum without second derivatives, and with their bias.
 
     Args:
         steps: Inner steps T per update, of z and of y.
         penalty: kappa > 0: a number, or a function of the count of updates, growing (the
             bias is O(1/kappa)), but slower than y can follow.
+        y_scale: c > 0, the steps of y in those of the inner optimizer: a number, or a
+            function of the count of updates.
         loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
 
     Cost per update: 2 T + 2 training gradients, T + 1 validation gradients, no product.
@@ -80,6 +90,7 @@ def f2sa(steps: int = 10, penalty: Schedule = growing_penalty, *, loop: Loop = "
     """
     steps = check_count("steps (unroll_steps of the class)", steps)
     penalty = check_schedule("penalty", penalty)
+    y_scale = check_schedule("y_scale", y_scale)
     loop = check_loop(loop)
 
     def init(inner, lam, window):
@@ -88,13 +99,13 @@ def f2sa(steps: int = 10, penalty: Schedule = growing_penalty, *, loop: Loop = "
         return F2saMemory(y, inner.opt_state, jnp.zeros((), jnp.int32))
 
     def body(problem, consts, carry, batch):
-        lam, kappa = consts
+        lam, kappa, scale = consts
         z, y = carry
         z = problem.dynamics.step(z, lam, batch.train)
         of_train, _ = _gradients(training_loss(problem, "f2sa"), y, lam, batch.train)
         _, alpha, _ = outer_gradients(problem, y, lam, batch.val)
         gradient = optax.tree.add(of_train, tree_scale(1 / kappa, alpha.params))
-        return (z, apply_gradient(problem, y, lam, gradient, "f2sa")), None
+        return (z, apply_gradient(problem, y, lam, gradient, "f2sa", scale)), None
 
     def estimate(problem, memory, inner, lam, window):
         last = tree_last(window)
@@ -103,7 +114,8 @@ def f2sa(steps: int = 10, penalty: Schedule = growing_penalty, *, loop: Loop = "
         warn_of_custom_rules(loss, inner, lam, last.train, "f2sa")
         kappa = value_at(penalty, memory.updates)
         y = InnerState(_weights(memory.y, inner), memory.slots, inner.model_state)
-        (z, y), _ = fold(body, problem, (lam, kappa), (inner, y), window, loop=loop)
+        consts = lam, kappa, value_at(y_scale, memory.updates)
+        (z, y), _ = fold(body, problem, consts, (inner, y), window, loop=loop)
 
         _, _, direct = outer_gradients(problem, y, lam, last.val)
         _, at_y = _gradients(loss, y, lam, last.train)

@@ -26,9 +26,10 @@ from gradhpo.core.curvature import check_reached, condition_of, curvature, train
 from gradhpo.core.estimator import Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Params
-from gradhpo.estimators._apply import Schedule, check_schedule, guarded, relative_norm, value_at
+from gradhpo.estimators._apply import guarded, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
+from gradhpo.utils.schedules import Schedule, check_schedule, value_at
 
 __all__ = ["SobaMemory", "soba"]
 

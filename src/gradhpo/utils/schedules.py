@@ -3,13 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Rate", "Schedule", "value_at"]
+from gradhpo.utils.validation import check_positive, unless_traced
+
+__all__ = ["Rate", "Schedule", "check_schedule", "value_at"]
 
 Rate = Any | Callable[[Any], Any]
 """A number, a tree of them, or a function of the step count that returns either."""
 
 Schedule = float | Callable[[Any], Any]
 """A number, or a function of a count (an Optax schedule)."""
+
+
+def check_schedule(name: str, value: Any) -> Schedule:
+    """A positive number, or a function of the count, whose values only the run knows.
+
+    >>> check_schedule("step_size", 0.1)
+    0.1
+    """
+    return value if callable(value) else unless_traced(check_positive, name, value)
 
 
 def value_at(schedule: Any, count: Any) -> Any:
