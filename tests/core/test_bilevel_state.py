@@ -1,6 +1,7 @@
 """BilevelState: immutable, a pytree, strict about structure."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,15 @@ def test_it_is_a_pytree_through_jit_vmap_scan():
 def test_every_status_has_a_message_with_its_name(status):
     assert status_message(int(status)).startswith(f"{status.name}: ")
     assert status_message(jnp.array(int(status))) == status_message(status)
+
+
+def test_the_page_on_reliability_has_every_status():
+    """As it is printed, and what it undoes."""
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text("utf-8")
+    table = page[page.index("| status | $s$ |") : page.index('"Kept" is the value')]
+    for code in Status:
+        assert f"\n{code.value} {status_message(code)}\n" in page
+        assert f"`{code.name}`" in table
 
 
 def test_the_remedy_for_adam_is_named():

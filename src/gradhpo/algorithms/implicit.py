@@ -22,12 +22,12 @@ class ImplicitOptimizer(EstimatorOptimizer):
     Args:
         T: Inner steps per hypergradient; required unless `unroll_steps` is given.
         unroll_steps: Inner steps per hypergradient, if an episode is to have several.
-        solver: `cg(...)`, `neumann`, `nystrom`, `identity`, `dense` or `gmres(...)` of
-            `gradhpo.estimators.linear_solvers`; by default `cg()` for the training loss, `gmres()`
-            for other conditions.
+        solver: `cg(...)`, `neumann`, `nystrom`, `identity`, `dense`, `minres` or `gmres` of
+            `gradhpo.estimators.linear_solvers`; by default `minres()` for the training loss, whose
+            Hessian may then be singular, and `gmres()` for other conditions.
         condition: "training_loss", "fixed_point" or a function `(w, lam, batch)` that is zero
             where training ends.
-        warm_start: Start the solver from the last solution.
+        warm_start: Start the solver from the last solution (`cg` and `gmres` do).
         seed: Of solvers that draw (`nystrom`).
 
     Source:

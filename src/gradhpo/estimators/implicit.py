@@ -108,7 +108,7 @@ def implicit(
             f"condition must be 'training_loss', 'fixed_point' or a function, got {condition!r}."
         )
     if solver is not None:
-        check_callable("solver", solver, "of gradhpo.estimators.linear_solvers, such as cg()")
+        check_callable("solver", solver, "of gradhpo.estimators.linear_solvers, such as minres()")
     seed = check_seed(seed)
     loop = check_loop(loop)
 
