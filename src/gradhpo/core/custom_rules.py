@@ -18,7 +18,7 @@ from gradhpo.utils._jaxpr import equations, inside
 
 __all__ = ["custom_rules"]
 
-KNOWN = tuple(Path(package.__file__).parent for package in (jax, optax))
+KNOWN = tuple(Path(str(package.__file__)).parent for package in (jax, optax))
 """Packages whose `custom_jvp` rules are derivatives of what they stand beside (`jax.nn.relu`,
 `logsumexp`, …), as their own tests check."""
 
