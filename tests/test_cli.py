@@ -308,6 +308,18 @@ def test_a_disk_that_is_full_in_the_end_costs_no_table(capsys, monkeypatch):
     assert "No space left on device: " in err and "result.json" in err and not os.listdir("d")
 
 
+def test_a_closed_pipe_costs_no_file(monkeypatch):
+    def closed(*values, file=None, **settings):
+        if file is None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert cli.main(["run", "toy", "--out", "d"]) == 1
+    sys.stdout.close()  # what `main` has put there
+    assert {"result.json", "curves.csv", "figure.png", "other.png"} == set(os.listdir("d"))
+
+
 STUCK = """
 import hashlib, sys
 from concurrent.futures import ThreadPoolExecutor

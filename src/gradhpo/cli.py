@@ -168,9 +168,16 @@ def _run(arguments: list[str]) -> None:
     out = output_directory(config.out, config.overwrite)
     result = study.run(config, progress=_show)
     result = replace(result, command=report.command(["run", *arguments]))
-    print(report.table(result), end="\n\n", flush=True)  # whatever becomes of the files
-    for path in report.write_each(result, out):
-        print(f"wrote {printable(str(path))}", flush=True)
+    written: list[Path] = []
+    try:
+        print(report.table(result), end="\n\n", flush=True)
+    finally:  # a closed pipe costs no file, as a full disk costs no table
+        try:
+            for path in report.write_each(result, out):
+                written.append(path)
+        finally:
+            for path in written:
+                print(f"wrote {printable(str(path))}")
 
 
 def _report(arguments: list[str]) -> None:

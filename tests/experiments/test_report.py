@@ -168,6 +168,23 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["curves.csv", "result.json"]
 
 
+def test_further_files_are_all_tried_and_the_first_failure_named(tmp_path):
+    def full(path):
+        path.write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    def absent(path):
+        return Path("train.bin").read_bytes()
+
+    draw = lambda path: path.write_text(path.suffix)  # noqa: E731
+    with pytest.raises(OSError, match=r"No space left on device: .*full\.csv"):
+        write(toy(files={"full.csv": full, "a.png": draw, "b.png": absent}), tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "curves.csv", "result.json"]
+    assert (tmp_path / "a.png").read_text() == ".png"  # its format, under any name
+    with pytest.raises(FileNotFoundError, match=r"train\.bin"):  # not the figure it is for
+        write(toy(files={"b.png": absent}), tmp_path)
+
+
 def change(*path, to):
     """An edit of a parsed result.json; `...` removes the key."""
 

@@ -54,9 +54,10 @@ def find(name: str, data_dir: str | os.PathLike[str] | None, remotes: Sequence[R
         parent = Path(folder).expanduser()
         if not parent.is_dir():
             problem = "is not a folder" if parent.exists() else "does not exist"
+            unset = "" if data_dir is not None else " Unset it to use the download cache."
             raise DatasetError(
                 f"{given}={os.fspath(folder)!r} {problem}. It should be a folder that holds "
-                f"{' or '.join(names)}/; without it, the download cache is used."
+                f"{' or '.join(names)}/.{unset}"
             )
         for root in (parent / n for n in names):
             if root.is_dir():

@@ -179,7 +179,7 @@ def _complete(path: Path, make: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
         temporary.replace(path)
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
     finally:

@@ -267,7 +267,7 @@ def _meta_optimize(
 
 def _static(config: Config) -> Config:
     """Settings that the compiled program depends on, the others at their defaults."""
-    return replace(config, out=Path(), data_dir=None, seeds=1, fast=False)
+    return replace(config, out=Path(), overwrite=False, data_dir=None, seeds=1, fast=False)
 
 
 # -- judging a schedule ----------------------------------------------------------------------

@@ -93,8 +93,8 @@ class Config(StudyConfig):
 class DemoConfig(Config):
     """The settings of `gradhpo demo`, which has a directory of its own.
 
-    >>> DemoConfig(seeds=3).out
-    PosixPath('out/demo')
+    >>> DemoConfig(seeds=3).out.name
+    'demo'
     """
 
     out: Path = Path("out/demo")
