@@ -7,24 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from facade_cases import METHODS, T, batch, method, run, start, step, train_loss, val_loss
+from facade_cases import (
+    ANY_STEP,
+    KINDS,
+    METHODS,
+    T,
+    batch,
+    method,
+    run,
+    start,
+    step,
+    train_loss,
+    val_loss,
+)
 
 ALL = pytest.mark.parametrize("name", METHODS)
+EVERY_KIND = pytest.mark.parametrize("name", KINDS)
 
 
 @ALL
 def test_a_second_run_compiles_nothing(name, compilations):
     """Another outer rate, other episodes, other values: the same programs."""
     opt = method(name)
-    state = opt.init(*start())
+    state = opt.init(*start(name=name))
     got = run(opt, state, M=2, lr_reptile=0.5)
     before = compilations()
     run(opt, got, M=5, lr_hyper=0.03, lr_reptile=0.25)
-    run(opt, opt.init(*start()), M=3, lr_hyper=np.float32(1e-3), lr_reptile=0.5)
+    run(opt, opt.init(*start(name=name)), M=3, lr_hyper=np.float32(1e-3), lr_reptile=0.5)
     assert compilations() == before
 
 
-@ALL
+@EVERY_KIND
 def test_episodes_do_not_compile(name, compilations):
     """A run of 6 episodes needs as many programs as a run of 1."""
     counts = []
@@ -37,7 +50,7 @@ def test_episodes_do_not_compile(name, compilations):
     assert counts[1] == counts[2] <= counts[0] <= 3, counts  # the copy, theta, the episode
 
 
-@ALL
+@EVERY_KIND
 def test_a_hundred_steps_compile_once(name, compilations):
     opt = method(name)
     state = step(opt, opt.init(*start(), train_batch=batch(0)))
@@ -93,7 +106,7 @@ def test_python_numbers_and_arrays_are_one_program(compilations, x32):
 # -- under the user's own transformations (row 59) ---------------------------------------------
 
 
-@ALL
+@EVERY_KIND  # of every estimator: tests/testing/test_conformance.py
 def test_jit_vmap_and_scan_over_step(name, compilations):
     opt = method(name)
     state = opt.init(*start(), train_batch=batch(0))
@@ -137,11 +150,14 @@ def test_tracing_hyperdistill_without_a_batch_is_explained():
 # -- dtypes follow the inputs (row 55) -------------------------------------------------------------
 
 
-@ALL
-@pytest.mark.parametrize("outer", [None, optax.adam(0.01)], ids=["plain", "adam"])
+@pytest.mark.parametrize(
+    "name, outer",
+    [*((name, None) for name in METHODS), *((name, optax.adam(0.01)) for name in KINDS)],
+    ids=[*METHODS, *(f"{name} with adam" for name in KINDS)],
+)
 def test_a_float32_problem_stays_float32_under_x64(name, outer, x64):
     opt = method(name, outer_optimizer=outer)
-    state = opt.init(*start(jnp.float32))
+    state = opt.init(*start(jnp.float32, name))
     after = run(opt, step(opt, state), M=1)
     for tree in (after.params, after.hyperparams, after.inner_opt_state, after.metadata):
         for leaf in jax.tree.leaves(tree):
@@ -173,16 +189,16 @@ def test_python_numbers_in_batches_are_not_wider_in_run(x64):
     np.testing.assert_allclose(a.params["w"], b.params["w"], rtol=1e-6)
 
 
-@ALL
+@pytest.mark.parametrize("name", ANY_STEP)
 def test_bfloat16_weights(name):
     """A smoke test of dtypes: bfloat16 weights with float32 hyperparameters."""
 
     def narrow(w, lam, batch):
         gradient = jax.grad(train_loss)(w, lam, batch.astype(jnp.bfloat16))["w"]
-        rate = jnp.exp(lam["rate"]).astype(jnp.bfloat16)
+        rate = jnp.exp(jnp.sum(lam["rate"])).astype(jnp.bfloat16)
         return {"w": w["w"] - rate * gradient.astype(jnp.bfloat16)}
 
-    params, lam = start()
+    params, lam = start(name=name)
     params = {"w": params["w"].astype(jnp.bfloat16)}
     opt = method(name, update_fn=narrow)
     after = run(opt, opt.init(params, lam), M=1)
@@ -190,7 +206,7 @@ def test_bfloat16_weights(name):
     assert {x.dtype for x in jax.tree.leaves(after.hyperparams)} == {jnp.dtype("float32")}
     assert int(after.metadata["n_rejected"]) == 0
     wide = method(name)
-    want = run(wide, wide.init(*start()), M=1)
+    want = run(wide, wide.init(*start(name=name)), M=1)
     for key in lam:
         np.testing.assert_allclose(after.hyperparams[key], want.hyperparams[key], atol=0.05)
 

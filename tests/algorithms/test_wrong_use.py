@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from facade_cases import (
+    KINDS,
     METHODS,
     batch,
     method,
@@ -108,7 +109,7 @@ def test_settings_that_look_odd_and_are_fine():
         FOOptimizer(inner_optimizer="adam")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_rates_are_given_once(name):
     opt, outer = method(name), method(name, outer_optimizer=optax.sgd(0.1))
     state = opt.init(*start())
@@ -282,7 +283,7 @@ def test_ordinary_use_does_not_warn(name):
     outer = optax.sgd(0.1)  # a new object: nothing was compiled before
     opt = method(name, outer_optimizer=outer)
     for train_batch in (None, batch(0)):
-        state = opt.init(*start(), train_batch=train_batch)
+        state = opt.init(*start(name=name), train_batch=train_batch)
         for _ in range(2):
             opt.compute_hypergradient(state, batch(0), batch(1), train_loss, val_loss)
             state = step(opt, state)

@@ -134,9 +134,10 @@ def neumann(terms: int = 20, step_size: float = 0.1) -> Solver:
             return (v, tree_where(converges, optax.tree.add(p, v), p), curvature, converges), None
 
         infinity, zero = jnp.full_like(scale, jnp.inf), jnp.zeros_like(scale)
-        first = (b, b, (infinity, zero), jnp.asarray(True))
-        unroll = True if loop != "scan" and terms else 1
-        (_, p, curvature, _), _ = lax.scan(body, first, length=terms, unroll=unroll)
+        carry = (b, b, (infinity, zero), jnp.asarray(True))
+        if terms:  # under jax.disable_jit a scan needs a step
+            carry, _ = lax.scan(body, carry, length=terms, unroll=True if loop != "scan" else 1)
+        _, p, curvature, _ = carry
         x = tree_scale(a, p)
         return judged(product, b, x, scale, jnp.asarray(terms, jnp.int32), *curvature)
 

@@ -23,6 +23,7 @@ __all__ = [
     "CONTRACTION_GAMMA",
     "ZOO",
     "ProblemAt",
+    "at_minimum",
     "contraction",
     "contraction_nonlinear",
     "integer_leaves",
@@ -253,6 +254,27 @@ def outer_lam(steps: int) -> Problem:
         return draw(steps, 6, 3), draw(steps, 6)
 
     return build(dynamics, loss, draw(4), lam, data(), data())
+
+
+def at_minimum(steps: int) -> Problem:
+    """One step leads to the minimum of its batch, from wherever it starts.
+
+    So the exact hypergradient is the one through the minimum, and methods that assume to be
+    there (implicit, single-loop) can be held against it. The Hessian has eigenvalues 0.5, 1
+    and 1.5. Not in `ZOO`: nothing of the path remains to be looked at.
+    """
+    draw = numbers(11)
+    curvature = jnp.array([0.5, 1.0, 1.5])
+
+    def train_loss(w, lam, d):
+        return jnp.sum(curvature * (w - lam["scale"] * jnp.tanh(lam["target"]) * d) ** 2) / 2
+
+    def outer_loss(w, lam, v):
+        return jnp.sum((w - v) ** 4) / 4 + jnp.sum(lam["target"] ** 2) / 2
+
+    dynamics = from_optax(train_loss, lambda lam: scale_by_tree(-1 / curvature))
+    lam = {"target": draw(3), "scale": 0.7}
+    return build(dynamics, outer_loss, draw(3), lam, draw(steps, 3), draw(steps, 3))
 
 
 ZOO: dict[str, ProblemAt] = {
