@@ -352,8 +352,10 @@ class EstimatorOptimizer(BilevelOptimizer):
                     "before step is traced by jit, vmap or scan: make the state by "
                     "init(params, hyperparams, train_batch)."
                 )
-            window = jax.tree.map(lambda x: jnp.asarray(x)[None], Window(train_batch, ()))
-            state = _allocate(self.estimator("scan"), state, window)
+            one = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((1, *np.shape(x)), jnp.result_type(x)), train_batch
+            )
+            state = _allocate(self.estimator("scan"), state, Window(one, ()))
         return state, train_batch, val_batch
 
 
