@@ -125,9 +125,9 @@ def neumann(terms: int = 20, step_size: float = 0.1) -> Solver:
         b, scale = unit(alpha)
 
         def body(carry, _):
-            v, p, curvature, converges = carry
+            v, p, (least, largest), converges = carry
             Gv = product(v)
-            curvature = extremes(*curvature, tree_dot(v, Gv), tree_dot(v, v))
+            curvature = extremes(least, largest, tree_dot(v, Gv), tree_dot(v, v))
             new = plus(v, -a, Gv)
             converges &= tree_l2_norm(new) < DIVERGED  # False for NaN too
             v = tree_where(converges, new, v)

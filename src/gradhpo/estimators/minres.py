@@ -76,7 +76,9 @@ def minres(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 
             ill-conditioned one.
 
     The answer is alpha times the pseudo-inverse of G: of all u that leave the least residual the
-    one of smallest norm. In float32 it holds about `1e-7 |G| / (smallest nonzero eigenvalue)`.
+    one of smallest norm. In float32 to about four digits where the nonzero eigenvalues span a
+    factor of 10, and two or three where 100; what is wrong stands in the null space for the most
+    part. In float64 to the tolerance times that factor.
     One product per iteration and one more; on well-conditioned systems about as many as `cg`.
     Memory: seven trees of weights, and what a product needs. It starts from zero at every
     update: an earlier solution has a part in the null space of another Hessian, which no residual
@@ -84,7 +86,7 @@ def minres(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 
 
     >>> G = jnp.diag(jnp.array([2.0, 1.0, 0.0]))
     >>> found = minres()(lambda u: u @ G, jnp.ones(3), None, jax.random.key(0), "scan")
-    >>> print(found.u, found.least_squares)
+    >>> print(jnp.abs(jnp.round(found.u, 4)), found.least_squares)
     [0.5 1.  0. ] True
     """
     tolerance = check_tolerance("minres", tolerance)
