@@ -291,13 +291,15 @@ def test_a_saddle_is_flagged_and_nan_is_no_success():
     problem, lam = BilevelProblem(dynamics, judge), jnp.asarray(0.5)
     window = Window(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
     inner = dynamics.init(jnp.array([0.1, -0.2]), lam)
-    for solver in (cg(), dense(), None):
+    for solver in (dense(), None):
         got = hypergradient(solver, problem, inner, lam, window)
         assert got.info["status"] == Status.NEGATIVE_CURVATURE
         assert got.info["curvature"] < 0 and np.isfinite(got.hypergrad)
-    got = hypergradient(neumann(3, 0.1), problem, inner, lam, window)  # diverges along w_1
-    assert got.info["status"] == Status.LINEAR_SOLVE_FAILED
-    assert got.info["curvature"] < 0 and np.isnan(got.hypergrad)
+    # One stops at its first direction and has nothing, the other diverges along w_1.
+    for solver in (cg(), neumann(3, 0.1)):
+        got = hypergradient(solver, problem, inner, lam, window)
+        assert got.info["status"] == Status.LINEAR_SOLVE_FAILED
+        assert got.info["curvature"] < 0 and np.isnan(got.hypergrad)
 
     def broken(w, lam, batch):  # a finite gradient, a Hessian of NaN
         return jnp.sum(jnp.abs(w - w) ** 1.5) + lam * jnp.sum(w**2)

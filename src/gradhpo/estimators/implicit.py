@@ -43,8 +43,8 @@ __all__ = ["ImplicitMemory", "implicit"]
 
 ACCURATE = 1e-2
 """Relative residual above which the status says that the linear system is not solved."""
-WORSE_THAN_NONE = 1.001
-"""u = 0 leaves the relative residual 1, up to rounding. Above it nothing is used."""
+NONE = 1.001
+"""Relative residual of a least-squares solution at most: u = 0 leaves 1, up to rounding."""
 
 
 class ImplicitMemory(NamedTuple):
@@ -155,7 +155,7 @@ def implicit(
         found = solve(product, wide, start, key, loop)
         u = _cast_like(found.u, right)
         indirect = G.indirect(u)  # -u M
-        usable = found.residual <= WORSE_THAN_NONE  # False for NaN
+        usable = _usable(found)
         hypergrad = jax.tree.map(
             lambda a, b: jnp.where(usable, a + b, jnp.nan).astype(a.dtype), direct, indirect
         )
@@ -185,6 +185,13 @@ def implicit(
     return Estimator(init, estimate, window=steps, metrics=metrics)
 
 
+def _usable(found: Solution) -> jax.Array:
+    """Whether u is better than none; in the least-squares sense none may be the best there is."""
+    residual = jnp.asarray(found.residual)
+    best = jnp.asarray(found.least_squares) & (residual <= NONE)
+    return (residual < 1 - 8 * jnp.finfo(residual.dtype).eps) | best  # False for NaN
+
+
 def _status(found: Solution, check_curvature: bool) -> jax.Array:
     """What to say of a solution; only a minimum, where the curvature counts, needs it positive."""
     unsolved = jnp.where(
@@ -193,7 +200,7 @@ def _status(found: Solution, check_curvature: bool) -> jax.Array:
     status = jnp.where(found.residual <= ACCURATE, Status.OK, unsolved)
     if check_curvature:
         status = jnp.where(found.curvature < 0, Status.NEGATIVE_CURVATURE, status)
-    return jnp.where(found.residual <= WORSE_THAN_NONE, status, Status.LINEAR_SOLVE_FAILED)
+    return jnp.where(_usable(found), status, Status.LINEAR_SOLVE_FAILED)
 
 
 def _warn_of_rates(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Window) -> None:
