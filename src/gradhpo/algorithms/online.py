@@ -35,12 +35,13 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
     Source:
         Lee et al. (2022), algorithms 3 and 4. See `gradhpo.estimators.distill`.
 
+    >>> import jax.numpy as jnp
     >>> opt = OnlineHypergradientOptimizer(
-    ...     update_fn=lambda w, lam, batch: w - lam * (w - batch), gamma=0.9, T=20
+    ...     update_fn=lambda w, lam, batch: w - lam * (w - batch.mean()), gamma=0.9, T=20
     ... )
-    >>> judge = lambda w, lam, batch: (w - batch) ** 2
-    >>> state = opt.init(1.0, 0.5)
-    >>> print(opt.compute_hypergradient(state, 2.0, 2.0, judge, judge))
+    >>> judge = lambda w, lam, batch: (w - batch.mean()) ** 2
+    >>> state, examples = opt.init(1.0, 0.5), jnp.full(4, 2.0)
+    >>> print(opt.compute_hypergradient(state, examples, examples, judge, judge))
     -1.0
     """
 
