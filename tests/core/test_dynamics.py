@@ -147,16 +147,15 @@ def test_every_estimator_carries_keys_and_counts(name):
     problem = BilevelProblem(from_update(noisy), lambda w, lam, v: jnp.sum((w["w"] - v) ** 2))
     lam = jnp.array(0.4)
     inner = problem.dynamics.init(mixed_params(), lam)
-    window = Window(jnp.ones((3, 2)), jnp.zeros((3, 2)))
     estimator = ESTIMATORS[name]
+    window = Window(jnp.ones((estimator.window, 2)), jnp.zeros((estimator.window, 2)))
     memory = estimator.init(inner, lam, window)
     got = jax.jit(lambda *a: estimator.estimate(problem, *a))(memory, inner, lam, window)
     assert jax.tree.structure(got.inner) == jax.tree.structure(inner)
     if name == "reverse":
         exact = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)
         np.testing.assert_allclose(got.hypergrad, exact, rtol=1e-13)
-    steps = 3 if name in ("reverse", "greedy") else 1
-    assert got.inner.params["count"] == 3 + steps
+    assert got.inner.params["count"] == 3 + estimator.window
 
 
 def test_optax_sees_floating_leaves_only():

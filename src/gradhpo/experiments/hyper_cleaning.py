@@ -93,11 +93,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         dict.fromkeys(("fixed", *(config.method or (FAST_METHODS if config.fast else METHODS))))
     )
     common = {"inner_optimizer": INNER, "outer_optimizer": OUTER}
-    # With momentum theta is fitted at 4.5, above its guard; Adam does not mind the scale.
-    own = {"hyperdistill": {"theta_guard": False}}
-    optimizers = {
-        m: make_optimizer(m, config, **common, **own.get(m, {})) for m in methods if m != "fixed"
-    }
+    optimizers = {m: make_optimizer(m, config, **common) for m in methods if m != "fixed"}
     score = scorer(logits)
     values: dict[str, dict[str, list[Any]]] = {m: {} for m in methods}
     weights: dict[str, list[np.ndarray]] = {m: [] for m in optimizers}
