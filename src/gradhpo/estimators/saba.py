@@ -19,7 +19,11 @@ unbiased for parts drawn uniformly, and with a variance that vanishes as w, u an
 to rest: constant steps converge. The sign of u is ours, see `gradhpo.estimators.soba`. The
 paper fills the tables before it starts; ours fill as parts come. The mean is over the parts
 seen so far, and takes the place of phi_i(old) for one not seen, whose S is then
-phi_i(new): still unbiased, and SOBA at first.
+phi_i(new): still unbiased, and SOBA at first. The authors' code starts from tables of zeros
+and divides by all parts. Drawn uniformly the two start alike; but in a first pass in which no
+part comes twice, S is then phi_i(new) plus k/n times the mean of the k seen: steps half as
+long again over that pass, which at equal rates looks like a better start and at larger ones
+is a worse one.
 """
 
 from collections.abc import Callable
