@@ -41,7 +41,7 @@ __all__ = [
 
 Rule = Literal["additive", "multiplicative"]
 Scope = Literal["global", "leaf", "parameter"]
-Number = jax.typing.ArrayLike
+Number = float | jax.Array
 
 
 class HypergradientDescentState(NamedTuple):

@@ -6,7 +6,7 @@ memory traffic, than storing both; and no gradient is computed a second time.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class MomentumState(NamedTuple):
     """Slots of `momentum_sgd`."""
 
     trace: Params  # m_t
-    count: jax.Array | None  # t, int32, where the learning rate depends on it
+    count: Any  # t, int32, where the learning rate depends on it, else None
 
 
 class Retraceable(NamedTuple):
