@@ -9,26 +9,38 @@ DEV_EXTRAS ?= all,docs,test
 export JAX_PLATFORMS ?= cpu
 
 BIN := .venv/bin
+# Each process begins with a contiguous part, so that the tests of a file share what they trace.
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
+OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 ENGINE := $(addprefix tests/,core estimators algorithms testing utils)
 STUDIES := from gradhpo.experiments.registry import STUDIES; print(*STUDIES)
 
-.PHONY: demo test test-x64 test-optimised mutations lint types docs reproduce bench clean
+.PHONY: demo test bits coverage test-x64 test-optimised mutations lint types docs reproduce bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/gradhpo demo
 
 # One pytest run: the tests, the blocks of README and docs, the doctests, the notebooks.
-test: .venv/dev.stamp
-	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term --cov-report=xml $(TESTFLAGS)
+test: .venv/dev.stamp bits
+	$(PYTEST) $(TESTFLAGS)
+
+# Tests of bits, counts and texts of programs, by the compiler that users have. The other tests
+# leave most optimisations out. 5: TESTFLAGS select none.
+bits: .venv/dev.stamp
+	$(OPTIMISED) $(PYTEST) -m "optimised and not slow" tests $(TESTFLAGS) || test $$? = 5
+
+# The same with a report of the lines run, a fifth slower before Python 3.14.
+coverage: .venv/dev.stamp bits
+	$(PYTEST) --cov --cov-report=term --cov-report=xml $(TESTFLAGS)
 
 # The library's own tests with 64-bit floats as JAX's default, those that set their own default
 # aside; studies and documents are 32-bit.
 test-x64: .venv/dev.stamp
-	JAX_ENABLE_X64=1 $(BIN)/pytest -n $(WORKERS) $(ENGINE) $(TESTFLAGS)
+	JAX_ENABLE_X64=1 $(PYTEST) $(ENGINE) $(TESTFLAGS)
 
-# The whole suite by the compiler that users have; the others leave most optimisations out.
+# The whole suite by the compiler that users have.
 test-optimised: .venv/dev.stamp
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n $(WORKERS) $(TESTFLAGS)
+	$(OPTIMISED) $(PYTEST) $(TESTFLAGS)
 
 # Deliberate faults, each of which the tests must notice.
 mutations: .venv/dev.stamp

@@ -149,6 +149,9 @@ def test_callbacks_count_from_one_and_see_w_T(name):
     np.testing.assert_array_equal(got.hyperparams["rate"], seen[-1][1].hyperparams["rate"])
     last = []
     got = run(opt, state, M=2, callback=lambda m, s: last.append(s))
+    assert not any(
+        x.is_deleted() for x in jax.tree.leaves(last)
+    )  # the next episode donates its own
     np.testing.assert_array_equal(got.params["w"], last[-1].params["w"])
 
 

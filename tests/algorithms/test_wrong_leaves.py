@@ -128,7 +128,6 @@ def test_ending_an_episode_that_never_began():
         opt.end_episode(begun, 0.5)
 
 
-@pytest.mark.optimised
 def test_side_effects_and_printing_do_not_crash():
     """Row 58, and row 57: a legacy key in the batch is data like any other."""
     calls = []

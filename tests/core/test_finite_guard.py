@@ -24,13 +24,43 @@ from gradhpo import (
     Status,
     Window,
     bilevel_step,
+    forward,
     from_optax,
+    hyperdistill,
     init_state,
     one_step,
     run_episode,
 )
 from gradhpo.core.loop import in_windows
+from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_is_finite
+
+
+def apart(w, lam, batch):
+    """A validation loss whose derivative does not see the batch."""
+    return jnp.sum(w["w"] ** 2) + jnp.sum(batch)
+
+
+@pytest.mark.parametrize(
+    "estimator, outer_loss, moves",
+    [
+        (forward(online=True), PROBLEM.outer_loss, True),  # Z goes with s_t
+        (hyperdistill(0.9, theta=1.0), apart, False),
+    ],
+    ids=["rtho", "hyperdistill"],
+)
+def test_what_is_remembered_of_a_bad_validation_batch(estimator, outer_loss, moves):
+    """A memory that belongs to s_t moves on, another stays, even if the derivative is finite."""
+    problem = PROBLEM._replace(outer_loss=outer_loss)
+    step = jax.jit(partial(bilevel_step(estimator), problem))
+    state, window = fresh(estimator, problem=problem), data(1)
+    good = step(state, window, 0.1).memory
+    after = step(state, window._replace(val=window.val * jnp.nan), 0.1)
+    assert after.metadata["status"] == Status.NONFINITE_VAL_LOSS
+    kept = split((after.memory, good if moves else state.memory))[0]
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+    with pytest.raises(AssertionError):
+        jax.tree.map(np.testing.assert_array_equal, *split((good, state.memory))[0])
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
