@@ -28,6 +28,7 @@ from gradhpo import (
     from_update,
     greedy,
     hyperdistill,
+    init_state,
     linear_decay,
     one_step,
     reverse,
@@ -103,6 +104,26 @@ def test_resident_indices_are_the_batches():
     batches = Window(data_set[indices.train], data_set[indices.val])
     b = run_episode(estimator, None, PROBLEM, fresh(estimator), batches, 0.1)
     assert_trees_close(what_counts(a), what_counts(b), 1e-6)
+
+
+@pytest.mark.parametrize("estimator, sides", [(reverse(8), 1), (greedy(0.9, 8), 2)])
+def test_resident_batches_that_nobody_reads_are_not_gathered(estimator, sides):
+    """Reverse mode reads one of T validation batches: the program has room for T of one side."""
+    wide, rows = jax.ShapeDtypeStruct((100, 5000), jnp.float32), np.zeros((8, 10), np.int32)
+
+    def square(w, lam, batch):
+        return jnp.mean((batch @ w) ** 2) + lam * jnp.vdot(w, w)
+
+    problem = BilevelProblem(from_optax(square, optax.sgd(0.1)), square)
+
+    def episode(window, resident):
+        state = init_state(problem, estimator, None, jnp.ones(5000), jnp.ones(()))
+        return run_episode(estimator, None, problem, state, window, 0.1, resident=resident)
+
+    program = jax.jit(episode).lower(Window(rows, rows), Window(wide, wide)).compile()
+    batches = rows.size * 5000 * 4
+    temp = program.memory_analysis().temp_size_in_bytes
+    assert sides * batches <= temp < (sides + 0.5) * batches
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
