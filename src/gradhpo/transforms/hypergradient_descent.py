@@ -197,7 +197,7 @@ def sgd_hd(
     hypergradient_lr: Number | optax.GradientTransformation,
     momentum: float | None = None,
     nesterov: bool = False,
-    weight_decay: Number = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     *,
     rule: Rule = "additive",
     scope: Scope = "global",
@@ -242,7 +242,7 @@ def adam_hd(
     b2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
-    weight_decay: Number = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     *,
     rule: Rule = "additive",
     scope: Scope = "global",
@@ -285,7 +285,7 @@ def adamw_hd(
     b2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
-    weight_decay: Number = 1e-4,
+    weight_decay: float | jax.Array = 1e-4,
     mask: Any = None,
     *,
     rule: Rule = "additive",
@@ -394,7 +394,7 @@ def _entry(key: Any) -> str:
 
 
 def _with_l2(
-    weight_decay: Number, learned: optax.GradientTransformationExtraArgs
+    weight_decay: float | jax.Array, learned: optax.GradientTransformationExtraArgs
 ) -> optax.GradientTransformationExtraArgs:
     """`learned` on the gradient of the loss with its penalty.
 

@@ -6,7 +6,7 @@ memory traffic, than storing both; and no gradient is computed a second time.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class MomentumState(NamedTuple):
     """Slots of `momentum_sgd`."""
 
     trace: Params  # m_t
-    count: Any  # t, int32, where the learning rate depends on it, else None
+    step: jax.Array | None  # t, int32, where the learning rate depends on it
 
 
 class Retraceable(NamedTuple):
@@ -56,18 +56,18 @@ def momentum_sgd(learning_rate: Rate, momentum: jax.typing.ArrayLike = 0.9) -> R
     """
 
     def init(params):
-        count = jnp.zeros((), jnp.int32) if callable(learning_rate) else None
-        return MomentumState(optax.tree.zeros_like(params), count)
+        step = jnp.zeros((), jnp.int32) if callable(learning_rate) else None
+        return MomentumState(optax.tree.zeros_like(params), step)
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
         trace = jax.tree.map(lambda g, m: (g + momentum * m).astype(m.dtype), updates, state.trace)
-        count = None if state.count is None else optax.safe_increment(state.count)
-        state = MomentumState(trace, count)
+        step = None if state.step is None else jnp.asarray(optax.safe_increment(state.step))
+        state = MomentumState(trace, step)
         return last_updates(state), state
 
     def last_updates(state):
-        rate = learning_rate if state.count is None else learning_rate(state.count - 1)
+        rate = learning_rate if state.step is None else value_at(learning_rate, state.step - 1)
         return _descend(rate, state.trace)
 
     def last_gradients(before, after):
