@@ -200,12 +200,12 @@ def test_float32_points_the_same_way(name):
     if name == "mlp_momentum":
         makers["finite_difference"] = finite_difference
 
+    def gradient(estimator):
+        got = whole_window(estimator, *ZOO[name](estimator.window))
+        return np.asarray(ravel_pytree(got.hypergrad)[0], np.float64)
+
     def gradients():
-        case = ZOO[name](T)
-        return {
-            k: np.asarray(ravel_pytree(whole_window(make(), *case).hypergrad)[0], np.float64)
-            for k, make in makers.items()
-        }
+        return {k: gradient(make()) for k, make in makers.items()}
 
     wide = gradients()
     jax.config.update("jax_enable_x64", False)

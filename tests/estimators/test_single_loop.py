@@ -594,7 +594,7 @@ def test_a_batch_that_does_not_say_its_part_is_refused(batch, message):
     problem, w, lam, window = small(jnp.float64)
     window = at(window, slice(1))
     dynamics = from_optax(lambda w, lam, b: jnp.sum((w - lam) ** 2), optax.sgd(0.1))
-    estimator, inner = EVERY["saba"](), dynamics.init(w, lam)
+    estimator, inner, window = EVERY["saba"](), dynamics.init(w, lam), at(window, slice(1))
     with pytest.raises(ValueError, match=message):
         estimator.estimate(
             BilevelProblem(dynamics, lambda w, lam, b: jnp.sum(w**2)),
