@@ -20,7 +20,7 @@ STUDIES := from gradhpo.experiments.registry import STUDIES; print(*STUDIES)
 demo: .venv/demo.stamp
 	$(BIN)/gradhpo demo
 
-# One pytest run: the tests, the blocks of README and docs, the doctests, the notebooks.
+# The tests, the blocks of README and docs, the doctests, the notebooks; first a few apart, `bits`.
 test: .venv/dev.stamp bits
 	$(PYTEST) $(TESTFLAGS)
 
@@ -58,7 +58,7 @@ docs: .venv/dev.stamp
 
 # Hours, not minutes: the slow tests, then every study at full size; replaces results in out/.
 reproduce: .venv/dev.stamp
-	$(BIN)/pytest -m slow --timeout=0 $(TESTFLAGS)
+	$(OPTIMISED) $(BIN)/pytest -m slow --timeout=0 $(TESTFLAGS)
 	set -e; studies=$$($(BIN)/python -c "$(STUDIES)"); \
 	for study in $$studies; do $(BIN)/gradhpo run $$study --out out/$$study --overwrite; done
 

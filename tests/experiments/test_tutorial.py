@@ -39,6 +39,7 @@ def outcomes(request):
     return request.param, found
 
 
+@pytest.mark.optimised
 def test_fo_is_fixed_bit_for_bit(outcomes):
     _, found = outcomes
     np.testing.assert_array_equal(found["fo"].losses, found["fixed"].losses)
