@@ -92,7 +92,7 @@ def test_compute_hypergradient_is_what_step_applies(name):
         h = opt.compute_hypergradient(state, batch(seed), batch(seed + 100), train_loss, val_loss)
         after = step(opt, state, seed, lr_hyper=1.0)
         want = jax.tree.map(lambda a, b: a - b, state.hyperparams, after.hyperparams)
-        assert_trees_close(h, want, 2e-6)
+        assert_trees_close(h, want, 1e-5)  # a difference of numbers of size 2, in float32
         assert float(optax.tree.norm(h)) > 1e-2
         np.testing.assert_allclose(after.metadata["hypergrad_norm"], optax.tree.norm(h), rtol=1e-6)
         state = after

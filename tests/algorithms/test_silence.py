@@ -125,7 +125,8 @@ def test_an_evolution_strategy_sees_through_a_stop_gradient():
     """Its hyperparameters need no derivative either; one that is not used at all is named."""
 
     def rounded(w, lam, batch):
-        return train_loss(w, {"scale": jax.lax.stop_gradient(lam["scale"])}, batch)
+        scale = jax.lax.stop_gradient(lam["scale"])
+        return train_loss(w, {"scale": scale, "rate": 0.0}, batch)
 
     for used, ignored in ((sgd, None), (optax.sgd(0.1), r"\['rate'\] is identically zero")):
         opt = method("pes", inner_optimizer=used, strict=True)
