@@ -339,7 +339,8 @@ def run(config, progress):
 sys.modules["stuck"] = study = ModuleType("stuck")
 study.Config, study.run = StudyConfig, run
 registry.STUDIES["stuck"] = registry.Study("stuck", "")
-sys.exit(cli.main(["run", "stuck", *sys.argv[1:]]))
+sys.argv[1:1] = ["run", "stuck"]
+sys.exit(cli.main())  # as the installed command does; a caller with a list keeps its process
 """
 
 

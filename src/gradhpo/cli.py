@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 1 when something failed, 2 for a wrong command line or a missing extra, 130
         when interrupted; one line on stderr says what. What leaves this function as an exception
-        is a bug. Ctrl-C ends the process itself, with status 130.
+        is a bug. Where `argv` is None, as in the installed command, Ctrl-C ends the process itself.
 
     Raises:
         SystemExit: with status 0 or 2, after the help or an error of a command's options.
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with prompt_interrupts("gradhpo: interrupted"):
+        # A session or notebook that calls this outlives an interrupt.
+        own = prompt_interrupts("gradhpo: interrupted") if argv is None else nullcontext()
+        with own:
             _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return 0

@@ -303,3 +303,6 @@ def test_rates_of_episodes_are_one_for_each():
             run_episodes(one_step(), None, problem, state, windows, rates)
     with pytest.raises(ValueError, match="lr_hyper must be a finite number of at least 0"):
         linear_decay(-1.0, 2)
+    for rates in (np.array([0.1, -1.0]), jnp.array([np.nan, 0.1])):
+        with pytest.raises(ValueError, match="every rate of lr_hyper must be a finite number"):
+            run_episodes(one_step(), None, problem, state, windows, rates)

@@ -188,6 +188,15 @@ def test_runs_with_new_functions_are_named():
         state = run(opt, state, M=1)
 
 
+def test_a_search_over_settings_is_no_recompilation(recwarn):
+    """Every run compiles once, for its own settings and batch size; strict has nothing to say."""
+    for i in range(5):
+        rate, size = 0.1 / (i + 1), 2 + i
+        opt = method("one_step", inner_optimizer=sgd, outer_optimizer=optax.sgd(rate), strict=True)
+        run(opt, opt.init(*start()), M=1, get_train_batch=lambda: np.ones((size, 2), np.float32))  # noqa: B023
+    assert not recwarn.list
+
+
 def test_sources_that_change_shape_between_episodes_are_named():
     sizes = iter([n for n in range(2, 7) for _ in range(4)])
     opt = method("one_step", loop="scan", outer_optimizer=optax.sgd(0.1))  # nobody else's programs

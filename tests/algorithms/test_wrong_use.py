@@ -252,7 +252,7 @@ def test_a_new_lambda_every_call_is_named():
             state = step(opt, state, losses=(train_loss, lambda w, lam, b: val_loss(w, lam, b)))
     assert len(caught) == 1
     strict = method("one_step", strict=True)
-    with pytest.raises(ValueError, match="define it once"):
+    with pytest.raises(ValueError, match="define them once"):
         for _ in range(8):
             fresh = functools.partial(train_loss)
             step(strict, state, losses=(fresh, val_loss))

@@ -55,7 +55,7 @@ FACTORIES = {
         {},
         {
             "gamma": FRACTION,
-            "theta": POSITIVE,
+            "theta": {TypeError: ("0.1", [0.1]), ValueError: (-1.0, np.nan, np.inf)},
             "points": WORD,
             "sampling": WORD,
             "seed": SEED,

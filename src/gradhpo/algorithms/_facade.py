@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from gradhpo.algorithms._findings import complain_of, complain_of_rejections, inspect, resolve
 from gradhpo.algorithms._programs import Programs, dynamics_of, initializer, problem_of, programs
-from gradhpo.algorithms._recompilation import note_compilation
+from gradhpo.algorithms._recompilation import note_compilation, note_shapes
 from gradhpo.core import loop as loops
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.dynamics import is_optimizer
@@ -24,6 +24,7 @@ from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, Upda
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.validation import (
     check_callable,
+    check_choice,
     check_count,
     check_fraction,
     check_hyperparams,
@@ -50,8 +51,8 @@ class EstimatorOptimizer(BilevelOptimizer):
         loop: How steps are looped over: "scan", "unroll", "host", or "auto", which avoids
             compiled loops for convolutions on CPU, where they are 15-20 times slower.
         strict: Raise instead of warning when a hyperparameter has no effect, the validation loss
-            no path to the weights, a parameter no gradient, or something is compiled again and
-            again.
+            no path to the weights, a parameter no gradient, a batch no examples that HyperDistill
+            could keep, or `step` is compiled again and again.
     """
 
     update_fn: UpdateFn | None = None
@@ -83,8 +84,7 @@ class EstimatorOptimizer(BilevelOptimizer):
             )
         if self.T is not None:
             self._settle(T=check_count("T", self.T))
-        if self.loop not in ("auto", "scan", "unroll", "host"):
-            raise ValueError(f"loop must be 'auto', 'scan', 'unroll' or 'host', got {self.loop!r}.")
+        check_choice("loop", self.loop, ("auto", "scan", "unroll", "host"))
 
     def _make_hashable(self) -> None:
         """Numbers that come as arrays become Python's: settings are static under jit."""
@@ -261,19 +261,21 @@ class EstimatorOptimizer(BilevelOptimizer):
         rejected = int(state.metadata["n_rejected"])
         taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
         loop, compiled, fit, drawn, shapes = "scan", None, None, None, resident
+        seen: set[Any] = set()
         for m in range(1, M + 1):
             window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
             if _avals(window) != drawn:
                 drawn = _avals(window)
                 shapes = jax.eval_shape(loops.fetch, resident, window)
+                note_shapes(self, seen, shapes, strict=False)  # the state so far would be lost
                 state = _allocate(estimator, state, shapes)
             if compiled is None or fit is None:
                 state = _copy(state)
                 findings = inspect(self, problem, state, shapes)
                 complain_of(self, findings)
                 loop = resolve(self.loop, findings)
-                compiled = self._noted(train_loss_fn, val_loss_fn, loop)
+                compiled = self._noted(train_loss_fn, val_loss_fn, loop, run=True)
                 # A host loop for its own sake is one over the updates; the fit needs none.
                 inside = loop if findings.convolves else resolve("auto", findings)
                 fit = self._cached(programs, train_loss_fn, val_loss_fn, inside).estimate_theta
@@ -308,11 +310,14 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     # -- what the above share ---------------------------------------------------------------
 
-    def _noted(self, train_loss: LossFn, val_loss: LossFn, loop: Loop) -> Programs:
+    def _noted(
+        self, train_loss: LossFn, val_loss: LossFn, loop: Loop, *, run: bool = False
+    ) -> Programs:
         """The programs, with a warning when call after call brings new functions."""
         before = programs.cache_info().misses
         compiled = self._cached(programs, train_loss, val_loss, loop)
-        note_compilation(self, train_loss, val_loss, programs.cache_info().misses > before)
+        missed = programs.cache_info().misses > before
+        note_compilation(self, train_loss, val_loss, missed, run=run)
         return compiled
 
     def _cached(self, make: Callable, train_loss: LossFn, val_loss: LossFn, *loop: Loop) -> Any:

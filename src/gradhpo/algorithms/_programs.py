@@ -90,7 +90,7 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
         )
         findings = look(optimizer, problem, state, window)
         complain_of(optimizer, findings)
-        note_shapes(optimizer, seen, window)
+        note_shapes(optimizer, seen, window, strict=optimizer.strict)
         return optimizer.estimator(resolve(loop, findings, window=True)), window
 
     def step(state, train_batch, val_batch, lr_hyper):
@@ -109,7 +109,6 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
     estimator = optimizer.estimator("unroll" if loop == "host" else settled)
 
     def episode(state, window, lr_hyper, resident, keep_phi):
-        note_shapes(optimizer, seen, window)
         return loops.run_episode(
             estimator,
             outer,
@@ -126,7 +125,6 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
         return loops.start_episode(estimator, problem.dynamics, state, keep_phi=keep_phi)
 
     def window_step(state, window, lr_hyper, resident):
-        note_shapes(optimizer, seen, window)
         window = loops.fetch(resident, window)
         return bilevel_step(estimator, outer)(problem, state, window, lr_hyper)
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from gradhpo.core.dynamics import Dynamics
 from gradhpo.core.estimator import Estimator, Loop
@@ -175,6 +177,9 @@ def run_episodes(
             f"lr_hyper must hold one rate for each of the {episodes} episodes, got shape "
             f"{jnp.shape(lr_hyper)}; linear_decay(rate, {episodes}) makes the usual ones."
         )
+    if lr_hyper is not None and not isinstance(lr_hyper, Tracer):
+        for rate in np.asarray(lr_hyper):
+            check_rate("every rate of lr_hyper", rate)
 
     def body(state, x):
         m, window, rate = x

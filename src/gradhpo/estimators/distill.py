@@ -38,7 +38,7 @@ from gradhpo.utils.gradients import tree_dot, tree_last, tree_lerp, tree_scale
 from gradhpo.utils.validation import (
     check_choice,
     check_fraction,
-    check_positive,
+    check_not_negative,
     check_seed,
     unless_traced,
 )
@@ -100,7 +100,7 @@ def hyperdistill(
     """
     gamma = unless_traced(check_fraction, "gamma", gamma)
     if theta is not None:
-        theta = unless_traced(check_positive, "theta", theta)
+        theta = unless_traced(check_not_negative, "theta", theta)
     points = check_choice("points", points, ("line", "trajectory"))
     sampling = check_choice("sampling", sampling, ("bernoulli", "round"))
     seed = check_seed(seed)

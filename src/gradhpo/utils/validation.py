@@ -27,6 +27,7 @@ __all__ = [
     "check_count",
     "check_fraction",
     "check_hyperparams",
+    "check_not_negative",
     "check_number",
     "check_outer_step",
     "check_params",
@@ -107,6 +108,18 @@ def check_number(name: str, value: Any) -> float:
     number = _as_float(name, value, "a number")
     if not np.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}.")
+    return number
+
+
+def check_not_negative(name: str, value: Any) -> float:
+    """A finite number of at least 0, as a Python float.
+
+    >>> check_not_negative("theta", 0)
+    0.0
+    """
+    number = check_number(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be at least 0, got {number}.")
     return number
 
 
@@ -320,14 +333,17 @@ def check_same_avals(old: Any, new: Any) -> None:
 
 
 def check_batch(what: str, batch: Any) -> None:
-    """Every leaf an array that is not empty."""
-    for name, leaf in leaves_with_names(batch):
+    """Every leaf an array, and not all of those that have axes empty."""
+    leaves = leaves_with_names(batch)
+    for name, leaf in leaves:
         _array_dtype(what, name, leaf)
-        if np.ndim(leaf) and np.shape(leaf)[0] == 0:
-            raise ValueError(
-                f"{what}: empty batch. Leaf {name} has shape {np.shape(leaf)}, and a mean over no "
-                "examples is NaN; leave it out."
-            )
+    shapes = {name: np.shape(leaf) for name, leaf in leaves if np.ndim(leaf)}
+    if shapes and all(shape[0] == 0 for shape in shapes.values()):
+        name, shape = next(iter(shapes.items()))
+        raise ValueError(
+            f"{what}: empty batch. Leaf {name} has shape {shape}, and a mean over no "
+            "examples is NaN; leave it out."
+        )
 
 
 def check_alike(what: str, first: Any, batch: Any, t: int) -> list[Any]:
