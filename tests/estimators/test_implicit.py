@@ -354,7 +354,7 @@ def test_a_validation_loss_without_weights_has_no_indirect_term():
         (lambda: identity(0.0), ValueError, "step_size of a Neumann series must be positive"),
         (lambda: cg(100), ValueError, r"got 100\. For a number .* write cg\(max_iterations=100\)"),
         (lambda: minres(200), ValueError, r"write minres\(max_iterations=200\)"),
-        (lambda: gmres(0.0), ValueError, "must lie between 0 and 1, got 0"),
+        (lambda: gmres(-0.1), ValueError, "at least 0 and below 1, got -0.1"),
         (lambda: cg(damping=-0.1), ValueError, "damping .* must not be negative, got -0.1"),
         (lambda: dense(-1.0), ValueError, "damping .* must not be negative, got -1"),
         (lambda: minres(max_iterations=1), ValueError, "max_iterations must be at least 2"),

@@ -118,6 +118,8 @@ def test_conjugate_gradients_keep_their_best_iterate(x64):
         assert (residual <= before + 1e-9).all()
         before = residual
     assert (before[1::2] < 1e-5).all()  # where there is a solution it is found
+    # Tolerance 0: so many iterations, however good the first.
+    assert (solve_all(cg(0.0, 2), np.stack([np.eye(20) + G[0]]), b[:1]).iterations == 2).all()
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -232,12 +234,19 @@ def not_a_number(product, alpha, start, key, loop):
     return found._replace(u=jax.tree.map(lambda a: a * jnp.nan, alpha), residual=jnp.nan)
 
 
+def hardly_worse(product, alpha, start, key, loop):
+    """Least squares leave no more than u = 0 does: whatever claims it and leaves more is wrong."""
+    found = ten_times(product, alpha, start, key, loop)
+    return found._replace(residual=jnp.asarray(1.0005), least_squares=jnp.asarray(True))
+
+
 BAD = {
     "identity": identity(10.0),
     "neumann": neumann(20, 5.0),
     "nystrom": nystrom(1, 1e-3),
     "own": ten_times,
     "own, NaN": not_a_number,
+    "own, no least squares": hardly_worse,
 }
 
 

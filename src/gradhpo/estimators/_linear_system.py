@@ -56,12 +56,12 @@ Solver = Callable[[Product, Any, Any, jax.Array, Loop], Solution]
 
 
 def check_tolerance(name: str, value: Any) -> float:
-    """A relative residual to stop at; `name` is the solver, for the message."""
+    """A relative residual to stop at, 0 for never; `name` is the solver, for the message."""
     tolerance = check_number("tolerance", value)
-    if not 0 < tolerance < 1:
+    if not 0 <= tolerance < 1:
         number = f"{tolerance:g}" if tolerance >= 1 and tolerance.is_integer() else "..."
         raise ValueError(
-            "tolerance is the relative residual to stop at and must lie between 0 and 1, got "
+            "tolerance is the relative residual to stop at, at least 0 and below 1, got "
             f"{tolerance:g}. For a number of iterations write {name}(max_iterations={number})."
         )
     return tolerance

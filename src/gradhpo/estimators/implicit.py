@@ -43,8 +43,8 @@ __all__ = ["ImplicitMemory", "implicit"]
 
 ACCURATE = 1e-2
 """Relative residual above which the status says that the linear system is not solved."""
-NONE = 1.001
-"""Relative residual of a least-squares solution at most: u = 0 leaves 1, up to rounding."""
+ROUNDING = 8
+"""So many units of rounding lie between the residual of u and the 1 that u = 0 leaves."""
 
 
 class ImplicitMemory(NamedTuple):
@@ -188,8 +188,9 @@ def implicit(
 def _usable(found: Solution) -> jax.Array:
     """Whether u is better than none; in the least-squares sense none may be the best there is."""
     residual = jnp.asarray(found.residual)
-    best = jnp.asarray(found.least_squares) & (residual <= NONE)
-    return (residual < 1 - 8 * jnp.finfo(residual.dtype).eps) | best  # False for NaN
+    within = ROUNDING * jnp.finfo(residual.dtype).eps
+    best = jnp.asarray(found.least_squares) & (residual <= 1 + within)
+    return (residual < 1 - within) | best  # False for NaN
 
 
 def _status(found: Solution, check_curvature: bool) -> jax.Array:
