@@ -50,6 +50,7 @@ from gradhpo.estimators.greedy import greedy
 from gradhpo.estimators.implicit import implicit
 from gradhpo.estimators.linear_solvers import (
     cg,
+    cgls,
     dense,
     gmres,
     identity,
@@ -118,6 +119,7 @@ __all__ = [
     "amigo",
     "bilevel_step",
     "cg",
+    "cgls",
     "check_hypergradient",
     "clear_caches",
     "dense",

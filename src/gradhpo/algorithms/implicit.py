@@ -22,9 +22,9 @@ class ImplicitOptimizer(EstimatorOptimizer):
     Args:
         T: Inner steps per hypergradient; required unless `unroll_steps` is given.
         unroll_steps: Inner steps per hypergradient, if an episode is to have several.
-        solver: `cg(...)`, `neumann`, `nystrom`, `identity`, `dense`, `minres` or `gmres` of
-            `gradhpo.estimators.linear_solvers`; by default `minres()` for the training loss, whose
-            Hessian may then be singular, and `gmres()` for other conditions.
+        solver: `cg(...)`, `neumann`, `nystrom`, `identity`, `dense`, `minres`, `gmres` or
+            `cgls` of `gradhpo.estimators.linear_solvers`; by default `minres()` for the training
+            loss, whose Hessian may then be singular, and `gmres()`, then `cgls()`, for others.
         condition: "training_loss", "fixed_point" or a function `(w, lam, batch)` that is zero
             where training ends.
         warm_start: Start the solver from the last solution (`cg` and `gmres` do).

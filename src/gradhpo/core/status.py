@@ -89,10 +89,10 @@ _MESSAGES = {
         "the solution found for the linear system of the implicit hypergradient is no better than "
         "u = 0 (metric linear_residual, at least 1), so the hypergradient was discarded. Take a "
         "smaller step_size in a Neumann series (below 2 over the largest eigenvalue), more "
-        "damping, or, for the training loss, the default solver minres. A negative metric "
-        "curvature: this is no minimum, train longer between updates. A residual of NaN: the "
-        "second derivatives are NaN; with Adam, AMSGrad or RAdam in a fixed point set "
-        "eps_root=1e-8"
+        "damping, or the default solver; cg and gmres break down on singular systems, which "
+        "minres (for the training loss) and cgls solve. A negative metric curvature: this is no "
+        "minimum, train longer between updates. A residual of NaN: the second derivatives are "
+        "NaN; with Adam, AMSGrad or RAdam in a fixed point set eps_root=1e-8"
     ),
     Status.SINGULAR_SYSTEM: (
         "the linear system of the implicit hypergradient has no solution: the Hessian of the "

@@ -48,7 +48,7 @@ class Solution(NamedTuple):
     u: Any
     iterations: jax.Array  # products spent on it, the check not counted
     residual: jax.Array  # |u G - alpha| / |alpha|, computed anew
-    curvature: jax.Array  # smallest u G u / |u|^2 met, 0 if within rounding; negative: indefinite
+    curvature: jax.Array  # smallest u G u / |u|^2 met, 0 if none or within rounding
     least_squares: jax.Array | bool = False  # no u leaves a smaller residual: G is singular
 
 
@@ -146,8 +146,8 @@ def judged(
 
     Args:
         b, x: Scaled by 1 / `scale`, so that b has norm 1.
-        least: Smallest curvature met; reported as 0 within rounding, so that a positive
-            semidefinite G has no negative one.
+        least: Smallest curvature met, infinite if none was; reported as 0 then, and within
+            rounding, so that a positive semidefinite G has no negative one.
         largest: Largest absolute curvature, or another estimate of |G|. Where rounding in the
             product with x can be as large as b, the residual says nothing and is infinite: an x far
             out in the null space of G.
@@ -163,7 +163,7 @@ def judged(
         tree_scale(scale, x),
         iterations,
         jnp.where(lost, jnp.inf, residual),
-        jnp.where(jnp.abs(least) <= noise, 0, least),
+        jnp.where((jnp.abs(least) <= noise) | (least == jnp.inf), 0, least),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from gradhpo.core.curvature import (
     Condition,
@@ -34,7 +35,7 @@ from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params
-from gradhpo.estimators.linear_solvers import Solution, Solver, gmres, minres
+from gradhpo.estimators.linear_solvers import Solution, Solver, cgls, gmres, minres
 from gradhpo.utils._partition import merge, scalar_dtype, split
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_scale, tree_where
 from gradhpo.utils.validation import check_callable, check_count, check_seed, complain
@@ -79,9 +80,10 @@ def implicit(
         steps: Inner steps before every hypergradient; they bring w to the minimum, and a
             few are enough where the last update left it close by.
         solver: Of the linear system, from `gradhpo.estimators.linear_solvers`. None is
-            `minres()` for the training loss, right for a singular Hessian too, and `gmres()` where
-            G need not be symmetric: other conditions, and losses with custom gradients. Others:
-            `cg`, `neumann`, `nystrom`, `identity`, `dense`, or your own.
+            `minres()` for the training loss, right for a singular Hessian too. Where G need not be
+            symmetric (other conditions, losses with custom gradients) it is `gmres()`, and
+            `cgls()` if that finds no solution. Others: `cg`, `neumann`, `nystrom`, `identity`,
+            `dense`, or your own.
         condition: What defines the end of training: "training_loss" (its gradient is
             zero), "fixed_point" (Phi(s) = s; an unsymmetric system: dense, neumann with
             step 1, or gmres), or a function `(w, lam, batch) -> tree like w` that is zero there.
@@ -147,7 +149,7 @@ def implicit(
         """What an estimate holds besides the inner state."""
         loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
         G = system(problem, inner, lam, batch)
-        solve = solver or (minres() if G.symmetric else gmres())
+        solve = solver or (minres() if G.symmetric else _unsymmetric)
         right = alpha if condition == "fixed_point" else alpha.params
         start = memory.u if warm_start else optax.tree.zeros_like(memory.u)
         key = jax.random.fold_in(memory.key, memory.draws)
@@ -183,6 +185,18 @@ def implicit(
 
     metrics = ("stationarity", "linear_residual", "linear_iterations", "curvature")
     return Estimator(init, estimate, window=steps, metrics=metrics)
+
+
+def _unsymmetric(product, alpha, start, key, loop) -> Solution:
+    """`gmres`, which needs fewer products where there is a solution; else least squares."""
+    found = gmres()(product, alpha, start, key, loop)
+
+    def least_squares():
+        other = cgls()(product, alpha, start, key, loop)
+        return other._replace(iterations=found.iterations + other.iterations)
+
+    found = found._replace(least_squares=jnp.asarray(found.least_squares))
+    return lax.cond(found.residual <= ACCURATE, lambda: found, least_squares)
 
 
 def _usable(found: Solution) -> jax.Array:

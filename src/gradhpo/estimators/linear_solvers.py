@@ -33,11 +33,23 @@ from gradhpo.estimators._linear_system import (
     unit,
     while_loop,
 )
+from gradhpo.estimators.cgls import cgls
 from gradhpo.estimators.minres import minres
-from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale, tree_where
+from gradhpo.utils.gradients import tree_dot, tree_is_finite, tree_l2_norm, tree_scale, tree_where
 from gradhpo.utils.validation import check_count, check_number
 
-__all__ = ["Solution", "Solver", "cg", "dense", "gmres", "identity", "minres", "neumann", "nystrom"]
+__all__ = [
+    "Solution",
+    "Solver",
+    "cg",
+    "cgls",
+    "dense",
+    "gmres",
+    "identity",
+    "minres",
+    "neumann",
+    "nystrom",
+]
 
 DIVERGED = 10.0  # norm of a term of the Neumann series, of which the first has 1
 
@@ -224,7 +236,8 @@ def gmres(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0
 
     It does not say how often it took the product; `iterations` is the most it may have.
     Its loops are compiled ones, which convolutions on CPU are slow in. A singular system is solved
-    where it has a solution; a result that is worse than none is refused.
+    where it has a solution; elsewhere the method breaks down, and what is left is u = 0, which
+    `implicit` refuses: take `cgls`.
     """
     tolerance = check_tolerance("gmres", tolerance)
     max_iterations = check_count("max_iterations", max_iterations)
@@ -240,6 +253,7 @@ def gmres(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0
         x, _ = jax.scipy.sparse.linalg.gmres(
             product, b, start, tol=tolerance, restart=restart, maxiter=restarts
         )
+        x = tree_where(tree_is_finite(x), x, optax.tree.zeros_like(x))
         k = jnp.asarray(restart * restarts, jnp.int32)
         size = length(product(b))  # of G, for the judge
         return judged(product, b, x, scale, k, jnp.full_like(size, jnp.inf), size)
