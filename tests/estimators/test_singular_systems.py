@@ -225,6 +225,29 @@ def test_every_update_is_that_of_least_squares(wide, request):
     assert not states.metadata["n_rejected"].any()
 
 
+@pytest.mark.parametrize(
+    "dtype, solver",
+    [(jnp.float16, None), (jnp.bfloat16, None), (jnp.float16, dense()), (jnp.bfloat16, cgls())],
+    ids=["minres, float16", "minres, bfloat16", "dense, float16", "cgls, bfloat16"],
+)
+def test_products_with_narrow_weights_are_believed_to_their_digits(dtype, solver, x32):
+    """What they leave in the null space is rounding, however many digits float32 has."""
+    estimator, task = implicit(1, solver), problem()
+    window = jax.tree.map(lambda a: a.astype(dtype), batches(0))
+    lam = start(estimator).hyperparams
+    before = init_state(task, estimator, optax.sgd(1.0), jnp.zeros(20, dtype), lam)
+    after = jax.jit(jax.vmap(partial(bilevel_step(estimator, optax.sgd(1.0)), task, before)))(
+        window
+    )
+    for seed in range(SEEDS):
+        here = partial(jax.tree.map, lambda a: np.asarray(a)[seed])  # noqa: B023
+        want = least_squares_hypergradient(np.float64(after.params[seed]), here(window))
+        moved = jax.tree.map(lambda a: -np.float64(a), here(after.hyperparams))
+        off = {name: errors(moved[name][None], want[name][None])[0] for name in want}
+        assert off["shift"] < 0.05 and off["tilt"] < 0.5, off
+    assert (after.metadata["status"][::2] == Status.SINGULAR_SYSTEM).all()
+
+
 @jax.custom_vjp
 def by_own_rule(r):
     return r

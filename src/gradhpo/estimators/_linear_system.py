@@ -20,6 +20,7 @@ from gradhpo.utils.validation import check_number
 
 __all__ = [
     "NOISE",
+    "Coarse",
     "Product",
     "Solution",
     "Solver",
@@ -38,6 +39,18 @@ __all__ = [
 ]
 
 Product = Callable[[Any], Any]
+
+
+class Coarse(NamedTuple):
+    """A product that rounds more than the dtypes of its vectors say: that of narrow weights."""
+
+    product: Product
+    rounding: float  # its unit
+
+    def __call__(self, u: Any) -> Any:
+        return self.product(u)
+
+
 NOISE = 16.0
 """So many units of rounding, relative to |G|, is what a product may be wrong by."""
 
@@ -81,7 +94,7 @@ def damped(product: Product, damping: float) -> Product:
     """The product with `G + damping I`."""
     if damping == 0:
         return product
-    return lambda u: plus(product(u), damping, u)
+    return Coarse(lambda u: plus(product(u), damping, u), getattr(product, "rounding", 0.0))
 
 
 def plus(x: Any, a: jax.typing.ArrayLike, y: Any) -> Any:
@@ -104,9 +117,10 @@ def unit(tree: Any) -> tuple[Any, jax.Array]:
     return tree_scale(1 / norm, tree), norm
 
 
-def rounding(tree: Any) -> float:
-    """The unit of rounding of the narrowest leaf."""
-    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree))
+def rounding(tree: Any, product: Product | None = None) -> float:
+    """The unit of rounding of the narrowest leaf, or of the product where that is coarser."""
+    units = [float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree)]
+    return max(getattr(product, "rounding", 0.0), *units)
 
 
 def extremes(
@@ -157,7 +171,7 @@ def judged(
     direction, norm = unit(x)
     along = tree_dot(direction, tree_scale(1 / norm, Gx))
     least, largest = extremes(least, largest, along, tree_dot(direction, direction))
-    noise = NOISE * rounding(b) * largest
+    noise = NOISE * rounding(b, product) * largest
     lost = noise * norm > jnp.maximum(1, residual)  # False for NaN
     return Solution(
         tree_scale(scale, x),

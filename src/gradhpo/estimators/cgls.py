@@ -68,12 +68,13 @@ def cgls(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 0.
         del start, key, loop
         product = damped(product, damping)
         b, scale = unit(alpha)
-        goal = max(tolerance, 8 * rounding(b))
+        eps = rounding(b, product)
+        goal = max(tolerance, 8 * eps)
         transposed = jax.linear_transpose(product, b)
 
         def best(at: _Carry):
             """Whether what is left of r G' is rounding, so that no direction leaves less."""
-            noise = max(tolerance, NOISE * rounding(b))
+            noise = max(tolerance, NOISE * eps)
             return at.normal <= noise * at.size * tree_l2_norm(at.r)
 
         def going(at: _Carry):
@@ -102,7 +103,7 @@ def cgls(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 0.
         products = 2 * at.k + 1
         found = judged(product, b, at.x, scale, products, jnp.full_like(normal, jnp.inf), at.size)
         # The claim rests on recurrences; it holds if the residual computed anew is theirs.
-        kept = found.residual <= 1.01 * tree_l2_norm(at.r)
+        kept = found.residual <= 1.01 * tree_l2_norm(at.r) + eps * at.size * tree_l2_norm(at.x)
         return found._replace(least_squares=best(at) & kept)
 
     return solve

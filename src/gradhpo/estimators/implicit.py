@@ -35,6 +35,7 @@ from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params
+from gradhpo.estimators._linear_system import NOISE, Coarse, rounding
 from gradhpo.estimators.linear_solvers import Solution, Solver, cgls, gmres, minres
 from gradhpo.utils._partition import merge, scalar_dtype, split
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_scale, tree_where
@@ -96,7 +97,7 @@ def implicit(
 
     Cost per outer update: the steps, two gradients, one product per iteration of the solver
     and two more (three for those that judge a start). Memory: the solver's. Narrow weights
-    (bfloat16) are solved for in float32.
+    (bfloat16) are solved for in float32, to the accuracy that products with them have.
 
     Raises:
         ValueError: at the first call, for a hyperparameter that the minimum does not
@@ -244,8 +245,12 @@ def _cast_like(tree: Any, like: Any) -> Any:
 
 
 def _widened(product: Callable[[Any], Any], like: Any) -> Callable[[Any], Any]:
-    """`product` on wide vectors; inside they have the dtypes of the weights."""
-    return lambda u: _wide(product(_cast_like(u, like)))
+    """`product` on wide vectors; inside they have the dtypes of the weights.
+
+    Sums of narrow numbers are kept in float32, so that the product is wrong by one rounding of the
+    result, and not by the NOISE of them that sums leave.
+    """
+    return Coarse(lambda u: _wide(product(_cast_like(u, like))), rounding(like) / NOISE)
 
 
 def _fixed_point(problem, inner: InnerState, lam: Hyper, batch) -> _System:

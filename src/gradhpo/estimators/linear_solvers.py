@@ -86,7 +86,7 @@ def cg(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0.0)
         first = (x, r, r, rr, (x, rr), (infinity, zero), jnp.zeros((), jnp.int32))
 
         def curved(curvature, largest):
-            return curvature > rounding(b) * largest  # False for NaN too
+            return curvature > rounding(b, product) * largest  # False for NaN too
 
         def going(carry):
             _, _, _, rr, _, curvature, k = carry
@@ -222,7 +222,7 @@ def dense(damping: float = 0.0) -> Solver:
         b, scale = unit(alpha)
         flat, unravel = ravel_pytree(b)
         G = rows(product, unravel, flat, jnp.arange(flat.size))
-        cutoff = 10 * rounding(b) * flat.size**0.5
+        cutoff = 10 * rounding(b, product) * flat.size**0.5
         x, _, rank, _ = jnp.linalg.lstsq(G.T, flat, rcond=cutoff)
         k = jnp.asarray(flat.size, jnp.int32)
         found = judged(product, b, unravel(x), scale, k, *_spectrum(G))

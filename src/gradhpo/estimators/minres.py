@@ -97,18 +97,19 @@ def minres(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 
         del start, key
         product = damped(product, damping)
         b, scale = unit(alpha)
-        goal = max(tolerance, 8 * rounding(b))
+        eps = rounding(b, product)
+        goal = max(tolerance, 8 * eps)
 
         def going(at: _Carry):
             return ~at.done & (at.k < max_iterations)
 
         def body(at: _Carry):
-            return _step(product, at, goal)
+            return _step(product, at, goal, eps)
 
         at = while_loop(going, body, _first(product, b, goal), max_iterations - 1, loop)
         found = judged(product, b, at.x, scale, at.k, at.least, at.size)
         # The claim rests on recurrences; it holds if the residual computed anew is theirs.
-        kept = found.residual <= 1.01 * tree_l2_norm(at.r)
+        kept = found.residual <= 1.01 * tree_l2_norm(at.r) + eps * at.size * tree_l2_norm(at.x)
         return found._replace(least_squares=at.least_squares & kept)
 
     return solve
@@ -141,7 +142,7 @@ def _first(product, b, goal: float) -> _Carry:
     )
 
 
-def _step(product, at: _Carry, goal: float) -> _Carry:
+def _step(product, at: _Carry, goal: float, eps: float) -> _Carry:
     """One product; a step, unless it shows that no step can help."""
     Gv = product(at.v)
     along, alpha = tree_dot(at.r, Gv), tree_dot(at.v, Gv)
@@ -154,7 +155,7 @@ def _step(product, at: _Carry, goal: float) -> _Carry:
     normal = jnp.hypot(along, beta * at.tail)
     least_squares = normal <= goal * jnp.where(jnp.isinf(at.gamma), 0, at.gamma)
     # What is left of r G is rounding, and so would be what followed it.
-    least_squares |= normal <= NOISE * rounding(at.r) * size * tree_l2_norm(at.r)
+    least_squares |= normal <= NOISE * eps * size * tree_l2_norm(at.r)
 
     # The next column (beta_old, alpha, beta) of T: two old rotations, and one that removes beta.
     (c_old, s_old), (c, s) = at.turn_old, at.turn
@@ -162,7 +163,7 @@ def _step(product, at: _Carry, goal: float) -> _Carry:
     middle = c * c_old * at.beta + s * alpha
     corner = c * alpha - s * c_old * at.beta
     gamma = jnp.hypot(corner, beta)
-    sound = (gamma > rounding(at.r) * size) & ~least_squares  # False for NaN too
+    sound = (gamma > eps * size) & ~least_squares  # False for NaN too
     safe = jnp.where(sound, gamma, 1)
     turn = _Rotation(corner / safe, beta / safe)
 
