@@ -32,6 +32,7 @@ from gradhpo import (
 )
 from gradhpo.estimators.linear_solvers import Solution
 from gradhpo.testing import assert_trees_close
+from gradhpo.utils._jaxpr import equations
 
 SEEDS = 5
 SHAPES = [(20, 5), (40, 25), (60, 36), (30, 29)]  # weights, rank: 20 problems
@@ -110,6 +111,21 @@ def test_an_indefinite_singular_system_is_solved_too(x64):
     want = np.stack([np.linalg.lstsq(*pair, rcond=1e-9)[0] for pair in zip(G, b, strict=True)])
     assert errors(got.u, want).max() < 1e-4
     assert got.least_squares.all() and (got.curvature < 0).all()
+
+
+@pytest.mark.parametrize(
+    "solver, most", [(minres(), 40), (minres(max_iterations=70), 70)], ids=["default", "70"]
+)
+def test_fewer_iterations_are_written_out(solver, most):
+    """The compiler takes a second or more for each, so the default has fewer than a loop."""
+
+    def scans(loop):
+        G, b, key = jnp.eye(3), jnp.ones(3), jax.random.key(0)
+        jaxpr = jax.make_jaxpr(lambda b: solver(lambda u: u @ G, b, b, key, loop))(b).jaxpr
+        return [e.params["length"] for e in equations(jaxpr) if e.primitive.name == "scan"]
+
+    assert scans("unroll") == scans("host") == [most - 1]  # the first product makes no step
+    assert not scans("scan")  # a loop of unknown length
 
 
 def test_conjugate_gradients_keep_their_best_iterate(x64):

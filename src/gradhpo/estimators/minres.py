@@ -65,13 +65,22 @@ class _Carry(NamedTuple):
     least_squares: jax.Array
 
 
-def minres(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 0.0) -> Solver:
+COMPILED, WRITTEN_OUT = 100, 40
+"""Iterations at most, where the loop is compiled and where it is not. An iteration written out
+takes the compiler twice as long as one of `cg`, a second and more."""
+
+
+def minres(
+    tolerance: float = 1e-8, max_iterations: int | None = None, damping: float = 0.0
+) -> Solver:
     """Least squares for a symmetric `H + damping I`: the default of `implicit`.
 
     Args:
         tolerance: Relative residual to stop at, above the least one possible; eight units of
             rounding where that is more (1e-6 in float32).
-        max_iterations: At most so many products, the first of which makes no step.
+        max_iterations: At most so many products, the first of which makes no step. None: 100, and
+            40 where compiled loops are slow (`loop` is "unroll" or "host": convolutions on CPU),
+            as all are then written out, compiled and run.
         damping: rho. Not needed where H is singular or indefinite; it regularises an
             ill-conditioned one.
 
@@ -82,7 +91,7 @@ def minres(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 
     One product per iteration and one more; on well-conditioned systems about as many as `cg`.
     Memory: seven trees of weights, and what a product needs. It starts from zero at every
     update: an earlier solution has a part in the null space of another Hessian, which no residual
-    shows. Where compiled loops are slow all `max_iterations` are written out, as in `cg`.
+    shows.
 
     >>> G = jnp.diag(jnp.array([2.0, 1.0, 0.0]))
     >>> found = minres()(lambda u: u @ G, jnp.ones(3), None, jax.random.key(0), "scan")
@@ -90,23 +99,25 @@ def minres(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 
     [0.5 1.  0. ] True
     """
     tolerance = check_tolerance("minres", tolerance)
-    max_iterations = check_count("max_iterations", max_iterations, minimum=2)
+    if max_iterations is not None:
+        max_iterations = check_count("max_iterations", max_iterations, minimum=2)
     damping = check_damping(damping)
 
     def solve(product, alpha, start, key, loop):
         del start, key
+        most = max_iterations or (COMPILED if loop == "scan" else WRITTEN_OUT)
         product = damped(product, damping)
         b, scale = unit(alpha)
         eps = rounding(b, product)
         goal = max(tolerance, 8 * eps)
 
         def going(at: _Carry):
-            return ~at.done & (at.k < max_iterations)
+            return ~at.done & (at.k < most)
 
         def body(at: _Carry):
             return _step(product, at, goal, eps)
 
-        at = while_loop(going, body, _first(product, b, goal), max_iterations - 1, loop)
+        at = while_loop(going, body, _first(product, b, goal), most - 1, loop)
         found = judged(product, b, at.x, scale, at.k, at.least, at.size)
         # The claim rests on recurrences; it holds if the residual computed anew is theirs.
         kept = found.residual <= 1.01 * tree_l2_norm(at.r) + eps * at.size * tree_l2_norm(at.x)
