@@ -1,6 +1,6 @@
 """Implicit differentiation: every solver against dense algebra and the re-solved problem."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -71,13 +71,17 @@ def at_minimum(optimizer=None, steps=1, scale=1.0):
     return problem, dynamics.init(minimum(LAM), LAM), jax.tree.map(jnp.asarray, LAM), window
 
 
+@cache
 def matrices():
     """(H, M, alpha, direct) at the minimum, by jax.hessian and jax.jacobian."""
-    w = minimum(LAM)
-    H = jax.hessian(train_loss)(w, LAM, DATA)
-    M = jax.jacobian(jax.grad(train_loss), argnums=1)(w, LAM, DATA)
-    alpha, direct = jax.grad(val_loss, argnums=(0, 1))(w, LAM, DATA)
-    return H, M, alpha, direct
+
+    @jax.jit
+    def dense_algebra(w, lam):
+        H = jax.hessian(train_loss)(w, lam, DATA)
+        M = jax.jacobian(jax.grad(train_loss), argnums=1)(w, lam, DATA)
+        return H, M, *jax.grad(val_loss, argnums=(0, 1))(w, lam, DATA)
+
+    return dense_algebra(minimum(LAM), LAM)
 
 
 def from_u(u):
@@ -89,10 +93,17 @@ def hypergradient(solver, *case, **settings):
     return whole_window(implicit(1, solver, **settings), *case)
 
 
+@cache
+def solution():
+    """The hypergradient by the dense solver, judged in the first test."""
+    return hypergradient(dense(), *at_minimum())
+
+
 def test_dense_is_the_derivative_of_the_re_solved_problem():
     """Newton to rounding at displaced hyperparameters."""
-    got = hypergradient(dense(), *at_minimum())
-    oracle = richardson(lambda lam: val_loss(minimum(lam), lam, DATA), LAM, 1e-3)
+    got = solution()
+    run = jax.jit(lambda lam: val_loss(minimum(lam), lam, DATA))
+    oracle = richardson(run, LAM, 1e-3)
     assert_trees_close(got.hypergrad, oracle, 1e-9)
     assert got.info["stationarity"] < 1e-12
     H, _, alpha, _ = matrices()
@@ -203,7 +214,7 @@ def test_nystrom_is_its_formula(rank):
 @pytest.mark.parametrize("momentum", [None, 0.8])
 def test_fixed_point_form_is_gradient_form(momentum):
     """Whatever the rate, and with the velocity in the state."""
-    want = hypergradient(dense(), *at_minimum()).hypergrad
+    want = solution().hypergrad
     for rate in (0.01, RATE):
         case = at_minimum(optax.sgd(rate, momentum=momentum))
         for solver in (dense(), gmres(1e-12)):
@@ -214,7 +225,7 @@ def test_fixed_point_form_is_gradient_form(momentum):
 
 def test_fixed_point_of_an_update_fn():
     """The same by a step that is opaque, and refused without a loss."""
-    want = hypergradient(dense(), *at_minimum()).hypergrad
+    want = solution().hypergrad
     _, inner, lam, window = at_minimum()
     dynamics = from_update(lambda w, lam, b: w - RATE * jax.grad(train_loss)(w, lam, b))
     problem = BilevelProblem(dynamics, val_loss)
@@ -233,7 +244,7 @@ def test_a_condition_of_the_users_own():
     def condition(w, lam, batch):
         return shear @ jax.grad(train_loss)(w, lam, batch)
 
-    want = hypergradient(dense(), *at_minimum()).hypergrad
+    want = solution().hypergrad
     for solver in (dense(), gmres(1e-12)):
         got = hypergradient(solver, *at_minimum(), condition=condition).hypergrad
         assert_trees_close(got, want, 1e-8)
@@ -416,13 +427,12 @@ def test_a_series_that_diverges_is_cut_off_and_flagged():
 
 
 def test_a_condition_of_the_other_sign_is_no_saddle():
-    problem, inner, lam, window = at_minimum()
-    want = hypergradient(dense(), problem, inner, lam, window)
+    want = solution()
 
     def descent(w, lam, batch):
         return -jax.grad(train_loss)(w, lam, batch)
 
-    got = hypergradient(None, problem, inner, lam, window, condition=descent)
+    got = hypergradient(None, *at_minimum(), condition=descent)
     assert_trees_close(got.hypergrad, want.hypergrad, 1e-5)
     assert got.info["status"] == Status.OK
 

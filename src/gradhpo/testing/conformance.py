@@ -186,12 +186,12 @@ def _errors(estimator: Estimator, case: Case) -> list[float]:
         memory = estimator.start(problem, memory, inner, lam, window)
     start, errors = inner, []
     estimate = jax.jit(partial(estimator.estimate, problem))
+    exact = jax.jit(jax.grad(lambda x, past: unrolled_loss(problem, start, x, past)))
     for i in range(steps // estimator.window):
         got = estimate(memory, inner, lam, _first(windows, i))
         inner, memory = got.inner, got.memory
         past = jax.tree.map(lambda x: x[: (i + 1) * estimator.window], window)  # noqa: B023
-        exact = jax.grad(lambda x: unrolled_loss(problem, start, x, past))(lam)  # noqa: B023
-        errors.append(relative_error(got.hypergrad, exact))
+        errors.append(relative_error(got.hypergrad, exact(lam, past)))
     return errors
 
 
