@@ -3,7 +3,7 @@
 Nothing here uses the library's own products: A_t and B_t are matrices, sums are sums.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -155,6 +155,16 @@ class Dense(NamedTuple):
             else:  # the same sums with the norm cancelled
                 xy, xx = xy + S * (v @ g), xx + S * S * (v @ v)
         return xy / xx
+
+
+@cache
+def written_out(problem_at, steps):
+    """A problem and its formulas, kept: tests that share it also share what is compiled for it.
+
+    For float64 alone: the numbers are those of the first call's default.
+    """
+    case = problem_at(steps)
+    return case, Dense.of(*case)
 
 
 def equal_batches(problem_at, steps):

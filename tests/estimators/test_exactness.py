@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_formulas import Dense, at, every_step, flat_state, whole_window
+from dense_formulas import at, every_step, flat_state, whole_window, written_out
 from jax.flatten_util import ravel_pytree
 
 from gradhpo import (
@@ -54,8 +54,8 @@ TUNES_OPTIMIZER = (mlp_adam, mlp_chain)
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_estimator_is_its_formula(name):
-    problem, inner, lam, window = case = ZOO[name](T)
-    dense = Dense.of(*case)
+    case, dense = written_out(ZOO[name], T)
+    problem, inner, lam, window = case
 
     def check(got, flat, rtol=1e-12):
         # Floor: a gradient that is zero up to rounding has no relative error.
@@ -66,7 +66,7 @@ def test_every_estimator_is_its_formula(name):
     check(got.hypergrad, dense.reverse())
     assert_trees_close(flat_state(got.inner), flat_state(dense.states[-1]), 1e-14)
     if name in ("nested", "ridge_adam", "mlp_momentum"):
-        oracle = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)
+        oracle = jax.jit(jax.grad(lambda x: unrolled_loss(problem, inner, x, window)))(lam)
         assert_trees_close(got.hypergrad, oracle, 1e-12)
 
     for t, got in enumerate(every_step(hyperdistill(GAMMA, theta=1.0), *case), start=1):
@@ -95,8 +95,7 @@ def test_every_estimator_is_its_formula(name):
 @pytest.mark.parametrize("name", HAS_PARTS)
 def test_differences_approach_the_exact_product(name):
     """DARTS: 1e-7 of the product at the default radius of float64, at every step."""
-    case = ZOO[name](3)
-    dense = Dense.of(*case)
+    case, dense = written_out(ZOO[name], T)
     for t, got in enumerate(every_step(finite_difference(), *case), start=1):
         want = dense.one_step(t)
         rtol = 1e-9 if name in QUADRATIC else 1e-7
@@ -108,18 +107,18 @@ def test_reverse_against_differences_of_the_run(problem_at):
     """The whole training run, re-run at displaced hyperparameters."""
     problem, inner, lam, window = case = problem_at(T)
     got = whole_window(reverse(T), *case).hypergrad
-    run = partial(unrolled_loss, problem, inner, window=window)
+    run = jax.jit(partial(unrolled_loss, problem, inner, window=window))
     assert_trees_close(got, central_difference(run, lam), 1e-7)
     assert_trees_close(got, richardson(run, lam), 1e-9)
 
 
 def test_one_step_against_differences_of_one_step():
     """From a state in the middle of training with Adam's slots filled."""
-    problem, inner, lam, window = mlp_adam(3)
-    dense = Dense.of(problem, inner, lam, window)
-    last = Window(*jax.tree.map(lambda x: x[2:], tuple(window)))
-    oracle = central_difference(lambda x: unrolled_loss(problem, dense.states[2], x, last), lam)
-    got = whole_window(one_step(), problem, dense.states[2], lam, last)
+    (problem, _, lam, window), dense = written_out(mlp_adam, T)
+    last = Window(*jax.tree.map(lambda x: x[T - 1 :], tuple(window)))
+    run = jax.jit(lambda x: unrolled_loss(problem, dense.states[T - 1], x, last))
+    oracle = central_difference(run, lam)
+    got = whole_window(one_step(), problem, dense.states[T - 1], lam, last)
     assert_trees_close(got.hypergrad, oracle, 1e-7)
 
 
@@ -149,8 +148,7 @@ def test_velocity_inside_the_weights_changes_nothing():
 
 def test_dropping_the_slots_is_wrong():
     """A_t and B_t of the weights alone are not enough for momentum."""
-    case = mlp_momentum(T)
-    dense = Dense.of(*case)
+    case, dense = written_out(mlp_momentum, T)
     n = ravel_pytree(case[1].params)[0].size
     weights_only = dense._replace(
         A=[a[:n, :n] for a in dense.A],
@@ -162,28 +160,27 @@ def test_dropping_the_slots_is_wrong():
     assert relative_error(got, dense.tree(weights_only.reverse())) > 1e-2
 
 
-@pytest.mark.parametrize("mistake", ["sign", "late alpha", "old index", "factor", "no direct"])
-def test_mistakes_would_be_seen(mistake):
+def test_mistakes_would_be_seen():
     """Deliberately wrong sums are more than 1e-3 from what the estimators return."""
-    case = outer_lam(T)
-    dense = Dense.of(*case)
+    case, dense = written_out(outer_lam, T)
     steps, alpha, B, direct = dense.steps(), dense.alpha, dense.B, dense.direct[-1]
-    wrong = {
+    mistakes = {
         "sign": direct - (dense.greedy(GAMMA) - direct),
         "late alpha": dense.discounted_sum(GAMMA),
         "old index": direct + sum(GAMMA ** (T - t + 1) * alpha[t - 1] @ B[t - 1] for t in steps),
         "factor": direct + sum(GAMMA ** (t - 1) * alpha[t - 1] @ B[t - 1] for t in steps),
         "no direct": dense.greedy(GAMMA) - direct,
-    }[mistake]
+    }
     got = whole_window(greedy(GAMMA, T), *case).hypergrad
     assert relative_error(got, dense.tree(dense.greedy(GAMMA))) < 1e-12
-    assert relative_error(got, dense.tree(wrong)) > 1e-3
+    errors = {name: relative_error(got, dense.tree(wrong)) for name, wrong in mistakes.items()}
+    assert all(error > 1e-3 for error in errors.values()), errors
 
 
 def test_short_sighted_methods_are_not_exact_off_their_assumption():
     """The negative control of the matrix: no estimator but reverse is right on this."""
     case = problem, inner, lam, window = outer_lam(T)
-    exact = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)
+    exact = jax.jit(jax.grad(lambda x: unrolled_loss(problem, inner, x, window)))(lam)
     for estimator in (one_step(), one_step(0.9), hyperdistill(0.9, theta=1.0)):
         assert relative_error(every_step(estimator, *case)[-1].hypergrad, exact) > 1e-2
     assert relative_error(whole_window(greedy(0.9, T), *case).hypergrad, exact) > 1e-2
