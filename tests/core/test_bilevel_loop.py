@@ -106,8 +106,9 @@ def test_resident_indices_are_the_batches():
     assert_trees_close(what_counts(a), what_counts(b), 1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("estimator, sides", [(reverse(8), 1), (greedy(0.9, 8), 2)])
-def test_resident_batches_that_nobody_reads_are_not_gathered(estimator, sides):
+def test_resident_batches_that_nobody_reads_are_not_gathered(estimator, sides, x32):
     """Reverse mode reads one of T validation batches: the program has room for T of one side."""
     wide, rows = jax.ShapeDtypeStruct((100, 5000), jnp.float32), np.zeros((8, 10), np.int32)
 
