@@ -6,6 +6,7 @@ what is compiled. A variable that is set already wins: with JAX_DISABLE_MOST_OPT
 compiler is that of users, as in `make test-optimised` and for tests marked `optimised`.
 """
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,10 @@ QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() not in ("", "0", "f
 # does not know, so only versions that have been tried get this one.
 if QUICK and version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+# A process holds millions of objects that JAX has traced, and goes through them all time and again
+# in search of cycles: a sixth of its time.
+gc.set_threshold(200_000, 20, 100)
 
 import jax  # noqa: E402
 import jax.monitoring  # noqa: E402
