@@ -23,8 +23,8 @@ QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() not in ("", "0", "f
 if QUICK and version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
-# A process holds millions of objects that JAX has traced, and goes through them all time and again
-# in search of cycles: a sixth of its time.
+# A process holds millions of objects that JAX has traced, and would go through them all time and
+# again in search of cycles.
 gc.set_threshold(200_000, 20, 100)
 
 import jax  # noqa: E402
