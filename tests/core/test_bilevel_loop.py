@@ -130,7 +130,7 @@ def test_resident_batches_that_nobody_reads_are_not_gathered(estimator, sides, x
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
 def test_reptile_is_exact_at_its_ends(rate):
     state = fresh(one_step())
-    begun = start_episode(one_step(), PROBLEM.dynamics, state)
+    begun = start_episode(one_step(), PROBLEM, state).state
     moved = begun.update(params={"w": jnp.array([3.1, 0.7])})
     got = end_episode(moved, rate).params["w"]
     want = (1 - rate) * PARAMS["w"] + rate * moved.params["w"]
@@ -143,7 +143,7 @@ def test_an_episode_starts_with_fresh_slots_and_memory():
     state = run_episode(estimator, None, PROBLEM, fresh(estimator), data(T), 0.1)
     assert float(state.memory.weight) > 3 and np.any(state.inner_opt_state[0].trace["w"])
     state = state.update(memory=state.memory._replace(theta=jnp.float32(0.3)))
-    begun = start_episode(estimator, PROBLEM.dynamics, state)
+    begun = start_episode(estimator, PROBLEM, state).state
     assert float(begun.memory.weight) == 0 and not np.any(begun.inner_opt_state[0].trace["w"])
     assert float(begun.memory.theta) == np.float32(0.3)
     assert int(begun.step) == T and int(begun.memory.draws) == int(state.memory.draws)

@@ -183,7 +183,7 @@ def test_model_state_is_carried_and_not_differentiated():
         return inner._replace(params=w, model_state={"mean": mean})
 
     dynamics = Dynamics(lambda w, lam: InnerState(w, (), {"mean": jnp.array(2.0)}), step)
-    problem = BilevelProblem(dynamics, lambda w, lam, v: (w - v) ** 2)
+    problem = BilevelProblem(dynamics, lambda w, lam, v, statistics: (w - v) ** 2)
     lam, window = jnp.array(0.3), Window(jnp.array([[1.0, 3.0]] * 4), jnp.zeros(4))
     inner = dynamics.init(jnp.array(1.0), lam)
     got = reverse(4).estimate(problem, (), inner, lam, window)

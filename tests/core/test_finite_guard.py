@@ -133,7 +133,7 @@ def test_a_nan_in_model_state_is_undone():
         return inner._replace(params=w, model_state=0.5 * inner.model_state + 0.5 * batch)
 
     dynamics = Dynamics(lambda w, lam: InnerState(w, (), jnp.zeros(())), step)
-    problem = BilevelProblem(dynamics, lambda w, lam, v: (w - v) ** 2)
+    problem = BilevelProblem(dynamics, lambda w, lam, v, statistics: (w - v) ** 2)
     state = init_state(problem, one_step(), None, jnp.array(1.0), jnp.array(0.1))
     after = bilevel_step(one_step())(
         problem, state, Window(jnp.array([jnp.nan]), jnp.zeros(1)), 0.1

@@ -471,7 +471,7 @@ def test_scan_equals_a_loop(name):
     estimator, outer = EVERY[name](), optax.sgd(0.1)
     first = init_state(problem, estimator, outer, w, lam)
     step = jax.jit(partial(bilevel_step(estimator, outer), problem))
-    state = start_episode(estimator, problem.dynamics, first, keep_phi=False)
+    state = start_episode(estimator, problem, first, keep_phi=False).state
     for t in range(0, 4, estimator.window):
         state = step(state, at(window, slice(t, t + estimator.window)))
     scanned = jax.jit(partial(run_episode, estimator, outer, problem))(first, window)
@@ -489,7 +489,7 @@ def test_structure_and_dtypes_are_final_from_the_start(name, dtype):
     step = partial(bilevel_step(estimator, outer), problem)
     first = jax.eval_shape(lambda: init_state(problem, estimator, outer, w, lam))
     begun = jax.eval_shape(
-        lambda s: start_episode(estimator, problem.dynamics, s, keep_phi=False), first
+        lambda s: start_episode(estimator, problem, s, keep_phi=False).state, first
     )
     after = jax.eval_shape(step, begun, at(window, slice(estimator.window)))
     assert avals(first) == avals(begun) == avals(after)
@@ -522,7 +522,7 @@ def test_warm_starts_outlive_an_episode(name):
     state = init_state(problem, estimator, optax.sgd(0.1), w, lam)
     run = jax.jit(partial(run_episode, estimator, optax.sgd(0.1), problem))
     ended = run(state, window)
-    begun = start_episode(estimator, problem.dynamics, ended.update(params=w))
+    begun = start_episode(estimator, problem, ended.update(params=w)).state
     kept = begun.memory
     if name == "f2sa":
         assert_trees_close(kept.slots, problem.dynamics.init(w, lam).opt_state, 0.0)

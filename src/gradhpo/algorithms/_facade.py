@@ -17,12 +17,17 @@ from gradhpo.core import loop as loops
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.dynamics import is_optimizer
 from gradhpo.core.estimator import Estimator, Loop
-from gradhpo.core.problem import Window
+from gradhpo.core.outer import Outer, check_outer
+from gradhpo.core.problem import Begin, BilevelProblem, Window, check_window
 from gradhpo.core.source import BatchSource, Resident, as_arrays, draw, owned
 from gradhpo.core.state import BilevelState
-from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, UpdateFn
+from gradhpo.core.step import with_metrics
+from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
+from gradhpo.estimators.over_tasks import over_tasks
 from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.gradients import avals
 from gradhpo.utils.validation import (
+    check_batch,
     check_callable,
     check_choice,
     check_count,
@@ -45,8 +50,13 @@ class EstimatorOptimizer(BilevelOptimizer):
         update_fn: The training step, `update_fn(params, hyperparams, batch) -> params`; or
         inner_optimizer: an Optax optimizer, or a factory `hyperparams -> optimizer`, run on
             `train_loss_fn`. Exactly one of the two.
-        outer_optimizer: An Optax optimizer for the hyperparameters. Without one, give
-            `lr_hyper` to `step` or `run`: plain steps.
+        outer_optimizer: An Optax optimizer for the hyperparameters, or a `gradhpo.Outer`. Without
+            one, give `lr_hyper` to `step` or `run`: plain steps.
+        begin: How an episode of `run` begins, `begin(params, hyperparams, draw) ->
+            gradhpo.Start`; by default where the last one ended. The draw is a PRNG key of the
+            episode, or what `get_task` returns.
+        tasks: A meta-batch: so many tasks at once, their hypergradients averaged, see
+            `gradhpo.estimators.over_tasks`.
         T: Inner steps per episode, for `run` (which may override it).
         loop: How steps are looped over: "scan", "unroll", "host", or "auto", which avoids
             compiled loops for convolutions on CPU, where they are 15-20 times slower.
@@ -57,7 +67,9 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     update_fn: UpdateFn | None = None
     inner_optimizer: optax.GradientTransformation | MakeOptimizer | None = None
-    outer_optimizer: optax.GradientTransformation | None = None
+    outer_optimizer: optax.GradientTransformation | Outer | None = None
+    begin: Begin | None = None
+    tasks: int | None = None
     T: int | None = None
     loop: str = "auto"
     strict: bool = False
@@ -77,11 +89,12 @@ class EstimatorOptimizer(BilevelOptimizer):
                 "inner_optimizer", self.inner_optimizer, "hyperparams -> optimizer, or an optimizer"
             )
         outer = self.outer_optimizer
-        if outer is not None and not is_optimizer(outer):
-            raise TypeError(
-                f"outer_optimizer must be an Optax GradientTransformation, such as "
-                f"optax.adam(0.01), got {outer!r}."
-            )
+        if outer is not None:
+            check_outer("outer_optimizer", outer)
+        if self.begin is not None:
+            check_callable("begin", self.begin, "(params, hyperparams, draw) -> gradhpo.Start")
+        if self.tasks is not None:
+            self._settle(tasks=check_count("tasks", self.tasks))
         if self.T is not None:
             self._settle(T=check_count("T", self.T))
         check_choice("loop", self.loop, ("auto", "scan", "unroll", "host"))
@@ -105,8 +118,13 @@ class EstimatorOptimizer(BilevelOptimizer):
             object.__setattr__(self, name, value)
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        """The method as a pure `Estimator`, for `gradhpo.bilevel_step`."""
+        """The method for one task as a pure `Estimator`, for `gradhpo.bilevel_step`."""
         raise NotImplementedError
+
+    def method(self, loop: Loop = "scan") -> Estimator:
+        """The estimator, over `tasks` if there are any."""
+        estimator = self.estimator(loop)
+        return estimator if self.tasks is None else over_tasks(estimator, self.tasks)
 
     def remarks(self, train_batch: Batch) -> tuple[str, ...]:
         """What a first look at the shapes of a batch has to say; warned of, an error if strict."""
@@ -121,7 +139,12 @@ class EstimatorOptimizer(BilevelOptimizer):
     # -- one step at a time ---------------------------------------------------------------
 
     def init(
-        self, params: Params, hyperparams: Hyper, train_batch: Batch | None = None
+        self,
+        params: Params,
+        hyperparams: Hyper,
+        train_batch: Batch | None = None,
+        *,
+        model_state: PyTree = (),
     ) -> BilevelState:
         """A fresh state.
 
@@ -130,6 +153,10 @@ class EstimatorOptimizer(BilevelOptimizer):
             hyperparams: Initial hyperparameters; every leaf floating point.
             train_batch: One batch, whose shape methods that keep data need (HyperDistill)
                 if `step` is to be traced by a transformation of yours; `run` does not need it.
+            model_state: Batch statistics, PRNG keys, caches: what the losses carry from step to
+                step and nobody differentiates. Where one is given, all losses get it as a fourth
+                argument and `train_loss_fn` returns `(loss, (model_state, metrics))`, see
+                `gradhpo.core.losses`; an `update_fn` takes it and returns `(params, model_state)`.
 
         Raises:
             TypeError: a leaf has the wrong type; the message names it.
@@ -140,7 +167,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         if train_batch is not None:
             train = jax.tree.map(lambda x: jnp.asarray(x)[None], as_arrays(train_batch))
             window = Window(train, ())
-        return initializer(self)(params, hyperparams, window)
+        return initializer(self)(params, hyperparams, window, model_state=model_state)
 
     def step(
         self,
@@ -167,6 +194,18 @@ class EstimatorOptimizer(BilevelOptimizer):
         state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
         rate = _rate(lr_hyper, scalar_dtype(state.hyperparams))
         compiled = self._noted(train_loss_fn, val_loss_fn, self.loop)
+        if not compiled.findings:
+            check_batch("train_batch", train_batch)
+            check_batch("val_batch", val_batch)
+            problem = problem_of(self, train_loss_fn, val_loss_fn)
+            batch = jax.eval_shape(
+                lambda: jax.tree.map(jnp.asarray, Window(train_batch, val_batch))
+            )
+            window = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((self.method().window, *x.shape), x.dtype), batch
+            )
+            compiled.findings.append(inspect(self, problem, state, window))
+        state = with_metrics(state, compiled.findings[0].metrics)
         return compiled.step(state, train_batch, val_batch, rate)
 
     def compute_hypergradient(
@@ -184,14 +223,15 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     def start_episode(self, state: BilevelState) -> BilevelState:
         """For a loop of your own around `step`: fresh slots and memory, phi kept."""
-        return loops.start_episode(self.estimator("scan"), dynamics_of(self, None), state)
+        problem = BilevelProblem(dynamics_of(self, None), None, begin=self.begin)  # type: ignore[arg-type]
+        return loops.start_episode(self.method("scan"), problem, state).state
 
     def end_episode(self, state: BilevelState, lr_reptile: float = 1.0) -> BilevelState:
         """For a loop of your own: move from phi towards w_T (1: go on from w_T; 0: restart)."""
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
         if lr_reptile != 1 and not jax.tree.leaves(state.phi):
             raise ValueError("end_episode needs a state that start_episode has seen.")
-        return loops.end_episode(state, lr_reptile)
+        return loops.end_episode(state, lr_reptile, self.tasks)
 
     # -- a whole run ------------------------------------------------------------------------
 
@@ -257,7 +297,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         sources = (get_train_batch, get_val_batch)
         resident = Window(*(s.data if isinstance(s, Resident) else None for s in sources))
         dtype = scalar_dtype(state.hyperparams)
-        estimator = self.estimator("scan")
+        estimator = self.method("scan")
         rejected = int(state.metadata["n_rejected"])
         taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
         loop, compiled, fit, drawn, shapes = "scan", None, None, None, resident
@@ -265,27 +305,29 @@ class EstimatorOptimizer(BilevelOptimizer):
         for m in range(1, M + 1):
             window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
-            if _avals(window) != drawn:
-                drawn = _avals(window)
+            if avals(window) != drawn:
+                drawn = avals(window)
                 shapes = jax.eval_shape(loops.fetch, resident, window)
                 note_shapes(self, seen, shapes, strict=False)  # the state so far would be lost
-                state = _allocate(estimator, state, shapes)
+                if estimator.room is not None:
+                    state = state.update(memory=estimator.room.make(state.memory, shapes))
             if compiled is None or fit is None:
                 state = _copy(state)
                 findings = inspect(self, problem, state, shapes)
                 complain_of(self, findings)
+                state = with_metrics(state, findings.metrics)
                 loop = resolve(self.loop, findings)
                 compiled = self._noted(train_loss_fn, val_loss_fn, loop, run=True)
                 # A host loop for its own sake is one over the updates; the fit needs none.
                 inside = loop if findings.convolves else resolve("auto", findings)
-                fit = self._cached(programs, train_loss_fn, val_loss_fn, inside).estimate_theta
+                fit = self._cached(programs, train_loss_fn, val_loss_fn, inside).prepare_episode
             if estimator.start is not None and (m - 1) % self.estimation_interval == 0:
-                state = fit(state, window, resident)
+                state = fit(state, window, None, resident)
             state = self._episode(compiled, loop, state, window, rate, resident, keep_phi)
             if callback is not None:
                 callback(m, _copy(state))
-            if keep_phi:
-                state = _end_episode(state, lr_reptile)
+            if keep_phi or self.tasks:
+                state = _end_episode(state, lr_reptile, tasks=self.tasks)
         complain_of_rejections(self, state, rejected, M * T // estimator.window)
         return state
 
@@ -300,13 +342,15 @@ class EstimatorOptimizer(BilevelOptimizer):
         keep_phi: bool,
     ) -> BilevelState:
         if loop != "host":
-            return compiled.episode(state, window, rate, resident, keep_phi=keep_phi)
-        state = _copy(compiled.start_episode(state, keep_phi=keep_phi))
-        windows = loops.in_windows(window, self.estimator(loop).window)
+            return compiled.episode(state, window, None, rate, resident, keep_phi=keep_phi)
+        state, origin, _ = compiled.start_episode(state, None, keep_phi=keep_phi)
+        state = _copy(state)
+        windows = loops.in_windows(window, self.method(loop).window)
         for i in range(jax.tree.leaves(windows)[0].shape[0]):
             part = jax.tree.map(lambda x: x[i], windows)  # noqa: B023
-            state = compiled.window_step(state, part, rate, resident)
-        return state
+            state = compiled.window_step(state, part, rate, resident, origin)
+            origin = None
+        return loops.finished(state, check_window(window))
 
     # -- what the above share ---------------------------------------------------------------
 
@@ -335,7 +379,7 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     def _episode_length(self, T: int | None) -> int:
         T = self.T if T is None else check_count("T", T)
-        window = self.estimator("scan").window
+        window = self.method("scan").window
         if T is None:
             raise ValueError(
                 f"{type(self).__name__} does not know how many inner steps an episode has: give "
@@ -350,7 +394,8 @@ class EstimatorOptimizer(BilevelOptimizer):
     def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
         _check_state(state)
         train_batch, val_batch = owned(train_batch), owned(val_batch)
-        if getattr(state.memory, "data", ()) is None:
+        room = self.method("scan").room
+        if room is not None and room.missing(state.memory):
             if any(isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))):
                 raise ValueError(
                     f"{type(self).__name__} keeps a batch in its memory, whose shape must be known "
@@ -360,31 +405,8 @@ class EstimatorOptimizer(BilevelOptimizer):
             one = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct((1, *np.shape(x)), jnp.result_type(x)), train_batch
             )
-            state = _allocate(self.estimator("scan"), state, Window(one, ()))
+            state = state.update(memory=room.make(state.memory, Window(one, ())))
         return state, train_batch, val_batch
-
-
-def _allocate(estimator: Estimator, state: BilevelState, window: Window) -> BilevelState:
-    """A memory that holds data, with room for batches like those of a window of shapes.
-
-    Every episode begins by filling it anew, so another batch size may follow.
-    """
-    if not hasattr(state.memory, "data"):
-        return state
-    fresh = jax.eval_shape(estimator.init, state.inner, state.hyperparams, window).data
-    if _avals(fresh) == _avals(state.memory.data):
-        return state
-
-    def zeros(x):  # of NumPy, which compiles nothing, but has no typed PRNG keys
-        return (jnp if jnp.issubdtype(x.dtype, jax.dtypes.extended) else np).zeros(x.shape, x.dtype)
-
-    return state.update(memory=state.memory._replace(data=jax.tree.map(zeros, fresh)))
-
-
-def _avals(tree: Any) -> Any:
-    """Structure, shapes and dtypes, to be compared."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [(np.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 def _check_state(state: Any) -> None:
@@ -407,4 +429,4 @@ def _copy(state: BilevelState) -> BilevelState:
     return jax.tree.map(jnp.copy, state)
 
 
-_end_episode = jax.jit(loops.end_episode)
+_end_episode = jax.jit(loops.end_episode, static_argnames="tasks")

@@ -7,9 +7,11 @@ import jax
 
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.inspect import check_problem, has_convolution, reach, untrained_params
+from gradhpo.core.outer import as_outer
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.state import BilevelState
 from gradhpo.core.status import status_message
+from gradhpo.core.step import one_task, per_task
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import complain, difference
 
@@ -35,6 +37,7 @@ class Findings(NamedTuple):
     untrained: list[str]
     convolves: bool
     remarks: tuple[str, ...]
+    metrics: tuple[str, ...]
 
 
 def look(optimizer: Any, problem: BilevelProblem, state: BilevelState, window: Window) -> Findings:
@@ -43,10 +46,10 @@ def look(optimizer: Any, problem: BilevelProblem, state: BilevelState, window: W
     Args:
         state, window: Arrays, tracers or their shapes; nothing is computed.
     """
-    lam, inner = state.hyperparams, state.inner
-    estimator = optimizer.estimator("scan")
+    estimator = optimizer.method("scan")
     _check_state(optimizer, estimator, problem, state, window)
-    check_problem(problem, inner, lam, window)
+    inner, lam, window = one_task(estimator, state, window)
+    metrics = check_problem(problem, inner, lam, window)
     batch = jax.eval_shape(tree_last, window)
     return Findings(
         *reach(
@@ -60,6 +63,7 @@ def look(optimizer: Any, problem: BilevelProblem, state: BilevelState, window: W
         untrained_params(problem, inner, lam, batch.train),
         has_convolution(problem, inner, lam, batch.train),
         optimizer.remarks(batch.train),
+        metrics,
     )
 
 
@@ -77,8 +81,12 @@ def _check_state(
         "init(state.params, state.hyperparams)."
     )
     lam, outer = state.hyperparams, optimizer.outer_optimizer
-    slots = jax.eval_shape(problem.dynamics.init, state.params, lam).opt_state
-    outer_slots = () if outer is None else jax.eval_shape(outer.init, lam)
+    slots = jax.eval_shape(
+        lambda params, lam: per_task(estimator, lambda w: problem.dynamics.init(w, lam))(params),
+        state.params,
+        lam,
+    ).opt_state
+    outer_slots = jax.eval_shape(as_outer(outer).init, lam)
     for kind, seen, wanted in (
         ("inner", state.inner_opt_state, slots),
         ("outer", state.outer_opt_state, outer_slots),
@@ -94,9 +102,10 @@ def _check_state(
             f"this state was made by another method: its memory is {type(state.memory).__name__}, "
             f"{name} needs {type(memory).__name__}. {remedy}"
         )
-    if hasattr(memory, "data"):  # a kept batch follows the data, not the settings
-        memory = memory._replace(data=state.memory.data)
-    if where := difference(state.memory, memory):
+    seen = state.memory
+    if estimator.room is not None:  # a kept batch follows the data, not the settings
+        seen = estimator.room.make(seen, window)
+    if where := difference(seen, memory):
         raise ValueError(
             f"this state was made by another {name}, or for other hyperparameters: its memory "
             f"is not what this one makes ({where}). {remedy}"
@@ -126,7 +135,7 @@ def resolve(loop: Loop | str, findings: Findings, *, window: bool = False) -> Lo
 
 def complain_of(optimizer: Any, findings: Findings) -> None:
     """Warn of what cannot be tuned, judged or trained (or raise)."""
-    name, estimator = type(optimizer).__name__, optimizer.estimator("scan")
+    name, estimator = type(optimizer).__name__, optimizer.method("scan")
     if estimator.indirect and not findings.judged:
         path, cause = "path to the weights", "a constant, or weights closed over, not passed in?"
         remedy = "Judge the weights that are passed in"

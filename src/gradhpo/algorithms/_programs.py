@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradhpo.algorithms._findings import complain_of, look, resolve
+from gradhpo.algorithms._findings import Findings, complain_of, inspect, resolve
 from gradhpo.algorithms._recompilation import note_shapes
 from gradhpo.core import loop as loops
 from gradhpo.core.dynamics import from_optax, from_update
@@ -32,12 +32,13 @@ CACHED_PROGRAMS = 64
 class Programs(NamedTuple):
     """Jitted functions of one facade and one pair of losses."""
 
+    findings: list[Findings]  # of the first batch that `step` has seen
     step: Callable[..., BilevelState]
     hypergradient: Callable[..., Any]
     episode: Callable[..., BilevelState]  # donates the state
-    start_episode: Callable[..., BilevelState]
+    start_episode: Callable[..., loops.Begun]
     window_step: Callable[..., BilevelState]  # donates the state
-    estimate_theta: Callable[..., BilevelState]
+    prepare_episode: Callable[..., BilevelState]
 
 
 def dynamics_of(optimizer: Any, train_loss: LossFn | None):
@@ -49,20 +50,18 @@ def dynamics_of(optimizer: Any, train_loss: LossFn | None):
 
 @functools.lru_cache(maxsize=CACHED_PROGRAMS)
 def initializer(optimizer: Any) -> Callable[..., BilevelState]:
-    """`(params, hyperparams, window) -> state`, jitted: helpers such as zeros compile as one."""
-    problem = BilevelProblem(dynamics_of(optimizer, None), _unused)
-    estimator = optimizer.estimator("scan")
+    """`(params, hyperparams, window, model_state=) -> state`, jitted: helpers such as zeros compile
+    as one. The losses are not known yet."""
+    problem = BilevelProblem(dynamics_of(optimizer, None), None)  # type: ignore[arg-type]
+    estimator = optimizer.method("scan")
     return jax.jit(functools.partial(init_state, problem, estimator, optimizer.outer_optimizer))
-
-
-def _unused(params, hyperparams, batch):
-    raise NotImplementedError("init evaluates no loss")
 
 
 @functools.lru_cache(maxsize=CACHED_PROGRAMS)
 def problem_of(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> BilevelProblem:
     """The problem that the facade and a pair of losses make; one object for equal ones."""
-    return BilevelProblem(dynamics_of(optimizer, train_loss), val_loss, train_loss)
+    dynamics = dynamics_of(optimizer, train_loss)
+    return BilevelProblem(dynamics, val_loss, train_loss, optimizer.begin)
 
 
 @functools.lru_cache(maxsize=CACHED_PROGRAMS)
@@ -83,15 +82,15 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
         """The window of `step`: one batch, repeated for methods that want several steps."""
         check_batch("train_batch", train_batch)
         check_batch("val_batch", val_batch)
-        steps = optimizer.estimator("scan").window
+        steps = optimizer.method("scan").window
         window = jax.tree.map(
             lambda x: jnp.broadcast_to(jnp.asarray(x), (steps, *jnp.shape(x))),
             Window(train_batch, val_batch),
         )
-        findings = look(optimizer, problem, state, window)
+        findings = inspect(optimizer, problem, state, window)
         complain_of(optimizer, findings)
         note_shapes(optimizer, seen, window, strict=optimizer.strict)
-        return optimizer.estimator(resolve(loop, findings, window=True)), window
+        return optimizer.method(resolve(loop, findings, window=True)), window
 
     def step(state, train_batch, val_batch, lr_hyper):
         estimator, window = repeated(state, train_batch, val_batch)
@@ -106,9 +105,9 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
 
     settled: Loop = "scan" if loop == "auto" else loop
     # A host loop runs over windows; inside a window the steps are unrolled.
-    estimator = optimizer.estimator("unroll" if loop == "host" else settled)
+    estimator = optimizer.method("unroll" if loop == "host" else settled)
 
-    def episode(state, window, lr_hyper, resident, keep_phi):
+    def episode(state, window, draw, lr_hyper, resident, keep_phi):
         return loops.run_episode(
             estimator,
             outer,
@@ -116,24 +115,26 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
             state,
             window,
             lr_hyper,
+            draw=draw,
             resident=resident,
             keep_phi=keep_phi,
             loop=loop,
         )
 
-    def start_episode(state, keep_phi):
-        return loops.start_episode(estimator, problem.dynamics, state, keep_phi=keep_phi)
+    def start_episode(state, draw, keep_phi):
+        return loops.start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
 
-    def window_step(state, window, lr_hyper, resident):
+    def window_step(state, window, lr_hyper, resident, origin):
         window = loops.fetch(resident, window)
-        return bilevel_step(estimator, outer)(problem, state, window, lr_hyper)
+        return bilevel_step(estimator, outer)(problem, state, window, lr_hyper, origin)
 
-    fit = functools.partial(loops.estimate_theta, optimizer.estimator(settled), problem)
+    prepare = functools.partial(loops.prepare_episode, optimizer.method(settled), problem)
     return Programs(
+        findings=[],
         step=jax.jit(step),
         hypergradient=jax.jit(hypergradient),
         episode=jax.jit(episode, static_argnames="keep_phi", donate_argnums=0),
         start_episode=jax.jit(start_episode, static_argnames="keep_phi"),
         window_step=jax.jit(window_step, donate_argnums=0),
-        estimate_theta=fit if loop == "host" else jax.jit(fit),
+        prepare_episode=prepare if loop == "host" else jax.jit(prepare),
     )

@@ -118,6 +118,6 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
         vals = [as_arrays(val_batch)] * len(batches)
         loop: Loop = "scan" if self.loop == "auto" else self.loop
         compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
-        return compiled.estimate_theta(
+        return compiled.prepare_episode(
             state, Window(stack("train_batches", batches), stack("val_batch", vals))
         )

@@ -4,7 +4,7 @@ import abc
 from typing import Any
 
 from gradhpo.core.state import BilevelState
-from gradhpo.core.types import Batch, Hyper, LossFn, Params
+from gradhpo.core.types import Batch, Hyper, LossFn, Params, PyTree
 
 __all__ = ["BilevelOptimizer"]
 
@@ -14,9 +14,15 @@ class BilevelOptimizer(abc.ABC):
 
     @abc.abstractmethod
     def init(
-        self, params: Params, hyperparams: Hyper, train_batch: Batch | None = None
+        self,
+        params: Params,
+        hyperparams: Hyper,
+        train_batch: Batch | None = None,
+        *,
+        model_state: PyTree = (),
     ) -> BilevelState:
-        """A fresh state. `train_batch` gives the batch shape to methods that keep data."""
+        """A fresh state. `train_batch` gives the batch shape to methods that keep data,
+        `model_state` what the losses carry from step to step."""
 
     @abc.abstractmethod
     def step(

@@ -12,6 +12,7 @@ import jax
 from gradhpo.core.custom_rules import custom_rules
 from gradhpo.core.dynamics import InnerState, second_order_products
 from gradhpo.core.inspect import unreached_hyperparams
+from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.types import Batch, Hyper, LossFn, Params, PyTree
 from gradhpo.utils._partition import merge, split
@@ -39,7 +40,7 @@ class Curvature(NamedTuple):
 
 
 def curvature(loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch) -> Curvature:
-    """Derivatives of `loss(w, lam, batch)` at one state.
+    """Derivatives of a training loss in the weights at one state, its model state held fixed.
 
     Under `jit` what is not used is not computed: one gradient, and per product one
     Hessian-vector product, which carries `q M` along.
@@ -53,7 +54,7 @@ def curvature(loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch) -> Curv
     w, rest = split(inner.params)
 
     def flat(w, lam):
-        return loss(merge(w, rest), lam, batch)
+        return loss_value(loss, merge(w, rest), lam, batch, inner.model_state)
 
     return Curvature(jax.grad(flat)(w, lam), lambda q: second_order_products(flat, w, lam, q))
 
@@ -65,7 +66,7 @@ def training_loss(problem: BilevelProblem, method: str) -> LossFn:
         ValueError: the problem does not say (an opaque `update_fn` and no `train_loss`).
     """
     if problem.dynamics.parts is not None:
-        return problem.dynamics.parts[0]
+        return problem.dynamics.parts.train_loss
     if problem.train_loss is None:
         raise ValueError(
             f"{method} differentiates the training loss at its minimum, and this problem has none: "
@@ -74,12 +75,17 @@ def training_loss(problem: BilevelProblem, method: str) -> LossFn:
     return problem.train_loss
 
 
-def condition_of(loss: LossFn) -> Condition:
-    """`grad_w loss`, over the floating leaves of the weights; zero at a minimum."""
+def condition_of(loss: LossFn, inner: InnerState) -> Condition:
+    """`grad_w loss`, over the floating leaves of the weights; zero at a minimum. The model state is
+    that of `inner`."""
 
     def condition(params, lam, batch):
         w, rest = split(params)
-        return jax.grad(lambda w: loss(merge(w, rest), lam, batch))(w)
+
+        def value(w):
+            return loss_value(loss, merge(w, rest), lam, batch, inner.model_state)
+
+        return jax.grad(value)(w)
 
     return condition
 
@@ -115,7 +121,11 @@ def check_reached(
 def custom_rules_of(loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch) -> list[str]:
     """`custom_rules` of the loss at one state; empty: H is symmetric."""
     w, rest = split(inner.params)
-    return custom_rules(lambda w, lam: loss(merge(w, rest), lam, batch), w, lam)
+
+    def value(w, lam):
+        return loss_value(loss, merge(w, rest), lam, batch, inner.model_state)
+
+    return custom_rules(value, w, lam)
 
 
 def warn_of_custom_rules(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradhpo.core import losses
 from gradhpo.core.custom_rules import custom_rules
 from gradhpo.core.types import (
     Batch,
@@ -38,6 +39,7 @@ from gradhpo.utils._partition import merge, split
 __all__ = [
     "Dynamics",
     "InnerState",
+    "Parts",
     "from_optax",
     "from_update",
     "is_optimizer",
@@ -61,12 +63,23 @@ class InnerState(NamedTuple):
     model_state: PyTree = ()  # batch statistics, PRNG keys: carried, never differentiated
 
 
+class Parts(NamedTuple):
+    """A step that is an Optax update of the gradient of a loss, as its two parts."""
+
+    train_loss: LossFn
+    make_optimizer: MakeOptimizer  # lam -> optimizer
+
+
 class Dynamics(NamedTuple):
-    """Phi: how training moves. Make one with `from_optax` or `from_update`."""
+    """Phi: how training moves. Make one with `from_optax` or `from_update`.
+
+    `init(params, lam)` makes the slots of the optimizer, and may make a model state; where it
+    makes none, the model state is the one that training has brought along.
+    """
 
     init: Callable[[Params, Hyper], InnerState]
     step: Callable[[InnerState, Hyper, Batch], InnerState]
-    parts: tuple[LossFn, MakeOptimizer] | None = None  # (L_train, lam -> optimizer)
+    parts: Parts | None = None  # None: an opaque step
 
 
 Pullback = Callable[[InnerState], tuple[InnerState, Hyper]]
@@ -75,7 +88,8 @@ Pullback = Callable[[InnerState], tuple[InnerState, Hyper]]
 def from_update(update_fn: UpdateFn) -> Dynamics:
     """Dynamics of a user's own step `update_fn(params, hyperparams, batch) -> params`.
 
-    Optimizer slots, if the step has any, are part of `params`.
+    Optimizer slots, if the step has any, are part of `params`. With a model state it is
+    `update_fn(params, hyperparams, batch, model_state) -> (params, model_state)`.
 
     >>> dynamics = from_update(lambda w, lam, batch: w - lam * (w - batch))
     >>> print(dynamics.step(InnerState(1.0, ()), 0.5, 3.0).params)
@@ -87,8 +101,18 @@ def from_update(update_fn: UpdateFn) -> Dynamics:
         return InnerState(params, ())
 
     def step(inner, hyperparams, batch):
-        with explain_call("update_fn", update_fn, inner.params, hyperparams, batch):
-            return inner._replace(params=update_fn(inner.params, hyperparams, batch))
+        stateful = losses.has_model_state(inner.model_state)
+        arguments = (batch, inner.model_state) if stateful else (batch,)
+        with explain_call("update_fn", update_fn, inner.params, hyperparams, *arguments):
+            new = update_fn(inner.params, hyperparams, *arguments)
+        if not stateful:
+            return inner._replace(params=new)
+        if not (isinstance(new, tuple) and len(new) == 2):
+            raise TypeError(
+                "with a model state update_fn must return (params, model_state), but returned "
+                f"{type(new).__name__}."
+            )
+        return inner._replace(params=new[0], model_state=new[1])
 
     return Dynamics(init, step)
 
@@ -99,7 +123,9 @@ def from_optax(
     """Dynamics of an Optax optimizer on `train_loss`.
 
     Args:
-        train_loss: `loss(params, hyperparams, batch) -> scalar`.
+        train_loss: `loss(params, hyperparams, batch) -> scalar`, or `(scalar, metrics)`. With a
+            model state, `loss(params, hyperparams, batch, model_state) -> (scalar, (model_state,
+            metrics))`, see `gradhpo.core.losses`.
         optimizer: A `GradientTransformation` (hyperparameters enter through the loss), or
             a factory `hyperparams -> GradientTransformation`, called inside the traced
             step, so that learning rates, momenta … can be hyperparameters. The factory's
@@ -117,15 +143,15 @@ def from_optax(
     >>> print(dynamics.step(inner, 0.25, 3.0).params)
     2.0
     """
-    make_optimizer = _explained(as_factory(optimizer))
+    parts = Parts(train_loss, _explained(as_factory(optimizer)))
 
     def init(params, hyperparams):
-        return InnerState(params, make_optimizer(hyperparams).init(split(params)[0]))
+        return InnerState(params, parts.make_optimizer(hyperparams).init(split(params)[0]))
 
     def step(inner, hyperparams, batch):
-        return _Step(train_loss, make_optimizer, inner, hyperparams, batch).new
+        return _Step(parts, inner, hyperparams, batch).new
 
-    return Dynamics(init, step, (train_loss, make_optimizer))
+    return Dynamics(init, step, parts)
 
 
 def is_optimizer(value: Any) -> bool:
@@ -189,24 +215,29 @@ class _Constant(NamedTuple):
 class _Step:
     """One Optax step with `g` kept as an independent input of the update."""
 
-    def __init__(self, train_loss, make_optimizer, inner, lam, batch, g=None):
+    def __init__(self, parts: Parts, inner, lam, batch, g=None):
         self.w, w_rest = split(inner.params)
         self.lam = lam
 
-        def loss(w, lam):
-            return train_loss(merge(w, w_rest), lam, batch)
+        def evaluate(w, lam):
+            got = losses.train(parts.train_loss, merge(w, w_rest), lam, batch, inner.model_state)
+            return got.value, got.model_state
 
         def update(g, w, z, lam):
             with explain_update():
-                updates, z = make_optimizer(lam).update(g, merge(z, z_rest), w)
+                updates, z = parts.make_optimizer(lam).update(g, merge(z, z_rest), w)
             z, z_rest_new = split(z)
             return (optax.apply_updates(w, updates), z), z_rest_new
 
         z, z_rest = split(inner.opt_state)
-        self.loss = loss
-        g = jax.grad(loss)(self.w, lam) if g is None else g
+        self.loss = lambda w, lam: evaluate(w, lam)[0]
+        model_state = inner.model_state
+        if g is None:
+            g, model_state = jax.grad(evaluate, has_aux=True)(self.w, lam)
+        elif losses.has_model_state(model_state):
+            model_state = evaluate(self.w, lam)[1]
         (w, z), self.pull_update, z_rest_new = jax.vjp(update, g, self.w, z, lam, has_aux=True)
-        self.new = InnerState(merge(w, w_rest), merge(z, z_rest_new), inner.model_state)
+        self.new = InnerState(merge(w, w_rest), merge(z, z_rest_new), model_state)
 
     def pullback(self, alpha: InnerState) -> tuple[InnerState, Hyper]:
         q, a_w, a_z, c = self.pull_update((alpha.params, alpha.opt_state))
@@ -254,7 +285,7 @@ def linearize(
         `s_t = (w_t, z_t)` so that momentum is part of the state.
     """
     if dynamics.parts is not None:
-        taken = _Step(*dynamics.parts, inner, lam, batch, gradient)
+        taken = _Step(dynamics.parts, inner, lam, batch, gradient)
         return taken.new, taken.pullback
 
     floating, rest = split((inner.params, inner.opt_state))
@@ -289,7 +320,7 @@ def pull_through_update(
             "dynamics come from an opaque update_fn; give inner_optimizer= instead, or use the "
             "exact product (one_step)."
         )
-    taken = _Step(*dynamics.parts, inner, lam, batch)
+    taken = _Step(dynamics.parts, inner, lam, batch)
     q, _, _, c = taken.pull_update((alpha.params, alpha.opt_state))
     return q, c
 

@@ -14,12 +14,23 @@ from jax import lax
 
 from gradhpo.core.dynamics import Dynamics, InnerState
 from gradhpo.core.problem import BilevelProblem, Window, check_window
+from gradhpo.core.start import Origin
 from gradhpo.core.types import Batch, Hyper, Memory, PyTree, Scalar
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_l2_norm
 from gradhpo.utils.validation import check_choice
 
-__all__ = ["Estimate", "Estimator", "Loop", "Unrolled", "check_loop", "fold", "report", "roll"]
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "Loop",
+    "Room",
+    "Unrolled",
+    "check_loop",
+    "fold",
+    "report",
+    "roll",
+]
 
 Loop = str
 """How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
@@ -44,11 +55,19 @@ class Estimate(NamedTuple):
     info: Mapping[str, jax.Array]  # scalars worth looking at; see `report`
 
 
+class Room(NamedTuple):
+    """For a memory that keeps batches: room for them, made when their shape is known."""
+
+    missing: Callable[[Memory], bool]
+    make: Callable[[Memory, Window], Memory]  # zeros shaped like the batches of a window of shapes;
+    # the same memory where it has that room already
+
+
 class _Method(NamedTuple):
     """The functions of an `Estimator` as its factory wrote them."""
 
     init: Callable[[InnerState, Hyper, Window | None], Memory]  # reads shapes only
-    estimate: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Estimate]
+    estimate: Callable[..., Estimate]  # (problem, memory, inner, lam, window[, origin])
     window: int = 1  # inner steps per outer update
     start: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Memory] | None = None
     # before every estimation_period-th episode, with the data of that whole episode
@@ -58,6 +77,9 @@ class _Method(NamedTuple):
     indirect: bool = True  # False: only the direct term dL_val/dlam is used (first-order)
     follows: bool = False  # the memory belongs to s_t: it moves on even if L_val is not finite
     differentiates: bool = True  # False: values of L_val are enough (evolution strategies)
+    starts: bool = False  # derivatives reach s_0: `estimate` takes the `origin` of an episode too
+    room: Room | None = None  # the memory keeps batches, whose shape `init` may not know yet
+    tasks: int | None = None  # every leaf of state and memory has that many, see `over_tasks`
 
 
 class Estimator(_Method):
@@ -72,6 +94,7 @@ class Estimator(_Method):
         inner: InnerState,
         lam: Hyper,
         window: Window,
+        origin: Origin | None = None,
     ) -> Estimate:
         """The hypergradient after a window of training from `inner`.
 
@@ -80,12 +103,16 @@ class Estimator(_Method):
             memory: From `init`, or of the last estimate.
             inner: s_0 of the window; lam: hyperparameters.
             window: `self.window` train and validation batches, stacked along the leading axis.
+            origin: Of an episode that begins at `inner`, where `inner` depends on lam. Its
+                derivative `alpha_0 ds_0/dlam` is added by methods that carry alpha to s_0
+                (`self.starts`); for the others s_0 is a constant.
 
         Raises:
             ValueError: a leaf of the window has another length, or no step axis.
         """
         check_window(window, self.window)
-        return super().estimate(problem, memory, inner, lam, window)
+        extra = (origin,) if self.starts and origin is not None else ()
+        return super().estimate(problem, memory, inner, lam, window, *extra)
 
 
 class Unrolled(NamedTuple):

@@ -4,15 +4,19 @@ Everything here traces and looks at the jaxpr; nothing is computed.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from jax.interpreters import partial_eval
 
+from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
+from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.types import Batch, Hyper, Params, PyTree
-from gradhpo.utils._calls import check_scalar_loss, explain_loops
+from gradhpo.utils._calls import check_scalar, explain_loops
 from gradhpo.utils._jaxpr import equations
 from gradhpo.utils._partition import is_differentiable, merge, split
 from gradhpo.utils.gradients import tree_last
@@ -23,26 +27,39 @@ __all__ = [
     "check_problem",
     "has_convolution",
     "reach",
+    "started_hyperparams",
     "unreached_hyperparams",
     "untrained_params",
 ]
 
 
-def check_problem(problem: BilevelProblem, inner: InnerState, lam: Hyper, window: Window) -> None:
+def check_problem(
+    problem: BilevelProblem, inner: InnerState, lam: Hyper, window: Window
+) -> tuple[str, ...]:
     """Structure of a problem at its first call: scalar losses, a state that can be scanned.
+
+    Returns:
+        Names of the metrics that the losses return, as they stand in `state.metadata`.
 
     Raises:
         TypeError: a loss is not one floating-point scalar.
         ValueError: Phi changes the structure, shape or dtype of the state, or needs a value
             of the loss that only a line search has.
     """
-    train, val = jax.eval_shape(tree_last, window)
-    if problem.train_loss is not None:
-        check_scalar_loss("train_loss_fn", problem.train_loss, inner.params, lam, train)
-    check_scalar_loss("val_loss_fn", problem.outer_loss, inner.params, lam, val)
+    batch = jax.eval_shape(tree_last, window)
+    names: list[str] = []
+    if problem.reported_loss is not None:
+        train = partial(losses.train, problem.reported_loss)
+        got = jax.eval_shape(train, inner.params, lam, batch.train, inner.model_state)
+        check_scalar("train_loss_fn", got.value)
+        names += [f"train_{name}" for name in got.metrics]
+    judge = partial(losses.judge, problem.outer_loss)
+    value, metrics = jax.eval_shape(judge, inner.params, lam, batch.val, inner.model_state)
+    check_scalar("val_loss_fn", value)
+    names += [f"val_{name}" for name in metrics]
     try:
         with explain_loops():
-            after = jax.eval_shape(problem.dynamics.step, inner, lam, train)
+            after = jax.eval_shape(problem.dynamics.step, inner, lam, batch.train)
     except TypeError as error:
         if "required keyword-only argument" in str(error):
             raise ValueError(
@@ -53,6 +70,7 @@ def check_problem(problem: BilevelProblem, inner: InnerState, lam: Hyper, window
         raise
     before = jax.eval_shape(lambda: inner)
     check_same_avals(before, after)
+    return tuple(names)
 
 
 class Reach(NamedTuple):
@@ -84,7 +102,8 @@ def reach(
     def outputs(moved, inner, batch):
         lam, w = moved
         _, rest = split(inner.params)
-        direct = problem.outer_loss(merge(w, rest), lam, batch.val)
+        weights = merge(w, rest)
+        direct = loss_value(problem.outer_loss, weights, lam, batch.val, inner.model_state)
         if not indirect:
             return (direct,)
         new = problem.dynamics.step(inner, lam, batch.train)
@@ -121,10 +140,41 @@ def unreached_hyperparams(
     """
 
     def outputs(lam, inner, batch):
-        direct = problem.outer_loss(inner.params, lam, batch.val)
+        loss, model_state = problem.outer_loss, inner.model_state
+        direct = loss_value(loss, inner.params, lam, batch.val, model_state)
         return direct, condition(inner.params, lam, batch.train)
 
     return _without_tangent(outputs, lam, inner, batch)
+
+
+def started_hyperparams(problem: BilevelProblem, origin: Origin, lam: Hyper) -> list[str]:
+    """Names of the leaves of `lam` that the start of an episode depends on.
+
+    Raises:
+        ValueError: the batches that come with the start depend on some: of those no derivative is
+            taken.
+    """
+
+    def start(lam, origin):
+        inner, window = begin_episode(problem, origin, lam)
+        return window, split((inner.params, inner.opt_state))[0]
+
+    traced = _tangents(start, lam, origin)
+    names = [name for name, _ in leaves_with_names(lam)]
+    if traced is None:
+        return names
+    window, _ = jax.eval_shape(lambda: start(lam, origin))
+    count = sum(is_differentiable(x) for x in jax.tree.leaves(window))
+    of_data = [i < count for i in range(len(traced.outvars))]
+    moved = [n for n, used in zip(names, _used(traced, of_data), strict=False) if used]
+    if moved:
+        raise ValueError(
+            f"the window that begin returns depends on the hyperparameters' leaf {', '.join(moved)}"
+            ", of which no derivative would be taken: batches are constants. Let the loss make "
+            "what depends on hyperparameters, from the batch and from hyperparams."
+        )
+    of_state = [not x for x in of_data]
+    return [n for n, used in zip(names, _used(traced, of_state), strict=False) if used]
 
 
 def untrained_params(
@@ -136,10 +186,10 @@ def untrained_params(
         return []  # what an update_fn trains on, this loss does not say
     floating, rest = split(inner.params)
 
-    def outputs(floating, rest, lam, batch):
-        return loss(merge(floating, rest), lam, batch)
+    def outputs(floating, rest, lam, batch, model_state):
+        return loss_value(loss, merge(floating, rest), lam, batch, model_state)
 
-    return _without_tangent(outputs, floating, rest, lam, batch)
+    return _without_tangent(outputs, floating, rest, lam, batch, inner.model_state)
 
 
 def _without_tangent(function: Callable, x: Any, *rest: Any) -> list[str]:

@@ -1,14 +1,14 @@
 """The loop: episodes, and whole runs as one compiled program.
 
 for m = 1..M:                                     an episode
-    memory <- start(memory)                       every estimation_period-th (HyperDistill)
-    s <- (phi, fresh slots), memory <- reset
+    memory <- start(memory)                       every estimation_period-th
+    s <- begin(phi, lam, draw), memory <- reset   by default (phi, fresh slots)
     for each window of the episode:               one outer update, `bilevel_step`
     phi <- (1 - r) phi + r w_T                    Reptile; r = 1 goes on from w_T
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,28 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from gradhpo.core.dynamics import Dynamics
+from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.inspect import started_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, check_window
+from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.state import BilevelState
-from gradhpo.core.step import OuterOptimizer, bilevel_step, strengthen
+from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
 from gradhpo.core.types import PyTree
 from gradhpo.utils.gradients import tree_lerp
 from gradhpo.utils.validation import check_rate
 
 __all__ = [
+    "ON_HOST",
+    "Begun",
     "end_episode",
-    "estimate_theta",
+    "episode_data",
     "fetch",
+    "finished",
     "gather",
     "in_windows",
     "linear_decay",
+    "prepare_episode",
     "run_episode",
     "run_episodes",
     "start_episode",
@@ -40,35 +46,81 @@ __all__ = [
 ON_HOST = Window(None, None)  # no resident data set: windows hold the batches themselves
 
 
-def start_episode(
-    estimator: Estimator, dynamics: Dynamics, state: BilevelState, *, keep_phi: bool = True
-) -> BilevelState:
-    """Fresh optimizer slots, and a memory in which only what outlives an episode is kept.
+class Begun(NamedTuple):
+    """An episode that has begun."""
 
-    `keep_phi` keeps a copy of the parameters for `end_episode`, which needs them unless the
-    Reptile rate is 1.
+    state: BilevelState
+    origin: Origin | None  # where s_0 depends on lam and the method can see it
+    window: Window | None  # where the start brought the data
+
+
+def start_episode(
+    estimator: Estimator,
+    problem: BilevelProblem,
+    state: BilevelState,
+    draw: Any = None,
+    *,
+    keep_phi: bool = True,
+) -> Begun:
+    """s_0, and a memory in which only what outlives an episode is kept.
+
+    Args:
+        draw: For `problem.begin`: a task or a PRNG key, with `over_tasks` one for each task along
+            the leading axis. None: a key that depends on `state.episode` alone.
+        keep_phi: Keep a copy of the weights that the episode started from for `end_episode`, which
+            needs them unless the Reptile rate is 1.
     """
-    inner = dynamics.init(state.params, state.hyperparams)
+    lam = state.hyperparams
+    if draw is None and problem.begin is not None:
+        draw = jax.random.fold_in(jax.random.key(0), state.episode)
+        if estimator.tasks is not None:
+            draw = jax.random.split(draw, estimator.tasks)
+    origin = Origin(state.inner._replace(opt_state=()), draw)
+    begin = per_task(estimator, lambda origin: begin_episode(problem, origin, lam))
+    inner, window = begin(origin)
+    if window is not None and estimator.tasks is not None:
+        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
+    inner = strengthen(inner)
     memory = state.memory
     if estimator.reset is not None:
-        memory = estimator.reset(memory, inner, state.hyperparams)
-    return state.update(
-        inner_opt_state=strengthen(inner.opt_state),
+        memory = estimator.reset(memory, inner, lam)
+    one = origin
+    if estimator.tasks is not None:
+        one = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
+    sees = estimator.starts and started_hyperparams(problem, one, lam)
+    state = state.update(
+        params=inner.params,
+        inner_opt_state=inner.opt_state,
         memory=memory,
         model_state=inner.model_state,
-        phi=state.params if keep_phi else (),
+        phi=origin.phi if keep_phi else (),
     )
+    return Begun(state, origin if sees else None, window)
 
 
-def end_episode(state: BilevelState, lr_reptile: Any = 1.0) -> BilevelState:
-    """Reptile: `params = (1 - lr_reptile) phi + lr_reptile w_T`, exact at 0 and 1.
+def end_episode(
+    state: BilevelState, lr_reptile: Any = 1.0, tasks: int | None = None
+) -> BilevelState:
+    """Reptile: `(1 - lr_reptile) phi + lr_reptile w_T`, exact at 0 and 1, for the weights and the
+    floating leaves of the model state.
+
+    Args:
+        tasks: As in `over_tasks`: w_T is then the mean over the tasks.
 
     Source:
         Nichol et al. (2018); Lee et al. (2022), algorithm 3, line 15.
     """
-    if jax.tree.structure(state.phi) != jax.tree.structure(state.params):
-        return state  # phi was not kept: the rate is 1
-    return state.update(params=tree_lerp(state.phi, state.params, lr_reptile), phi=())
+    end = state.params, state.model_state
+    if tasks is not None:
+        end = jax.tree.map(_mean_over_tasks, end)
+    if isinstance(state.phi, InnerState):  # else phi was not kept: the rate is 1
+        end = tree_lerp((state.phi.params, state.phi.model_state), end, lr_reptile)
+    return state.update(params=end[0], model_state=end[1], phi=())
+
+
+def _mean_over_tasks(x: jax.Array) -> jax.Array:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.broadcast_to(jnp.mean(x, axis=0), x.shape) if floating else x
 
 
 def run_episode(
@@ -76,20 +128,23 @@ def run_episode(
     outer_optimizer: OuterOptimizer,
     problem: BilevelProblem,
     state: BilevelState,
-    window: Window,
+    window: Window | None,
     lr_hyper: Any = None,
     *,
+    draw: Any = None,
     resident: Window = ON_HOST,
     keep_phi: bool = False,
     loop: Loop = "scan",
 ) -> BilevelState:
-    """One episode from `state.params`: fresh slots and memory, then every window in turn.
+    """One episode: its start, then every window in turn.
 
     Args:
         estimator, outer_optimizer, problem: As in `bilevel_step`.
         state: Where the episode starts; its `params` are phi.
-        window: The T batches of the episode; T a multiple of `estimator.window`.
+        window: The T batches of the episode, T a multiple of `estimator.window`; None where
+            `problem.begin` brings them.
         lr_hyper: Outer rate, if there is no outer optimizer.
+        draw: For `problem.begin`, see `start_episode`.
         resident: Data sets that stay on the device; where one is given, `window` holds
             indices into it and a batch is gathered when its step comes.
         keep_phi: See `start_episode`.
@@ -98,19 +153,48 @@ def run_episode(
     Returns:
         The state after the last step, `params = w_T`; see `end_episode`.
     """
-    if getattr(state.memory, "data", ()) is None:
+    step = bilevel_step(estimator, outer_optimizer)
+    state, origin, own = start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
+    window, resident = episode_data(window, own, resident)
+    T = check_window(window)
+    windows = in_windows(window, estimator.window)
+    if estimator.room is not None and estimator.room.missing(state.memory):
         raise ValueError(
             "this state's memory keeps a batch whose shape is not known yet, so it cannot be "
             "scanned: give init_state a window (or init a train_batch)."
         )
-    step = bilevel_step(estimator, outer_optimizer)
-    state = start_episode(estimator, problem.dynamics, state, keep_phi=keep_phi)
 
-    def body(state, window):
-        return step(problem, state, fetch(resident, window), lr_hyper), None
+    def body(state, window, origin=None):
+        return step(problem, state, fetch(resident, window), lr_hyper, origin), None
 
-    windows = in_windows(window, estimator.window)
-    return lax.scan(body, state, windows, unroll=loop == "unroll")[0]
+    if origin is not None:  # the first window alone looks back at the start
+        state, _ = body(state, jax.tree.map(lambda x: x[0], windows), origin)
+        windows = jax.tree.map(lambda x: x[1:], windows)
+    if check_window(windows):
+        state = lax.scan(body, state, windows, unroll=loop == "unroll")[0]
+    return finished(state, T)
+
+
+def finished(state: BilevelState, T: int) -> BilevelState:
+    """The state after an episode of T steps, counted."""
+    return state.update(episode=state.episode + 1, drawn=state.drawn + T)
+
+
+def episode_data(
+    window: Window | None, own: Window | None, resident: Window
+) -> tuple[Window, Window]:
+    """`(window, resident)`: the batches of an episode, from the sources or from its start.
+
+    Raises:
+        ValueError: both bring batches, or neither does.
+    """
+    if (window is None) == (own is None):
+        given = "neither does" if own is None else "both do"
+        raise ValueError(
+            "the batches of an episode come from the sources of the run or with Start(params, "
+            f"window) from begin, but {given}."
+        )
+    return (window, resident) if own is None else (own, ON_HOST)  # type: ignore[return-value]
 
 
 def in_windows(window: Window, steps: int) -> Window:
@@ -148,9 +232,11 @@ def run_episodes(
     outer_optimizer: OuterOptimizer,
     problem: BilevelProblem,
     state: BilevelState,
-    windows: Window,
+    windows: Window | None,
     lr_hyper: jax.Array | None = None,
     *,
+    draws: PyTree = None,
+    episodes: int | None = None,
     lr_reptile: float = 1.0,
     estimation_period: int = 1,
     resident: Window = ON_HOST,
@@ -160,18 +246,23 @@ def run_episodes(
     """A whole run of M episodes as one pure function; vmap it over seeds.
 
     Args:
-        windows: Data (or indices into `resident`) with leading axes (M, T).
+        windows: Data (or indices into `resident`) with leading axes (M, T); None where
+            `problem.begin` brings them.
+        draws: For `problem.begin`, with leading axis M; see `start_episode`.
+        episodes: M, where neither windows nor draws say it.
         lr_hyper: Outer rate of every episode, shape (M,), or None with an outer optimizer;
             `linear_decay` makes the usual one.
         lr_reptile: Reptile rate, a Python number; 1 goes on from w_T.
-        estimation_period: `estimator.start` runs before episodes 1, 1 + period, …
+        estimation_period: `estimator.start` runs before episodes 1, 1 + period, … since `init`.
         observe: Called on the state of every episode with `params = w_T`.
 
     Returns:
         `(state, history)`: `params` are phi after the last episode, `history` the
         observations stacked over M.
     """
-    episodes = jax.tree.leaves(windows)[0].shape[0]
+    episodes = next((x.shape[0] for x in jax.tree.leaves((windows, draws))), episodes)
+    if episodes is None:
+        raise ValueError("run_episodes needs windows, draws, or episodes= to know how many.")
     if lr_hyper is not None and jnp.shape(lr_hyper) != (episodes,):
         raise ValueError(
             f"lr_hyper must hold one rate for each of the {episodes} episodes, got shape "
@@ -182,11 +273,11 @@ def run_episodes(
             check_rate("every rate of lr_hyper", rate)
 
     def body(state, x):
-        m, window, rate = x
+        window, draw, rate = x
         if estimator.start is not None:
             state = lax.cond(
-                m % estimation_period == 0,
-                lambda state: estimate_theta(estimator, problem, state, window, resident),
+                state.episode % estimation_period == 0,
+                lambda state: prepare_episode(estimator, problem, state, window, draw, resident),
                 lambda state: state,
                 state,
             )
@@ -197,32 +288,32 @@ def run_episodes(
             state,
             window,
             rate,
+            draw=draw,
             resident=resident,
             keep_phi=lr_reptile != 1,
             loop=loop,
         )
         seen = observe(state)
-        return end_episode(state, lr_reptile), seen
+        return end_episode(state, lr_reptile, estimator.tasks), seen
 
-    xs = (jnp.arange(episodes, dtype=jnp.int32), windows, lr_hyper)
-    return lax.scan(body, state, xs)
+    return lax.scan(body, strengthen(state), (windows, draws, lr_hyper), length=episodes)
 
 
-def estimate_theta(
+def prepare_episode(
     estimator: Estimator,
     problem: BilevelProblem,
     state: BilevelState,
-    window: Window,
+    window: Window | None,
+    draw: Any = None,
     resident: Window = ON_HOST,
 ) -> BilevelState:
-    """Run `estimator.start` on the data of the coming episode, from fresh slots.
-
-    Its T train batches and its last validation batch are used; `lam` stays as it is.
-    """
+    """Run `estimator.start` on the data of the coming episode, from its s_0; `lam` stays."""
     assert estimator.start is not None
-    inner = problem.dynamics.init(state.params, state.hyperparams)
-    window = fetch(resident, window)
-    memory = estimator.start(problem, state.memory, inner, state.hyperparams, window)
+    begun, _, own = start_episode(estimator, problem, state, draw, keep_phi=False)
+    window, resident = episode_data(window, own, resident)
+    memory = estimator.start(
+        problem, state.memory, begun.inner, state.hyperparams, fetch(resident, window)
+    )
     return state.update(memory=memory)
 
 

@@ -1,29 +1,18 @@
 """The bilevel problem: inner dynamics, outer loss, and the windows of data they see."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gradhpo.core.dynamics import Dynamics, InnerState, zero_cotangent
-from gradhpo.core.types import Batch, Hyper, LossFn, Params, Scalar
+from gradhpo.core.losses import loss_value
+from gradhpo.core.types import Batch, Hyper, LossFn, Params, PyTree, Scalar
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.validation import leaves_with_names
 
-__all__ = ["BilevelProblem", "Window", "check_window", "outer_gradients"]
-
-
-class BilevelProblem(NamedTuple):
-    """What is trained, and what training is judged by."""
-
-    dynamics: Dynamics
-    outer_loss: Callable[[Params, Hyper, Batch], Scalar]  # L_val(w, lam; V)
-    train_loss: LossFn | None = None  # L_train(w, lam; D)
-    # `train_loss` is reported, and differentiated by the implicit and single-loop methods, whose
-    # hypergradient is that of its minimum; the others take derivatives of `dynamics` alone. None:
-    # it is that of `dynamics.parts` (`from_optax`); without parts it is not reported, and those
-    # methods refuse the problem.
+__all__ = ["Begin", "BilevelProblem", "Start", "Window", "check_window", "outer_gradients"]
 
 
 class Window(NamedTuple):
@@ -31,6 +20,43 @@ class Window(NamedTuple):
 
     train: Batch
     val: Batch
+
+
+class Start(NamedTuple):
+    """Where an episode begins, returned by `begin(params, hyperparams, draw)`.
+
+    Attributes:
+        params: w_0; its dependence on the hyperparameters is differentiated.
+        window: The T batches of the episode, where they come with the start (a task's own
+            data); not differentiated. None: they come from the sources of the run.
+        model_state: `()` goes on with the one that training has brought along.
+    """
+
+    params: Params
+    window: Window | None = None
+    model_state: PyTree = ()
+
+
+Begin = Callable[[Params, Hyper, Any], Start]
+
+
+class BilevelProblem(NamedTuple):
+    """What is trained, what training is judged by, and where it begins."""
+
+    dynamics: Dynamics
+    outer_loss: LossFn  # L_val(w, lam; V), see `gradhpo.core.losses`
+    train_loss: LossFn | None = None  # L_train(w, lam; D)
+    # `train_loss` is reported, and differentiated by the implicit and single-loop methods, whose
+    # hypergradient is that of its minimum; the others take derivatives of `dynamics` alone. None:
+    # it is that of `dynamics.parts` (`from_optax`); without parts it is not reported, and those
+    # methods refuse the problem.
+    begin: Begin | None = None  # None: an episode begins where the last one ended
+
+    @property
+    def reported_loss(self) -> LossFn | None:
+        """The training loss to report, if one is known."""
+        parts = self.dynamics.parts
+        return self.train_loss or (None if parts is None else parts.train_loss)
 
 
 def check_window(window: Window, steps: int | None = None) -> int:
@@ -79,7 +105,8 @@ def outer_gradients(
     floating, rest = split(inner.params)
 
     def loss(floating, lam):
-        return problem.outer_loss(merge(floating, rest), lam, batch)
+        weights = merge(floating, rest)
+        return loss_value(problem.outer_loss, weights, lam, batch, inner.model_state)
 
     value, (alpha, direct) = jax.value_and_grad(loss, argnums=(0, 1))(floating, lam)
     return value, zero_cotangent(inner)._replace(params=alpha), direct

@@ -20,6 +20,14 @@ METRICS = ("train_loss", "val_loss", "hypergrad_norm", "direct_norm", "indirect_
 """Floating-point metrics every method reports; NaN until the first step."""
 
 
+def _zero() -> Any:
+    return np.zeros((), np.int32)
+
+
+def _no_counts() -> Any:
+    return np.zeros((max(Status) + 1,), np.int32)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BilevelState:
@@ -34,11 +42,16 @@ class BilevelState:
         metadata: Scalar metrics with keys fixed by `init`: `train_loss` (first batch of the
             window, before its first step), `val_loss` (after its last), `hypergrad_norm`,
             `direct_norm`, `indirect_norm`, `status` (see `gradhpo.core.status`),
-            `first_bad_step` (step of the first rejection, -1 if none) and `n_rejected`.
-            Keys of your own are carried along.
+            `first_bad_step` (step of the first rejection, -1 if none) and `n_rejected`. What
+            the losses return beside their value follows as `train_...` and `val_...`, taken
+            at the same points. Keys of your own are carried along.
         memory: What the method remembers between updates.
-        model_state: Batch statistics, PRNG keys … of dynamics that have them.
+        model_state: Batch statistics, PRNG keys … that the losses carry from step to step.
         phi: Where the episode began, for Reptile; `()` when it is not needed.
+        episode: int32 array: episodes that `run` has finished, never reset.
+        drawn: int32 array: inner steps that `run` has drawn batches for, the position in the data.
+        counts: int32 array: how often every status was the one of an update, by its code; see
+            `status_counts`.
     """
 
     params: Params
@@ -49,7 +62,10 @@ class BilevelState:
     metadata: MetricDict
     memory: Memory = ()
     model_state: PyTree = ()
-    phi: Params = ()
+    phi: Any = ()
+    episode: jax.Array = dataclasses.field(default_factory=_zero)
+    drawn: jax.Array = dataclasses.field(default_factory=_zero)
+    counts: jax.Array = dataclasses.field(default_factory=_no_counts)
 
     @classmethod
     def create(
@@ -66,14 +82,24 @@ class BilevelState:
         >>> int(state.step), sorted(state.metadata)[:2]
         (0, ['direct_norm', 'first_bad_step'])
         """
-        step: Any = np.zeros((), np.int32)
         metadata = empty_metadata(hyperparams) | dict(fields.pop("metadata", {}))
-        return cls(params, hyperparams, inner_opt_state, outer_opt_state, step, metadata, **fields)
+        return cls(
+            params, hyperparams, inner_opt_state, outer_opt_state, _zero(), metadata, **fields
+        )
 
     @property
     def inner(self) -> InnerState:
         """The inner state `s = (w, z)`, as estimators see it."""
         return InnerState(self.params, self.inner_opt_state, self.model_state)
+
+    @property
+    def status_counts(self) -> dict[Status, int]:
+        """How many updates so far ended with which status; those that never occurred are left out.
+
+        >>> BilevelState.create(jnp.zeros(3), jnp.array(0.1)).status_counts
+        {}
+        """
+        return {code: int(self.counts[code]) for code in Status if self.counts[code]}
 
     def update(self, **fields: Any) -> "BilevelState":
         """A copy with some fields replaced; `metadata` is merged, `step` becomes an int32 array.
@@ -92,8 +118,9 @@ class BilevelState:
         for name in ("params", "hyperparams"):
             if name in fields:
                 check_same_structure(name, getattr(self, name), fields[name])
-        if "step" in fields:
-            fields["step"] = jnp.asarray(fields["step"], jnp.int32)
+        for name in ("step", "episode", "drawn"):
+            if name in fields:
+                fields[name] = jnp.asarray(fields[name], jnp.int32)
         if "metadata" in fields:
             fields["metadata"] = {**self.metadata, **fields["metadata"]}
         return dataclasses.replace(self, **fields)

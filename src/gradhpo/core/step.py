@@ -7,26 +7,43 @@ A pure function of the state: jit it, vmap it over seeds or tasks, scan it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimate, Estimator
+from gradhpo.core.inspect import check_problem
+from gradhpo.core.losses import has_model_state
+from gradhpo.core.outer import Outer, as_outer, checked_apply
 from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState, empty_metadata
 from gradhpo.core.status import EXPLAINED, Status
 from gradhpo.core.types import Hyper, Params, PyTree
 from gradhpo.utils._calls import explain_loops
-from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_where
+from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_where
 from gradhpo.utils.validation import check_outer_step
 
-__all__ = ["OuterOptimizer", "bilevel_step", "init_state", "strengthen"]
+__all__ = [
+    "OuterOptimizer",
+    "bilevel_step",
+    "copies",
+    "init_state",
+    "one_task",
+    "per_task",
+    "strengthen",
+    "with_metrics",
+]
 
-OuterOptimizer = optax.GradientTransformation | None
+OuterOptimizer = optax.GradientTransformation | Outer | None
 StepFn = Callable[..., BilevelState]
 
 
@@ -37,22 +54,72 @@ def init_state(
     params: Params,
     hyperparams: Hyper,
     window: Window | None = None,
+    *,
+    model_state: PyTree = (),
 ) -> BilevelState:
     """A fresh `BilevelState` for `bilevel_step`, its structure and dtypes final.
 
-    `window` shows estimators that keep data the shape of a batch; only shapes are read.
+    Args:
+        window: Shows estimators that keep data the shape of a batch, and which metrics the losses
+            return: without it only their values are reported. Only shapes are read.
+        model_state: Of losses that have one, see `gradhpo.core.losses`.
+
+    With `over_tasks` every task gets a copy of `params` and `model_state`.
     """
-    params, hyperparams = strengthen(params), strengthen(hyperparams)
-    inner = problem.dynamics.init(params, hyperparams)
-    return BilevelState.create(
+    params, hyperparams, model_state = strengthen((params, hyperparams, model_state))
+    if estimator.tasks is not None:
+        params, model_state = copies((params, model_state), estimator.tasks)
+
+    def init(params, model_state):
+        made = problem.dynamics.init(params, hyperparams)
+        stateful = has_model_state(made.model_state)
+        return made if stateful else made._replace(model_state=model_state)
+
+    inner = strengthen(per_task(estimator, init)(params, model_state))
+    outer = as_outer(outer_optimizer)
+    state = BilevelState.create(
         params,
         hyperparams,
-        strengthen(inner.opt_state),
-        () if outer_optimizer is None else strengthen(outer_optimizer.init(hyperparams)),
+        inner.opt_state,
+        strengthen(outer.init(hyperparams)),
         metadata=empty_metadata(hyperparams, estimator.metrics),
         memory=strengthen(estimator.init(inner, hyperparams, window)),
-        model_state=strengthen(inner.model_state),
+        model_state=inner.model_state,
     )
+    if window is None or problem.outer_loss is None:
+        return state
+    return with_metrics(state, check_problem(problem, *one_task(estimator, state, window)))
+
+
+def one_task(
+    estimator: Estimator, state: BilevelState, window: Window
+) -> tuple[InnerState, Hyper, Window]:
+    """`(inner, lam, window)` of one task, its shapes alone if there are several."""
+    inner, lam = state.inner, state.hyperparams
+    if estimator.tasks is None:
+        return inner, lam, window
+    first = partial(jax.tree.map, lambda x: x[0])
+    second = partial(jax.tree.map, lambda x: x[:, 0])
+    return jax.eval_shape(lambda i, lam, w: (first(i), lam, second(w)), inner, lam, window)
+
+
+def per_task(estimator: Estimator, function: Callable) -> Callable:
+    """`function`, mapped over the leading axis of its arguments if the estimator has tasks."""
+    return function if estimator.tasks is None else jax.vmap(function)
+
+
+def copies(tree: PyTree, n: int) -> PyTree:
+    """n copies of every leaf along a new leading axis."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), tree)
+
+
+def with_metrics(state: BilevelState, names: tuple[str, ...]) -> BilevelState:
+    """The state with room for these metrics, unknown so far."""
+    missing = [name for name in names if name not in state.metadata]
+    if not missing:
+        return state
+    unknown = np.full((), np.nan, scalar_dtype(state.hyperparams))
+    return state.update(metadata=dict.fromkeys(missing, unknown))
 
 
 def strengthen(tree: PyTree) -> PyTree:
@@ -70,11 +137,15 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
 
     Args:
         estimator: The hypergradient method.
-        outer_optimizer: Moves the hyperparameters; None takes plain steps of `lr_hyper`.
+        outer_optimizer: Moves the hyperparameters: an Optax optimizer or a `gradhpo.Outer`; None
+            takes plain steps of `lr_hyper`.
 
     The finite guard: a step that leaves NaN or infinity in the inner state is undone as a
     whole; a hypergradient or outer update that is not finite leaves the hyperparameters and
-    the outer slots alone. `metadata` says so. Nothing is ever raised from here.
+    the outer slots alone. `metadata` says so, and `state.counts` keeps it. Nothing is ever raised
+    from here.
+
+    The step takes the `origin` of an episode with its first window, see `gradhpo.core.start`.
 
     >>> from gradhpo import BilevelProblem, Window, from_update, one_step
     >>> dynamics = from_update(lambda w, lam, batch: w - 0.5 * (w - lam))
@@ -87,39 +158,37 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
     """
 
     def step(
-        problem: BilevelProblem, state: BilevelState, window: Window, lr_hyper: Any = None
+        problem: BilevelProblem,
+        state: BilevelState,
+        window: Window,
+        lr_hyper: Any = None,
+        origin: Origin | None = None,
     ) -> BilevelState:
         check_outer_step("bilevel_step", outer_optimizer, lr_hyper)
-        if getattr(state.memory, "data", ()) is None:
+        if estimator.room is not None and estimator.room.missing(state.memory):
             # A batch's shape is known only now; allocated first, so that it can be undone.
-            fresh = estimator.init(state.inner, state.hyperparams, window)
-            state = state.update(memory=state.memory._replace(data=fresh.data))
+            state = state.update(memory=estimator.room.make(state.memory, window))
         with explain_loops():
             estimate = estimator.estimate(
-                problem, state.memory, state.inner, state.hyperparams, window
+                problem, state.memory, state.inner, state.hyperparams, window, origin
             )
-        return _apply(estimator, outer_optimizer, problem, state, estimate, window, lr_hyper)
+        outer = as_outer(outer_optimizer, lr_hyper)
+        return _apply(estimator, outer, problem, state, estimate, window)
 
     return step
 
 
 def _apply(
     estimator: Estimator,
-    outer_optimizer: OuterOptimizer,
+    outer: Outer,
     problem: BilevelProblem,
     state: BilevelState,
     estimate: Estimate,
     window: Window,
-    lr_hyper: Any,
 ) -> BilevelState:
     """The outer update, the finite guard and the metrics."""
     lam, h, info = state.hyperparams, estimate.hypergrad, dict(estimate.info)
-    if outer_optimizer is None:
-        new_lam = jax.tree.map(lambda x, g: x - jnp.asarray(lr_hyper, x.dtype) * g, lam, h)
-        slots = state.outer_opt_state
-    else:
-        updates, slots = outer_optimizer.update(h, state.outer_opt_state, lam)
-        new_lam = optax.apply_updates(lam, updates)
+    new_lam, slots = checked_apply(outer, h, state.outer_opt_state, lam)
 
     inner = InnerState(*estimate.inner)
     trained = tree_is_finite(inner)
@@ -142,9 +211,10 @@ def _apply(
     remembered = jnp.where(judged, derived | explained, estimator.follows)
     memory = tree_where(trained & remembered, estimate.memory, state.memory)
 
-    info["train_loss"] = _train_loss(problem, state, window)
+    info |= _reported(problem, estimator, state, estimate.inner, window)
     info["hypergrad_norm"] = norm
-    metrics = {k: jnp.asarray(v, state.metadata[k].dtype) for k, v in info.items()}
+    dtype = state.metadata["hypergrad_norm"].dtype
+    metrics = {name: jnp.asarray(value, dtype) for name, value in info.items()}
     first_bad = state.metadata["first_bad_step"]
     bad = ~tuned & (first_bad < 0)
     return state.update(
@@ -155,6 +225,7 @@ def _apply(
         outer_opt_state=tree_where(tuned, slots, state.outer_opt_state),
         step=optax.safe_increment(jnp.asarray(state.step)),
         memory=memory,
+        counts=jnp.asarray(state.counts).at[status].add(1),
         metadata={
             **metrics,
             "status": status.astype(jnp.int32),
@@ -164,13 +235,33 @@ def _apply(
     )
 
 
-def _train_loss(problem: BilevelProblem, state: BilevelState, window: Window) -> Any:
-    """The loss that the window's first gradient is of; XLA computes it once for both."""
-    if problem.train_loss is not None:
-        loss = problem.train_loss
-    elif problem.dynamics.parts is not None:
-        loss, _ = problem.dynamics.parts
-    else:
-        return jnp.nan
-    batch = jax.tree.map(lambda x: x[0], window.train)
-    return loss(state.params, state.hyperparams, batch)
+def _reported(
+    problem: BilevelProblem,
+    estimator: Estimator,
+    state: BilevelState,
+    after: InnerState,
+    window: Window,
+) -> dict[str, Any]:
+    """The training loss and its metrics at the window's first gradient, the metrics of the
+    validation loss after its last step; those that the state has room for. XLA computes what the
+    estimate has computed already once for both."""
+    lam, loss = state.hyperparams, problem.reported_loss
+    reported: dict[str, Any] = {"train_loss": jnp.nan}
+    if loss is not None:
+
+        def train(params, model_state, batch):
+            got = losses.train(loss, params, lam, batch, model_state)
+            return got.value, got.metrics
+
+        batch = jax.tree.map(lambda x: x[0], window.train)
+        value, metrics = per_task(estimator, train)(state.params, state.model_state, batch)
+        reported = {"train_loss": value} | {f"train_{k}": v for k, v in metrics.items()}
+
+    def judge(params, model_state, batch):
+        return losses.judge(problem.outer_loss, params, lam, batch, model_state)[1]
+
+    if any(name.startswith("val_") and name != "val_loss" for name in state.metadata):
+        batch = tree_last(window.val)
+        metrics = per_task(estimator, judge)(after.params, after.model_state, batch)
+        reported |= {f"val_{k}": v for k, v in metrics.items()}
+    return {name: jnp.mean(x) for name, x in reported.items() if name in state.metadata}

@@ -49,7 +49,7 @@ def apply_gradient(
             "come from an opaque update_fn, which takes its gradient itself; give inner_optimizer= "
             "(or dynamics by from_optax), or use soba, amigo or stocbio."
         )
-    _, make_optimizer = problem.dynamics.parts
+    make_optimizer = problem.dynamics.parts.make_optimizer
     w, rest = split(inner.params)
     updates, slots = make_optimizer(lam).update(gradient, inner.opt_state, w)
     w = optax.apply_updates(w, tree_scale(scale, updates))

@@ -75,7 +75,7 @@ def amigo(
     def estimate(problem, memory, inner, lam, window):
         last = tree_last(window)
         loss = training_loss(problem, "amigo")
-        check_reached(problem, condition_of(loss), inner, lam, last, "amigo")
+        check_reached(problem, condition_of(loss, inner), inner, lam, last, "amigo")
         inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)  # w_T
         val_loss, alpha, direct = outer_gradients(problem, inner, lam, last.val)
         alpha = alpha.params

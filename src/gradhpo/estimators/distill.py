@@ -25,16 +25,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradhpo.core.dynamics import InnerState, join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
-from gradhpo.core.problem import outer_gradients
+from gradhpo.core.estimator import Estimate, Estimator, Loop, Room, check_loop, fold, report
+from gradhpo.core.problem import Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch
 from gradhpo.estimators.one_step import average, fresh_average
 from gradhpo.utils._partition import scalar_dtype, split
-from gradhpo.utils.gradients import tree_dot, tree_last, tree_lerp, tree_scale
+from gradhpo.utils.gradients import avals, tree_dot, tree_last, tree_lerp, tree_scale
 from gradhpo.utils.validation import (
     check_choice,
     check_fraction,
@@ -229,7 +230,26 @@ def hyperdistill(
             draws=walked.draws,
         )
 
-    return Estimator(init, estimate, start=fit if theta is None else None, reset=reset)
+    fit_theta = fit if theta is None else None
+    return Estimator(init, estimate, start=fit_theta, reset=reset, room=Room(_has_no_room, _room))
+
+
+def _has_no_room(memory: DistillMemory) -> bool:
+    return isinstance(memory, DistillMemory) and memory.data is None
+
+
+def _room(memory: DistillMemory, window: Window) -> DistillMemory:
+    """Room for D*, whose weight is zero at first. Another method's memory is left to the checks."""
+    if not isinstance(memory, DistillMemory):
+        return memory
+    fresh = jax.eval_shape(lambda window: _kept(tree_last(window.train)), window)
+    if avals(memory.data) == avals(fresh):
+        return memory
+
+    def zeros(x):  # of NumPy, which compiles nothing, but has no typed PRNG keys
+        return (jnp if jnp.issubdtype(x.dtype, jax.dtypes.extended) else np).zeros(x.shape, x.dtype)
+
+    return memory._replace(data=jax.tree.map(zeros, fresh))
 
 
 def has_examples(batch: Batch) -> bool:

@@ -17,6 +17,7 @@ import optax
 from gradhpo.core.dynamics import join, linearize
 from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
+from gradhpo.core.start import pull_start
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
 from gradhpo.utils.validation import check_count
@@ -56,7 +57,7 @@ def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
         alpha, term = pullback(alpha)  # alpha_t A_t and alpha_t B_t on the line
         return (alpha, optax.tree.add(acc, term)), None
 
-    def estimate(problem, memory, inner, lam, window):
+    def estimate(problem, memory, inner, lam, window, origin=None):
         first, _ = split((inner.params, inner.opt_state))
         inner, exact = fold(forward, problem, lam, inner, window.train, loop=loop)
         last, _ = split((inner.params, inner.opt_state))
@@ -64,8 +65,9 @@ def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
         beta = jnp.arange(steps, dtype=scalar_dtype(lam)) / steps
         consts, carry = (lam, first, last), (alpha, optax.tree.zeros_like(lam))
         xs = (beta, window.train, exact)
-        (_, indirect), _ = fold(backward, problem, consts, carry, xs, loop=loop, reverse=True)
+        (alpha, indirect), _ = fold(backward, problem, consts, carry, xs, loop=loop, reverse=True)
+        indirect = optax.tree.add(indirect, pull_start(problem, origin, lam, alpha))
         hypergrad = optax.tree.add(direct, indirect)
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
-    return Estimator(init, estimate, window=steps)
+    return Estimator(init, estimate, window=steps, starts=True)

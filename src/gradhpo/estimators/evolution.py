@@ -26,7 +26,10 @@ import optax
 
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, report, roll
+from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.start import begin_episode
+from gradhpo.core.step import strengthen
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_last, tree_scale
@@ -74,19 +77,22 @@ def es(
         del inner, lam, window
         return ESMemory(jax.random.key(seed), jnp.zeros((), jnp.int32))
 
-    def estimate(problem, memory, inner, lam, window):
+    def estimate(problem, memory, inner, lam, window, origin=None):
         memory, eps = _draw(memory, lam, sigma, pairs)
 
+        def validate(lam):
+            start = inner if origin is None else begin_episode(problem, origin, lam)[0]
+            return _train(problem, start, lam, window, loop)[0]
+
         def pair(eps):
-            plus, _ = _train(problem, inner, optax.tree.add(lam, eps), window, loop)
-            minus, _ = _train(problem, inner, optax.tree.sub(lam, eps), window, loop)
+            plus, minus = validate(optax.tree.add(lam, eps)), validate(optax.tree.sub(lam, eps))
             return (plus - minus) / (2 * sigma**2)
 
         h = _weighted(jax.vmap(pair)(eps), eps)
         loss, new = _train(problem, inner, lam, window, loop)
         return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
 
-    return Estimator(init, estimate, window=steps, differentiates=False)
+    return Estimator(init, estimate, window=steps, differentiates=False, starts=True)
 
 
 def pes(
@@ -119,8 +125,12 @@ def pes(
     def reset(memory, inner, lam):
         return _particles(memory.key, memory.draws, inner, lam)
 
-    def estimate(problem, memory, inner, lam, window):
+    def estimate(problem, memory, inner, lam, window, origin=None):
         memory, eps = _draw(memory, lam, sigma, pairs)
+        if origin is not None:  # the first window: every particle has a start of its own
+            start = jax.vmap(lambda lam: strengthen(begin_episode(problem, origin, lam)[0]))
+            around = [jax.tree.map(op, lam, eps) for op in (jnp.add, jnp.subtract)]
+            memory = memory._replace(plus=start(around[0]), minus=start(around[1]))
 
         def pair(eps, plus, minus):
             a, plus = _train(problem, plus, optax.tree.add(lam, eps), window, loop)
@@ -133,7 +143,15 @@ def pes(
         loss, new = _train(problem, inner, lam, window, loop)
         return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
 
-    return Estimator(init, estimate, window=steps, reset=reset, follows=True, differentiates=False)
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        reset=reset,
+        follows=True,
+        differentiates=False,
+        starts=True,
+    )
 
 
 def _settings(sigma: Any, pairs: Any, seed: Any, loop: Any) -> tuple[float, int, Any, Loop]:
@@ -157,7 +175,8 @@ def _draw(memory: Any, lam: Hyper, sigma: float, pairs: int) -> tuple[Any, Hyper
 def _train(problem: BilevelProblem, inner: InnerState, lam: Hyper, window, loop: Loop):
     """`(F, s_T)`: the validation loss after training through the window."""
     inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
-    loss = problem.outer_loss(inner.params, lam, tree_last(window.val))
+    batch = tree_last(window.val)
+    loss = loss_value(problem.outer_loss, inner.params, lam, batch, inner.model_state)
     return loss.astype(scalar_dtype(lam)), inner
 
 

@@ -32,6 +32,7 @@ from gradhpo.core.curvature import (
 )
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
+from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import OptState, Params
@@ -101,16 +102,17 @@ def f2sa(
     def body(problem, consts, carry, batch):
         lam, kappa, scale = consts
         z, y = carry
-        z = problem.dynamics.step(z, lam, batch.train)
         of_train, _ = _gradients(training_loss(problem, "f2sa"), y, lam, batch.train)
         _, alpha, _ = outer_gradients(problem, y, lam, batch.val)
         gradient = optax.tree.add(of_train, tree_scale(1 / kappa, alpha.params))
-        return (z, apply_gradient(problem, y, lam, gradient, "f2sa", scale)), None
+        y = apply_gradient(problem, y, lam, gradient, "f2sa", scale)
+        z = problem.dynamics.step(z, lam, batch.train)
+        return (z, y._replace(model_state=z.model_state)), None  # y has no statistics of its own
 
     def estimate(problem, memory, inner, lam, window):
         last = tree_last(window)
         loss = training_loss(problem, "f2sa")
-        check_reached(problem, condition_of(loss), inner, lam, last, "f2sa")
+        check_reached(problem, condition_of(loss, inner), inner, lam, last, "f2sa")
         warn_of_custom_rules(loss, inner, lam, last.train, "f2sa")
         kappa = value_at(penalty, memory.updates)
         y = InnerState(_weights(memory.y, inner), memory.slots, inner.model_state)
@@ -123,7 +125,7 @@ def f2sa(
         indirect = tree_scale(kappa, optax.tree.sub(at_y, at_z))
         y_floating, z_floating = split(y.params)[0], split(z.params)[0]
         info = report(
-            problem.outer_loss(z.params, lam, last.val),
+            loss_value(problem.outer_loss, z.params, lam, last.val, z.model_state),
             direct,
             indirect,
             stationarity=tree_l2_norm(gradient),
@@ -150,4 +152,8 @@ def _weights(floating: Params, inner: InnerState) -> Params:
 def _gradients(loss: Any, inner: InnerState, lam: Any, batch: Any) -> tuple[Any, Any]:
     """`(dL_tr/dw, dL_tr/dlam)` by one reverse sweep."""
     w, rest = split(inner.params)
-    return jax.grad(lambda w, lam: loss(merge(w, rest), lam, batch), argnums=(0, 1))(w, lam)
+
+    def value(w, lam):
+        return loss_value(loss, merge(w, rest), lam, batch, inner.model_state)
+
+    return jax.grad(value, argnums=(0, 1))(w, lam)

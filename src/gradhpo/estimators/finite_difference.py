@@ -22,6 +22,7 @@ import optax
 from gradhpo.core.curvature import warn_of_custom_rules
 from gradhpo.core.dynamics import pull_through_update
 from gradhpo.core.estimator import Estimator
+from gradhpo.core.losses import loss_value
 from gradhpo.core.types import Hyper, Scalar
 from gradhpo.estimators.one_step import lookahead
 from gradhpo.utils._partition import merge, split
@@ -53,7 +54,7 @@ def finite_difference(radius: float | None = None, gamma: float = 0.0) -> Estima
 def difference_product(dynamics, inner, lam, batch, alpha, *, radius: float | None) -> Hyper:
     """`alpha B = c + q M`, the mixed part by central differences in the weights."""
     q, c = pull_through_update(dynamics, inner, lam, batch, alpha)
-    train_loss, _ = dynamics.parts
+    train_loss = dynamics.parts.train_loss
     warn_of_custom_rules(train_loss, inner, lam, batch, "finite_difference")
     w, rest = split(inner.params)
     norm = tree_l2_norm(q)
@@ -63,7 +64,8 @@ def difference_product(dynamics, inner, lam, batch, alpha, *, radius: float | No
 
     def grad_lam(sign) -> Hyper:
         shifted = optax.tree.add(w, tree_scale(sign * eps, q))
-        return jax.grad(lambda lam: train_loss(merge(shifted, rest), lam, batch))(lam)
+        at = merge(shifted, rest)
+        return jax.grad(lambda lam: loss_value(train_loss, at, lam, batch, inner.model_state))(lam)
 
     mixed = tree_scale(1 / (2 * eps), optax.tree.sub(grad_lam(1), grad_lam(-1)))
     return optax.tree.add(c, mixed)

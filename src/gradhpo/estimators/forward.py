@@ -3,7 +3,9 @@
 Franceschi et al. (2017). Beside s_t runs its derivative Z_t = ds_t/dlam, one column per
 number in lam:
 
-    Z_0 = 0,    Z_t = A_t Z_{t-1} + B_t,    h_t = dL_val/dlam + alpha_t Z_t
+    Z_0 = ds_0/dlam,    Z_t = A_t Z_{t-1} + B_t,    h_t = dL_val/dlam + alpha_t Z_t
+
+Z_0 is zero where the start of the episode does not depend on lam, and for every later window.
 
 Exact at every t, with memory that does not depend on T. `online` is their RTHO: lam moves
 while Z goes on, so Z mixes the derivatives at older lam; with a zero outer rate it is FMD.
@@ -25,6 +27,7 @@ from jax.flatten_util import ravel_pytree
 from gradhpo.core.dynamics import InnerState, join
 from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
+from gradhpo.core.start import Origin, push_start
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_bytes, tree_last, tree_scale
@@ -76,12 +79,16 @@ def forward(
     def reset(memory, inner, lam):
         return init(inner, lam, None)
 
-    def estimate(problem, memory, inner, lam, window):
+    def estimate(problem, memory, inner, lam, window, origin=None):
         size = _size(lam)
         columns = _columns_in(budget, inner, lam, all_at_once=online)
         index = jnp.arange(size)
         if columns >= size:
-            Z = memory.Z if online else _zeros(inner, size)
+            Z = (
+                memory.Z
+                if online and origin is None
+                else _first(problem, origin, lam, inner, index)
+            )
             inner, Z = _sweep(problem, lam, index, inner, Z, window.train, loop)
             loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
             flat = _contract(alpha, Z)
@@ -91,7 +98,7 @@ def forward(
             loss, alpha, direct = outer_gradients(problem, end, lam, tree_last(window.val))
             passes = -(-size // columns)
             padded = jnp.arange(passes * columns).reshape(passes, columns)  # those >= H are zero
-            consts = (lam, inner, alpha, window.train)
+            consts = (lam, inner, alpha, window.train, origin)
             _, parts = fold(_pass(loop), problem, consts, (), padded, loop=loop)
             inner, flat = end, parts.ravel()[:size]
         indirect = _like(lam, flat)
@@ -99,7 +106,7 @@ def forward(
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
     reset_online = reset if online else None
-    return Estimator(init, estimate, window=steps, reset=reset_online, follows=online)
+    return Estimator(init, estimate, window=steps, reset=reset_online, follows=online, starts=True)
 
 
 def forward_sharing(
@@ -186,7 +193,6 @@ def _push_step(problem, consts, carry, batch):
     lam, index = consts
     inner, Z = carry
     floating, rest = split((inner.params, inner.opt_state))
-    flat, to_hyper = ravel_pytree(lam)
 
     def phi(floating, lam):
         new = problem.dynamics.step(join(floating, rest, inner.model_state), lam, batch)
@@ -194,8 +200,7 @@ def _push_step(problem, consts, carry, batch):
         return new_floating, (new_rest, new.model_state)
 
     def column(z, j):  # d phi along z and along the j-th number of lam
-        e = to_hyper(jax.nn.one_hot(j, flat.size, dtype=flat.dtype))
-        return jax.jvp(phi, (floating, lam), (z, e), has_aux=True)[1]
+        return jax.jvp(phi, (floating, lam), (z, _unit(lam, j)), has_aux=True)[1]
 
     new_floating, (new_rest, model_state) = phi(floating, lam)
     try:
@@ -210,8 +215,9 @@ def _push_step(problem, consts, carry, batch):
 @functools.cache  # one identity per setting, as `fold` asks
 def _pass(loop):
     def body(problem, consts, carry, index):
-        lam, inner, alpha, batches = consts
-        _, Z = _sweep(problem, lam, index, inner, _zeros(inner, len(index)), batches, loop)
+        lam, inner, alpha, batches, origin = consts
+        Z = _first(problem, origin, lam, inner, index)
+        _, Z = _sweep(problem, lam, index, inner, Z, batches, loop)
         return carry, _contract(alpha, Z)
 
     return body
@@ -221,6 +227,19 @@ def _contract(alpha: InnerState, Z: Any) -> jax.Array:
     """`alpha Z`, one number per column; the loss does not read the slots."""
     products = jax.tree.map(lambda a, z: z.reshape(z.shape[0], -1) @ a.ravel(), alpha.params, Z[0])
     return jnp.sum(jnp.stack(jax.tree.leaves(products)), axis=0)
+
+
+def _unit(lam: Hyper, j: jax.Array) -> Hyper:
+    """The direction of the j-th number of lam."""
+    flat, to_hyper = ravel_pytree(lam)
+    return to_hyper(jax.nn.one_hot(j, flat.size, dtype=flat.dtype))
+
+
+def _first(problem, origin: Origin | None, lam: Hyper, inner: InnerState, index: jax.Array) -> Any:
+    """The columns of `Z_0` named by `index`."""
+    if origin is None:
+        return _zeros(inner, len(index))
+    return jax.vmap(lambda j: push_start(problem, origin, lam, _unit(lam, j)))(index)
 
 
 def _zeros(inner: InnerState, columns: int) -> Any:

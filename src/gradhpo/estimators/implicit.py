@@ -129,7 +129,9 @@ def implicit(
             check_reached(problem, condition, inner, lam, batch, "implicit differentiation")
             return _root(condition, inner, lam, batch.train)
         loss = training_loss(problem, "implicit differentiation")
-        check_reached(problem, condition_of(loss), inner, lam, batch, "implicit differentiation")
+        check_reached(
+            problem, condition_of(loss, inner), inner, lam, batch, "implicit differentiation"
+        )
         at = curvature(loss, inner, lam, batch.train)
         return _System(
             lambda u: at.products(u)[0],
@@ -221,10 +223,10 @@ def _status(found: Solution, check_curvature: bool) -> jax.Array:
 
 def _warn_of_rates(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Window) -> None:
     parts = problem.dynamics.parts
-    loss = problem.train_loss if parts is None else parts[0]
+    loss = problem.train_loss if parts is None else parts.train_loss
     if loss is None:
         return
-    names = unreached_hyperparams(problem, condition_of(loss), inner, lam, batch)
+    names = unreached_hyperparams(problem, condition_of(loss, inner), inner, lam, batch)
     if names:
         complain(
             f"implicit differentiation of a fixed point: the leaf {', '.join(names)} acts through "

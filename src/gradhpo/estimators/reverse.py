@@ -39,6 +39,7 @@ from gradhpo.core.estimator import (
     roll,
 )
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
+from gradhpo.core.start import pull_start
 from gradhpo.core.types import Hyper
 from gradhpo.estimators.reversible import reversible, reversible_gradients
 from gradhpo.utils._partition import split
@@ -92,15 +93,17 @@ def reverse(
         del inner, lam, window
         return ()
 
-    def estimate(problem, state, inner, lam, window):
+    def estimate(problem, state, inner, lam, window, origin=None):
         got = unrolled_gradients(
             problem, inner, lam, window, truncate=kept, memory=memory, budget=budget, loop=loop
         )
-        hypergrad = optax.tree.add(got.direct, got.indirect)
-        info = report(got.val_loss, got.direct, got.indirect, alpha_growth=got.growth)
+        indirect = optax.tree.add(got.indirect, pull_start(problem, origin, lam, got.initial))
+        hypergrad = optax.tree.add(got.direct, indirect)
+        info = report(got.val_loss, got.direct, indirect, alpha_growth=got.growth)
         return Estimate(hypergrad, got.inner, state, info)
 
-    return Estimator(init, estimate, window=steps, metrics=("alpha_growth",))
+    whole = kept == steps  # else alpha ends at s_{T-K}
+    return Estimator(init, estimate, window=steps, metrics=("alpha_growth",), starts=whole)
 
 
 def unrolled_gradients(
@@ -164,7 +167,7 @@ def _check_whole(truncate: int | None) -> None:
 def _retraceable(problem: BilevelProblem, lam: Hyper) -> Any:
     """The inner optimizer, if its slots tell the last update; else None."""
     parts = problem.dynamics.parts
-    optimizer = None if parts is None else parts[1](lam)
+    optimizer = None if parts is None else parts.make_optimizer(lam)
     return optimizer if hasattr(optimizer, "last_updates") else None
 
 

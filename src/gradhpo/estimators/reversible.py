@@ -31,9 +31,11 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
+from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState, linearize
 from gradhpo.core.estimator import Estimate, Estimator, Loop, Unrolled, check_loop, fold, report
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
+from gradhpo.core.start import pull_start
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch, Hyper, PyTree, Scalar
 from gradhpo.utils._partition import merge, split
@@ -92,7 +94,8 @@ def reversible(
 
     Cost per outer update: T training gradients forwards; 2 T gradients and T second-order
     products backwards; one validation gradient. Memory beside one step: two integers a
-    parameter, and T log2(1 / mu) + log2(1 / (1 - mu)) bits, in steps of 16, at least 32.
+    parameter, and T log2(1 / mu) + log2(1 / (1 - mu)) bits, in steps of 16, at least 32; and T
+    model states where there is one, for statistics cannot be run backwards.
 
     `info`: `buffer_bits`, the most that was used of `buffer_allocated`, bits per parameter;
     `alpha_growth` as in `reverse`. At the end w_0 and v_0 are compared bit for bit with what
@@ -107,25 +110,26 @@ def reversible(
         del inner, lam, window
         return ()
 
-    def estimate(problem, state, inner, lam, window):
+    def estimate(problem, state, inner, lam, window, origin=None):
         got = reversible_gradients(
             problem, inner, lam, window, least_momentum=least_momentum, loop=loop
         )
         found = got.gradients
+        indirect = optax.tree.add(found.indirect, pull_start(problem, origin, lam, found.initial))
         info = report(
             found.val_loss,
             found.direct,
-            found.indirect,
+            indirect,
             alpha_growth=found.growth,
             buffer_bits=got.used_bits,
             buffer_allocated=got.allocated_bits,
             status=got.status,
         )
-        hypergrad = optax.tree.add(found.direct, found.indirect)
+        hypergrad = optax.tree.add(found.direct, indirect)
         return Estimate(hypergrad, found.inner, state, info)
 
     metrics = ("alpha_growth", "buffer_bits", "buffer_allocated")
-    return Estimator(init, estimate, window=steps, metrics=metrics)
+    return Estimator(init, estimate, window=steps, metrics=metrics, starts=True)
 
 
 def reversible_gradients(
@@ -175,16 +179,17 @@ def reversible_gradients(
     ]
     consts = lam, inner, constant
     xs = window.train, rates, (plans.spill.T, plans.plane.T)
-    (cells, fits), _ = fold(_step, problem, consts, (start, fits), xs, loop=loop)
+    carry = start, fits, inner.model_state
+    (cells, fits, model_state), states = fold(_step, problem, consts, carry, xs, loop=loop)
     used = jnp.max(
         jnp.stack([used_bits(c.buffer, n) for c, n in zip(cells, plans.planes, strict=True)])
     )
 
-    last = _state(inner, cells, steps)
+    last = _state(inner, cells, model_state, steps)
     loss, alpha, direct = outer_gradients(problem, last, lam, tree_last(window.val))
     size = tree_l2_norm(alpha)
     carry = cells, alpha, optax.tree.zeros_like(lam), size
-    xs = jnp.arange(steps, dtype=jnp.int32), *xs
+    xs = jnp.arange(steps, dtype=jnp.int32), states, *xs
     carry, _ = fold(_step_back, problem, consts, carry, xs, loop=loop, reverse=True)
     cells, initial, indirect, largest = carry
 
@@ -226,9 +231,9 @@ class Rates(NamedTuple):
 
 def _step(problem, consts, carry, x):
     lam, inner, constant = consts
-    cells, fits = carry
+    cells, fits, model_state = carry
     batch, rates, (spill, plane) = x
-    gradient = _gradient(problem, lam, _state(inner, cells), batch)
+    gradient, after = _gradient(problem, lam, _state(inner, cells, model_state), batch)
     rows = zip(cells, gradient, _each(rates, constant), strict=True)
     new = []
     for i, (cell, g, (eta, n)) in enumerate(rows):
@@ -239,24 +244,24 @@ def _step(problem, consts, carry, x):
         w = add(cell.w, encode(move))
         fits &= _all(in_range(x) for x in (kick, move, _wide(v), _wide(w)))
         new.append(Cell(w, v, buffer))
-    return (lax.optimization_barrier(new), fits), None
+    return (lax.optimization_barrier(new), fits, after), model_state
 
 
 def _step_back(problem, consts, carry, x):
     lam, inner, constant = consts
     cells, alpha, acc, largest = carry
-    t, batch, rates, (spill, plane) = x
+    t, model_state, batch, rates, (spill, plane) = x
     etas, n = zip(*_each(rates, constant), strict=True)
     cells = [
         c._replace(w=subtract(c.w, encode(_move(eta, c.v))))
         for c, eta in zip(cells, etas, strict=True)
     ]
-    gradient = _gradient(problem, lam, _state(inner, cells), batch)
+    gradient, _ = _gradient(problem, lam, _state(inner, cells, model_state), batch)
     for i, (cell, g) in enumerate(zip(cells, gradient, strict=True)):
         before = subtract(cell.v, encode(_kick(n[i], g)))
         cells[i] = Cell(cell.w, *undo_decay(before, cell.buffer, n[i], spill[i], plane[i]))
     cells = lax.optimization_barrier(cells)
-    _, pullback = linearize(problem.dynamics, _state(inner, cells, t), lam, batch)
+    _, pullback = linearize(problem.dynamics, _state(inner, cells, model_state, t), lam, batch)
     alpha, term = pullback(alpha)
     largest = jnp.maximum(largest, tree_l2_norm(alpha).astype(largest.dtype))
     return (cells, alpha, optax.tree.add(acc, term), largest), None
@@ -264,19 +269,23 @@ def _step_back(problem, consts, carry, x):
 
 def _gradient(
     problem: BilevelProblem, lam: Hyper, state: InnerState, batch: Batch
-) -> list[jax.Array]:
-    """`g_t`, leaf by leaf, to the bit the same in both passes.
+) -> tuple[list[jax.Array], PyTree]:
+    """`g_t`, leaf by leaf, to the bit the same in both passes; and the model state after it.
 
     The barriers make it an island: no operation inside is shared or fused with what stands
     around it, which differs between the passes. In particular the second-order product at the
     same point has its own gradient.
     """
-    loss, _ = problem.dynamics.parts  # type: ignore[misc]
     w, rest = split(state.params)
-    w, lam, batch = _barrier((w, lam, batch))
-    return lax.optimization_barrier(
-        jax.tree.leaves(jax.grad(lambda w: loss(merge(w, rest), lam, batch))(w))
-    )
+    w, lam, batch, model_state = _barrier((w, lam, batch, state.model_state))
+
+    def evaluate(w):
+        loss = problem.dynamics.parts.train_loss  # type: ignore[union-attr]
+        got = losses.train(loss, merge(w, rest), lam, batch, model_state)
+        return got.value, got.model_state
+
+    g, model_state = jax.grad(evaluate, has_aux=True)(w)
+    return lax.optimization_barrier(jax.tree.leaves(g)), model_state
 
 
 def _kick(n: jax.Array, g: jax.Array) -> jax.Array:
@@ -294,7 +303,9 @@ def _wide(number: Number) -> jax.Array:
     return decode(number, jnp.result_type(float))
 
 
-def _state(inner: InnerState, cells: list[Cell], taken: jax.typing.ArrayLike = 0) -> InnerState:
+def _state(
+    inner: InnerState, cells: list[Cell], model_state: PyTree, taken: jax.typing.ArrayLike = 0
+) -> InnerState:
     """The state as the losses know it, `taken` steps after s_0 = inner."""
     w, rest = split(inner.params)
     leaves, structure = jax.tree.flatten(w)
@@ -304,7 +315,7 @@ def _state(inner: InnerState, cells: list[Cell], taken: jax.typing.ArrayLike = 0
         velocity=structure.unflatten([decode(c.v, jnp.result_type(x)) for c, x in pairs]),
     )
     w = structure.unflatten([decode(c.w, jnp.result_type(x)) for c, x in pairs])
-    return InnerState(merge(w, rest), slots, inner.model_state)
+    return InnerState(merge(w, rest), slots, model_state)
 
 
 def _barrier(tree: PyTree) -> PyTree:
@@ -411,7 +422,7 @@ def _checked(least_momentum: float | None) -> float | None:
 def _optimizer(problem: BilevelProblem, lam: Hyper) -> Any:
     """The inner optimizer, which must show its rates."""
     parts = problem.dynamics.parts
-    optimizer = None if parts is None else parts[1](lam)
+    optimizer = None if parts is None else parts.make_optimizer(lam)
     if not hasattr(optimizer, "learning_rate") or not hasattr(optimizer, "momentum"):
         raise ValueError(
             "reversible learning runs one inner optimizer backwards, SGD with momentum in the form "

@@ -35,6 +35,7 @@ import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
 from gradhpo.core.estimator import Estimate, Estimator, report
+from gradhpo.core.losses import train as train_loss
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params, PyTree
 from gradhpo.estimators._apply import apply_gradient, guarded, relative_norm
@@ -117,7 +118,7 @@ def saba(
     def estimate(problem, memory, inner, lam, window):
         batch = tree_last(window)
         loss = training_loss(problem, "saba")
-        check_reached(problem, condition_of(loss), inner, lam, batch, "saba")
+        check_reached(problem, condition_of(loss, inner), inner, lam, batch, "saba")
         train = curvature(loss, inner, lam, batch.train)
         val_loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
 
@@ -131,7 +132,9 @@ def saba(
         d_u = optax.tree.sub(u_hessian, alpha)
         indirect = tree_scale(-1, u_mixed)
         u = optax.tree.sub(memory.u, tree_scale(step_size, d_u))
+        seen = train_loss(loss, inner.params, lam, batch.train, inner.model_state)
         inner = apply_gradient(problem, inner, lam, gradient, "saba")
+        inner = inner._replace(model_state=seen.model_state)
         residual = relative_norm(d_u, alpha)
         info = report(
             val_loss,

@@ -65,7 +65,7 @@ def soba(step_size: Schedule = 0.1) -> Estimator:
     def estimate(problem, memory, inner, lam, window):
         batch = tree_last(window)
         loss = training_loss(problem, "soba")
-        check_reached(problem, condition_of(loss), inner, lam, batch, "soba")
+        check_reached(problem, condition_of(loss, inner), inner, lam, batch, "soba")
         train = curvature(loss, inner, lam, batch.train)
         u_hessian, u_mixed = train.products(memory.u)
         val_loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)

@@ -70,7 +70,7 @@ def stocbio(
     def estimate(problem, memory, inner, lam, window):
         last = tree_last(window)
         loss = training_loss(problem, "stocbio")
-        check_reached(problem, condition_of(loss), inner, lam, last, "stocbio")
+        check_reached(problem, condition_of(loss, inner), inner, lam, last, "stocbio")
         inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)  # w_T
         val_loss, alpha, direct = outer_gradients(problem, inner, lam, last.val)
         alpha = alpha.params

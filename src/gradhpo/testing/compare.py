@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from gradhpo.core.dynamics import InnerState
+from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.types import Hyper, PyTree, Scalar
 from gradhpo.utils.gradients import tree_last
@@ -21,14 +23,17 @@ def unrolled_loss(problem: BilevelProblem, inner: InnerState, lam: Hyper, window
     """`L_val(w_T(lam), lam)` after plain training over the whole window, a Python loop.
 
     Its derivative in `lam` is the exact hypergradient: take it with `jax.grad` or
-    `central_difference`. The step is compiled, and compiled once if this is not jitted.
+    `central_difference`. The step is compiled, and compiled once if this is not jitted. A model
+    state is a constant for the step that reads it.
     """
     step = jax.jit(problem.dynamics.step)
     steps = jax.tree.leaves(window.train)[0].shape[0]
     for t in range(steps):
         batch = jax.tree.map(lambda x: x[t], window.train)  # noqa: B023
         inner = step(inner, lam, batch)
-    return problem.outer_loss(inner.params, lam, tree_last(window.val))
+        inner = inner._replace(model_state=lax.stop_gradient(inner.model_state))
+    batch = tree_last(window.val)
+    return loss_value(problem.outer_loss, inner.params, lam, batch, inner.model_state)
 
 
 def relative_error(got: PyTree, want: PyTree) -> float:

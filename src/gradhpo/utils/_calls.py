@@ -11,50 +11,67 @@ import numpy as np
 
 from gradhpo.utils.validation import leaves_with_names
 
-__all__ = ["check_scalar_loss", "explain_call", "explain_loops", "explain_update"]
+__all__ = ["check_scalar", "explain_call", "explain_loops", "explain_update"]
 
 
 @contextlib.contextmanager
 def explain_call(
-    name: str, function: Callable, params: Any, hyperparams: Any, batch: Any
+    name: str, function: Callable, params: Any, hyperparams: Any, *others: Any
 ) -> Iterator[None]:
-    """Say what `function(params, hyperparams, batch)` was given where tracing it fails, and name
-    the remedy where it is one of the usual mistakes: too few arguments, two of them exchanged."""
+    """Say what `function(params, hyperparams, batch[, model_state])` was given where tracing it
+    fails, and name the remedy where it is one of the usual mistakes: another number of arguments,
+    two of them exchanged."""
     try:
         yield
     except Exception as error:
-        given = {"batch": batch, "params": params, "hyperparams": hyperparams}
-        leaves = (f"{what} leaves {_shapes(tree)}" for what, tree in given.items())
-        error.add_note(
-            f"gradhpo: {name}(params, hyperparams, batch) failed while being traced with "
-            + "; ".join(leaves)
-        )
-        if isinstance(error, TypeError) and (signature := _unfit_signature(function)):
+        if any(name in note for note in getattr(error, "__notes__", ())):
+            raise  # explained where it was called
+        given = dict(zip(_ARGUMENTS, (params, hyperparams, *others), strict=False))
+        leaves = (f"{what} leaves {_shapes(given[what])}" for what in sorted(given, key=_first))
+        called = f"{name}({', '.join(given)})"
+        error.add_note(f"gradhpo: {called} failed while being traced with " + "; ".join(leaves))
+        if isinstance(error, TypeError) and (signature := _unfit_signature(function, len(given))):
+            stateful = "model_state" in given
             error.add_note(
-                f"gradhpo: {name} is written as {signature}, but is called with three arguments: "
-                "(params, hyperparams, batch). Take all three, whether or not all are used; close "
-                "over anything else."
+                f"gradhpo: {name} is written as {signature}, but is called with "
+                f"{('three', 'four')[stateful]} arguments: ({', '.join(given)}). Take all of them, "
+                "whether or not all are used; close over anything else."
+                + (
+                    " The fourth is the model state that was given to init."
+                    if stateful
+                    else " A fourth, model_state, comes where init(..., model_state=...) got one."
+                    if not _unfit_signature(function, 4)
+                    else ""
+                )
             )
-        elif _runs(function, hyperparams, params, batch):
+        elif _runs(function, hyperparams, params, *others):
             error.add_note(
                 f"gradhpo: {name} runs with its first two arguments exchanged. The order is "
-                f"init(params, hyperparams) and {name}(params, hyperparams, batch)."
+                f"init(params, hyperparams) and {called}."
             )
         raise
+
+
+_ARGUMENTS = ("params", "hyperparams", "batch", "model_state")
+
+
+def _first(argument: str) -> bool:
+    """The batch is named first: it is the usual culprit."""
+    return argument != "batch"
 
 
 def _shapes(tree: Any) -> str:
     return ", ".join(f"{name}: {np.shape(x)}" for name, x in leaves_with_names(tree)) or "none"
 
 
-def _unfit_signature(function: Callable) -> str:
-    """The signature of a function that cannot take three arguments, else nothing."""
+def _unfit_signature(function: Callable, count: int) -> str:
+    """The signature of a function that cannot take so many arguments, else nothing."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin shows none
         return ""
     try:
-        signature.bind(None, None, None)
+        signature.bind(*[None] * count)
     except TypeError:
         return str(signature)
     return ""
@@ -100,17 +117,14 @@ def explain_update() -> Iterator[None]:
         raise
 
 
-def check_scalar_loss(name: str, loss: Callable, params: Any, hyperparams: Any, batch: Any) -> None:
-    """`loss(params, hyperparams, batch)` must be one floating-point scalar; shapes only."""
-    with explain_call(name, loss, params, hyperparams, batch):
-        value = jax.eval_shape(loss, params, hyperparams, batch)
+def check_scalar(name: str, value: Any) -> None:
+    """What a loss returns as its value must be one floating-point scalar."""
     expected = f"{name} must return one floating-point scalar"
     leaves = leaves_with_names(value)
     if isinstance(value, (tuple, list)):
         raise TypeError(
-            f"{expected}, but returned a {type(value).__name__} of {len(value)} values. "
-            "Auxiliary outputs are not accepted: return the loss alone, `return loss`, and "
-            "compute the rest in a callback."
+            f"{expected}, but returned a {type(value).__name__} of {len(value)} values. With "
+            "metrics it returns (loss, metrics), a tuple of a scalar and a dictionary of scalars."
         )
     if value is None or len(leaves) != 1 or not hasattr(value, "dtype"):
         raise TypeError(f"{expected}, but returned {value!r}. Is a `return` missing?")

@@ -13,6 +13,7 @@ import optax
 from gradhpo.utils._partition import merge, split
 
 __all__ = [
+    "avals",
     "geometric_sum",
     "tree_broadcast",
     "tree_bytes",
@@ -32,6 +33,16 @@ __all__ = [
 ]
 
 PyTree = Any
+
+
+def avals(tree: PyTree) -> tuple[Any, list[tuple[tuple[int, ...], Any]]]:
+    """Structure, shapes and dtypes of a tree of arrays or of their shapes, to be compared.
+
+    >>> avals((jnp.zeros(2),)) == avals((jnp.ones(2),)), avals(0.0) == avals(0)
+    (True, False)
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 def tree_broadcast(prefix: PyTree, tree: PyTree) -> PyTree:

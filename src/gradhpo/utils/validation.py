@@ -315,21 +315,23 @@ def difference(old: Any, new: Any) -> str:
     return f"leaf {longer[0]} is only in one of them" if longer else "their containers differ"
 
 
-def check_same_avals(old: Any, new: Any) -> None:
-    """Phi must keep the structure, shapes and dtypes of the state, or nothing can be scanned."""
-    check_same_structure("the state that Phi returns", old, new)
+def check_same_avals(
+    old: Any,
+    new: Any,
+    rule: str = "Phi must map a state to a state of the same shape and dtype so that it can be "
+    "scanned",
+    remedy: str = "A common cause is a hyperparameter wider than the parameters; cast it inside "
+    "update_fn or the optimizer factory. Another is a learning rate given as a tree shaped like "
+    "hyperparams instead of one per leaf.",
+) -> None:
+    """Two trees of shapes must agree in structure, shapes and dtypes, or nothing can be scanned."""
+    check_same_structure(rule.partition(" must ")[0] + ": what it returns", old, new)
     for (name, before), (_, after) in zip(
         leaves_with_names(old), leaves_with_names(new), strict=True
     ):
         seen = tuple(f"{x.dtype}{list(x.shape)}" for x in (before, after))
         if seen[0] != seen[1]:
-            raise ValueError(
-                "Phi must map a state to a state of the same shape and dtype so that it can be "
-                f"scanned, but leaf {name} went from {seen[0]} to {seen[1]}. A common cause is a "
-                "hyperparameter wider than the parameters; cast it inside update_fn or the "
-                "optimizer factory. Another is a learning rate given as a tree shaped like "
-                "hyperparams instead of one per leaf."
-            )
+            raise ValueError(f"{rule}, but leaf {name} went from {seen[0]} to {seen[1]}. {remedy}")
 
 
 def check_batch(what: str, batch: Any) -> None:

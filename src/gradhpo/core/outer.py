@@ -1,0 +1,130 @@
+"""The outer update: how hyperparameters follow their hypergradient.
+
+    slots = init(lam),    (lam, slots) <- apply(h, slots, lam)
+
+More general than an Optax update, which may only add to lam: a projection or a proximal step moves
+lam to where it is allowed, or wanted, to be. A plain rate, any Optax optimizer and either of them
+followed by such a map are instances.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradhpo.core.types import Hyper, OptState
+from gradhpo.utils.validation import check_callable, check_same_avals
+
+__all__ = [
+    "Outer",
+    "as_outer",
+    "check_outer",
+    "checked_apply",
+    "descent",
+    "followed_by",
+    "from_optimizer",
+]
+
+
+class Outer(NamedTuple):
+    """A pair of pure functions; `apply` keeps the structure, shapes and dtypes of lam.
+
+    Make one with `descent`, `from_optimizer` or `followed_by`, or write one.
+    """
+
+    init: Callable[[Hyper], OptState]  # lam -> slots
+    apply: Callable[[Hyper, OptState, Hyper], tuple[Hyper, OptState]]  # (h, slots, lam)
+
+
+def descent(rate: Any) -> Outer:
+    """Plain steps `lam - rate h`; the rate may be traced.
+
+    >>> print(descent(0.5).apply(jnp.array(2.0), (), jnp.array(3.0))[0])
+    2.0
+    """
+
+    def init(lam):
+        del lam
+        return ()
+
+    def apply(h, slots, lam):
+        return jax.tree.map(lambda x, g: x - jnp.asarray(rate, x.dtype) * g, lam, h), slots
+
+    return Outer(init, apply)
+
+
+def from_optimizer(optimizer: optax.GradientTransformation) -> Outer:
+    """The steps of an Optax optimizer.
+
+    >>> outer, lam = from_optimizer(optax.sgd(0.5)), jnp.array(3.0)
+    >>> print(outer.apply(jnp.array(2.0), outer.init(lam), lam)[0])
+    2.0
+    """
+
+    def apply(h, slots, lam):
+        updates, slots = optimizer.update(h, slots, lam)
+        return optax.apply_updates(lam, updates), slots
+
+    return Outer(optimizer.init, apply)
+
+
+def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer:
+    """An outer update, then `move(lam)`: a projection, or a proximal map for a fixed rate.
+
+    Args:
+        outer: An `Outer` or an Optax optimizer.
+        move: A map of lam to a tree of the same shapes, such as
+            `optax.projections.projection_non_negative`.
+
+    >>> outer = followed_by(optax.sgd(0.5), optax.projections.projection_non_negative)
+    >>> lam = jnp.array([3.0, 0.5])
+    >>> print(outer.apply(jnp.array([2.0, 2.0]), outer.init(lam), lam)[0])
+    [2. 0.]
+    """
+    first = as_outer(outer)
+    check_callable("move", move, "hyperparams -> hyperparams")
+
+    def apply(h, slots, lam):
+        lam, slots = first.apply(h, slots, lam)
+        return move(lam), slots
+
+    return Outer(first.init, apply)
+
+
+def as_outer(outer: Any, lr_hyper: Any = None) -> Outer:
+    """The outer update that a user means: an `Outer`, an Optax optimizer, or a plain rate."""
+    if outer is None:
+        return descent(lr_hyper)
+    return outer if isinstance(outer, Outer) else from_optimizer(outer)
+
+
+def check_outer(name: str, outer: Any) -> None:
+    """An `Outer`, or what Optax makes.
+
+    Raises:
+        TypeError: something else, such as `optax.adam` without a call.
+    """
+    optimizer = hasattr(outer, "init") and hasattr(outer, "update") and not isinstance(outer, type)
+    if not (optimizer or isinstance(outer, Outer)):
+        raise TypeError(
+            f"{name} must be an Optax GradientTransformation, such as optax.adam(0.01), or a "
+            f"gradhpo.Outer, got {outer!r}."
+        )
+
+
+def checked_apply(outer: Outer, h: Hyper, slots: OptState, lam: Hyper) -> tuple[Hyper, OptState]:
+    """`outer.apply`, refused where lam comes back in other shapes or dtypes.
+
+    Raises:
+        ValueError: (when traced) the leaf that changed.
+    """
+    new, slots = outer.apply(h, slots, lam)
+    check_same_avals(
+        *jax.eval_shape(lambda: (lam, new)),
+        rule="the outer update must keep the shapes and dtypes of the hyperparameters",
+        remedy="A rate, a bound or a constant of another shape or a wider dtype does that; cast "
+        "it, or give one number.",
+    )
+    return new, slots
