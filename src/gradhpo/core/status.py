@@ -17,7 +17,7 @@ class Status(IntEnum):
     LINEAR_SOLVE_INACCURATE = 6
     NEGATIVE_CURVATURE = 7
     NOT_REVERSED = 8
-    NOT_FIXED_POINT = 9
+    OUT_OF_RANGE = 9
     BUFFER_TOO_SMALL = 10
     LINEAR_SOLVE_FAILED = 11
     SINGULAR_SYSTEM = 12
@@ -26,7 +26,7 @@ class Status(IntEnum):
 EXPLAINED = frozenset(
     {
         Status.NOT_REVERSED,
-        Status.NOT_FIXED_POINT,
+        Status.OUT_OF_RANGE,
         Status.BUFFER_TOO_SMALL,
         Status.LINEAR_SOLVE_FAILED,
     }
@@ -75,8 +75,8 @@ _MESSAGES = {
         "evaluations at the same point: look for operations that are not deterministic on this "
         "device, or take reverse(memory='segments')"
     ),
-    Status.NOT_FIXED_POINT: (
-        "reversible training left the numbers it is made of, and was undone: a weight, a velocity "
+    Status.OUT_OF_RANGE: (
+        "reversible training left the range of its numbers, and was undone: a weight, a velocity "
         "or a change of one reached 1024 or is not finite, or a momentum is not between 0 and 1. "
         "Look for NaN in the train batch or a learning rate that is too large; rescale larger "
         "weights"
