@@ -48,7 +48,8 @@ def check_hypergradient(
         window: T train batches and T validation batches, stacked along the leading axis; the
             last validation batch is the one that judges.
         methods: Names (`known_methods()`), or a mapping from names of your choice to estimators
-            (or names). None runs the ones that need no setting and no minimum, and two that do.
+            (or names). None runs the common ones that need no setting, two implicit methods among
+            them, which assume a minimum.
         truth: "reverse" (memory for T states), "forward" (one column per hyperparameter),
             or "differences": Richardson's, four runs per hyperparameter, independent of all
             derivatives.

@@ -86,7 +86,7 @@ def _episode(problem: BilevelProblem, estimator: Estimator) -> Callable:
     def run(inner, lam, window):
         steps = estimator.window
 
-        def piece(i):  # a slice, where windows made beforehand would be a copy of all the data
+        def piece(i):  # windows made beforehand would be a copy of all the data
             return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * steps, steps), window)
 
         memory = estimator.init(inner, lam, piece(0))
@@ -107,5 +107,5 @@ def _episode(problem: BilevelProblem, estimator: Estimator) -> Callable:
 
 
 def _sentence(text: str) -> str:
-    """The first one."""
+    """The first sentence."""
     return " ".join(text.split()).split(". ")[0].removesuffix(".") + "."

@@ -2,8 +2,8 @@
 
 The contract: pure functions of fixed structure and dtypes; the same numbers under `jit`,
 `vmap` and `scan`; the inner state advanced as plain training advances it; no compilation
-after the first; NaN never on its way into hyperparameters; exact where the method says so,
-and not exact on a control, or the test would prove nothing.
+after the first; NaN never gets into the hyperparameters; exact where the method says so, and
+not exact on a control, without which the test would prove nothing.
 """
 
 from collections.abc import Callable, Iterable

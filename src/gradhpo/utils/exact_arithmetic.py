@@ -121,7 +121,7 @@ def in_range(value: jax.Array) -> jax.Array:
 
 
 def numerator(fraction: jax.Array) -> jax.Array:
-    """The n for which n / d is next to the fraction, 2 to d - 1; its shape.
+    """The n for which n / d is nearest to the fraction, from 2 to d - 1; of its shape.
 
     >>> print(numerator(jnp.array([0.5, 0.9])))
     [32768 58982]
@@ -141,7 +141,7 @@ def quantize(fraction: jax.typing.ArrayLike) -> jax.Array:
 
 
 class Buffer(NamedTuple):
-    """The information that decays of an array set aside."""
+    """What the decays of an array forgot."""
 
     head: jax.Array  # uint32, like the array: the upper part of i
     planes: jax.Array  # uint16, (planes, *array): the lower parts; the last plane is spare
@@ -184,8 +184,8 @@ def allocated_bits(buffer: Buffer) -> int:
 def plan(numerators: jax.Array) -> Plan:
     """When to spill, for decays by the numerators (T,).
 
-    `bound` is above every i + 1; the step that it follows never lets i reach 2^32. A few
-    units in the last place are added, so that rounding cannot make it too low.
+    `bound` stays above every i + 1. A spill comes before a step in which it could reach 2^32. A
+    few units in the last place are added, so that rounding cannot make it too low.
     """
 
     def step(carry, n):
@@ -225,10 +225,10 @@ def decay(
     True [0 0]
     """
     head, planes = buffer
-    if planes.shape[0]:  # beyond the planes in use anything may stand
+    if planes.shape[0]:  # planes beyond those in use may hold anything
         planes = planes.at[plane].set((head & 0xFFFF).astype(jnp.uint16))
         head = jnp.where(spill, head >> 16, head)
-    # value = hi d + lo: c div d and c mod d are there already. i d + lo by n, in two limbs:
+    # value = hi d + lo, so c div d is hi and c mod d is lo. Divide i d + lo by n, in two limbs:
     upper = head // n
     x = ((head - upper * n) << 16) | value.lo
     lower = x // n
@@ -242,7 +242,7 @@ def undo_decay(
 ) -> tuple[Number, Buffer]:
     """The inverse of `decay` with the same arguments."""
     head, planes = buffer
-    upper, x = jnp.divmod(value.hi, n.astype(value.hi.dtype))  # of floor, as the shifts above
+    upper, x = jnp.divmod(value.hi, n.astype(value.hi.dtype))  # rounds down, as the shifts above do
     x = (x.astype(jnp.uint32) << 16) | value.lo
     lower = x // n
     hi = (upper << 16) + lower.astype(value.hi.dtype)
