@@ -68,7 +68,7 @@ def shapes(steps):
 
 def bits(steps=STEPS):
     """`(allocated, spare among them)` bits per parameter of the information buffer."""
-    from gradhpo.utils.fixed_point import PLANE, allocated_bits, empty_buffer, worst_bits
+    from gradhpo.utils.exact_arithmetic import PLANE, allocated_bits, empty_buffer, worst_bits
 
     buffer = empty_buffer((), worst_bits(np.full(steps, MOMENTUM)))
     return allocated_bits(buffer), PLANE

@@ -102,7 +102,7 @@ FAULTS = [
     ),
     Fault(
         "reversible: the last bit is lost on the way back",
-        "utils/fixed_point.py",
+        "utils/exact_arithmetic.py",
         "+ (x - lower * n)  # i n + (c mod n)",
         "+ (x - lower * n) // 2 * 2",
         "tests/estimators/test_reversible.py -k stored_trajectory",

@@ -11,7 +11,8 @@ import pytest
 from gradhpo import BilevelProblem, cli, from_optax, from_update, one_step, reverse
 from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.status import Status
-from gradhpo.diagnostics import _flops, check_hypergradient, known_methods
+from gradhpo.diagnostics import check_hypergradient, known_methods
+from gradhpo.diagnostics.flops import arithmetic
 from gradhpo.testing.problems import integer_leaves, learning_rates, nested, ridge, straight_line
 
 
@@ -214,14 +215,14 @@ def test_arithmetic():
         return jax.lax.scan(body, w, xs)[0]
 
     shapes = jnp.ones((n, n)), jnp.ones((T, n, n))
-    assert _flops(jax.make_jaxpr(f)(*shapes))[0] == 2 * n**3 * T
+    assert arithmetic(jax.make_jaxpr(f)(*shapes))[0] == 2 * n**3 * T
     twice = jax.make_jaxpr(lambda w: jnp.sin(w @ w) + jnp.cos(w @ w))(shapes[0])
-    assert _flops(twice)[0] == 2 * n**3 + 3 * n**2
+    assert arithmetic(twice)[0] == 2 * n**3 + 3 * n**2
 
     def until(w):
         return jax.lax.while_loop(lambda w: w[0, 0] < 9, lambda w: w @ w, w)
 
-    assert _flops(jax.make_jaxpr(until)(shapes[0]))[1] == 2 * n**3
+    assert arithmetic(jax.make_jaxpr(until)(shapes[0]))[1] == 2 * n**3
 
 
 def test_the_study(tmp_path):
@@ -283,3 +284,17 @@ def test_nan_is_not_ok():
     mine = {"mine": reverse(3)._replace(estimate=estimate)}
     row = check_hypergradient(*ridge(3), mine).rows["mine"]
     assert row.status == Status.NONFINITE_HYPERGRAD
+
+
+def test_the_registry_knows_the_price(monkeypatch):
+    """Of the fit before an episode and of the iterations of a solver, by no method's name."""
+    steps = 4
+    fitted = METHODS["one_step"]._replace(fit=lambda T: (100 * T, 10 * T))
+    monkeypatch.setitem(METHODS, "mine", fitted)
+    names = ["mine", "hyperdistill", "implicit_cg", "implicit_neumann"]
+    rows = check_hypergradient(*ridge(steps), names).rows
+    assert (rows["mine"].gradients, rows["mine"].products) == (102 * steps, 11 * steps)
+    distilled = rows["hyperdistill"]
+    assert (distilled.gradients, distilled.products) == (4 * steps + 1, 3 * steps)
+    for name, more in {"implicit_cg": 3, "implicit_neumann": 2}.items():
+        assert rows[name].products == rows[name].info["linear_iterations"] + more

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gradhpo import BilevelState, Status, status_message
+from gradhpo.core.status import status_table
 from gradhpo.core.step import strengthen
 
 
@@ -75,13 +76,27 @@ def test_every_status_has_a_message_with_its_name(status):
     assert status_message(jnp.array(int(status))) == status_message(status)
 
 
-def test_the_page_on_reliability_has_every_status():
-    """As it is printed, and what it undoes."""
+def test_the_table_of_the_page_on_reliability_is_generated():
     page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text("utf-8")
-    table = page[page.index("| status | $s$ |") : page.index('"Kept" is the value')]
-    for code in Status:
-        assert f"\n{code.value} {status_message(code)}\n" in page
-        assert f"`{code.name}`" in table
+    _, _, rest = page.partition("<!-- status_table() of gradhpo.core.status -->\n")
+    table, end, _ = rest.partition("<!-- end of status_table() -->\n")
+    assert end and table.strip() == status_table(), (
+        "put between the two comments what this prints: "
+        "python -c 'from gradhpo.core.status import *; print(status_table())'"
+    )
+
+
+def test_the_table_has_every_status():
+    """With its number, and the words of its message."""
+    _, _, *rows = status_table().splitlines()
+    assert len(rows) == len(Status)
+    for code, row in zip(Status, rows, strict=True):
+        name, number, happened, rejected, remedy = row.strip("| ").split(" | ")
+        assert (name, int(number)) == (f"`{code.name}`", code)
+        assert happened in status_message(code)
+        assert rejected.removeprefix("nothing").removeprefix("; ") in status_message(code)
+        assert rejected.startswith("nothing") != code.rejects
+        assert remedy == "none" or status_message(code).endswith(f". {remedy}")
 
 
 def test_the_remedy_for_adam_is_named():

@@ -20,17 +20,21 @@ from loop_cases import (
 from gradhpo import (
     BilevelProblem,
     Dynamics,
+    Estimate,
+    Estimator,
     InnerState,
     Status,
     Window,
     bilevel_step,
     forward,
     from_optax,
+    from_update,
     hyperdistill,
     init_state,
     one_step,
     run_episode,
 )
+from gradhpo.core.estimator import report
 from gradhpo.core.loop import in_windows
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_is_finite
@@ -93,6 +97,38 @@ def test_nan_in_a_batch_is_reported_and_undone(name, side, code):
     recovered = step(recovered, good[0])
     assert recovered.metadata["status"] == Status.OK
     assert bool(tree_is_finite((recovered.params, recovered.hyperparams)))
+
+
+@pytest.mark.parametrize("code", Status)
+def test_a_code_says_what_is_rejected(code):
+    """`rejects` and `explains` against what the guard does after an estimate that ends so."""
+    reported = not code.name.startswith("NONFINITE")  # by the method; the others by the guard
+
+    def nan_if(*codes):
+        return jnp.where(jnp.array(code in codes), jnp.nan, 1.0)
+
+    def estimate(problem, memory, inner, lam, window):
+        inner = inner._replace(params=inner.params + nan_if(Status.NONFINITE_TRAIN_STATE))
+        explained = [c for c in Status if c.explains]
+        h = nan_if(Status.NONFINITE_HYPERGRAD, *explained)
+        info = report(nan_if(Status.NONFINITE_VAL_LOSS), h)
+        return Estimate(h, inner, memory + 1, {**info, "status": jnp.int32(code * reported)})
+
+    estimator = Estimator(lambda *args: jnp.zeros(()), estimate)
+    problem = BilevelProblem(from_update(lambda w, lam, batch: w), lambda w, lam, batch: w)
+    state = init_state(problem, estimator, None, jnp.zeros(()), jnp.zeros(()))
+    rate = jnp.inf if code == Status.NONFINITE_HYPERPARAMS else 1.0
+    step = jax.jit(partial(bilevel_step(estimator), problem))
+    after = step(state, Window(jnp.zeros(1), jnp.zeros(1)), jnp.asarray(rate))
+    assert after.metadata["status"] == code
+    assert (after.hyperparams == 0) == code.rejects
+    assert after.metadata["n_rejected"] == code.rejects
+    forgotten = {
+        Status.NONFINITE_TRAIN_STATE,
+        Status.NONFINITE_VAL_LOSS,
+        Status.NONFINITE_HYPERGRAD,
+    }
+    assert (after.memory == 0) == (code in forgotten)
 
 
 @pytest.mark.parametrize("eps_root, code", [(0.0, Status.NONFINITE_HYPERGRAD), (1e-8, Status.OK)])

@@ -28,7 +28,7 @@ from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import roll
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.transforms import reversible_sgd
-from gradhpo.utils import fixed_point as fx
+from gradhpo.utils import exact_arithmetic as ea
 from gradhpo.utils.gradients import tree_last
 
 LONG = 1000
@@ -156,8 +156,8 @@ def test_round_trip_of_1000_steps(bits, convolution, request):
         got = backwards(0.25)(case.inner, lam, case.window)
         assert int(got.status) == Status.OK, (name, status_message(got.status))
         assert np.isfinite(got.gradients.val_loss)
-        mu = np.asarray(fx.numerator(jax.nn.sigmoid(lam["momentum"]))) / fx.DENOMINATOR
-        assert 0.9 * np.sum(np.log2(1 / mu)) < got.used_bits < fx.worst_bits(mu) + 0.1, name
+        mu = np.asarray(ea.numerator(jax.nn.sigmoid(lam["momentum"]))) / ea.DENOMINATOR
+        assert 0.9 * np.sum(np.log2(1 / mu)) < got.used_bits < ea.worst_bits(mu) + 0.1, name
         if bits == "x64" and not convolution and name != "0.999":
             want = floats(case.inner, lam, case.window)
             assert_trees_close(got.gradients.indirect, want.indirect, 1e-8)
@@ -168,7 +168,7 @@ def test_start_is_checked_against_what_it_was(monkeypatch):
     """The check itself, on a program that undoes its steps with a few bits changed."""
     from gradhpo.estimators import reversible as module
 
-    kept = fx.undo_decay
+    kept = ea.undo_decay
 
     def forgetful(value, buffer, n, spill, plane):
         value, buffer = kept(value, buffer, n, spill, plane)
@@ -185,45 +185,45 @@ def test_start_is_checked_against_what_it_was(monkeypatch):
 def test_decay_is_a_product_to_one_unit_and_a_bijection(bits, request):
     request.getfixturevalue(bits)
     noise = np.random.default_rng(0)
-    start = fx.encode(jnp.asarray(noise.uniform(-1000, 1000, 99)))
-    n = fx.numerator(jnp.asarray(noise.uniform(0.01, 0.9999, (300, 99))))
+    start = ea.encode(jnp.asarray(noise.uniform(-1000, 1000, 99)))
+    n = ea.numerator(jnp.asarray(noise.uniform(0.01, 0.9999, (300, 99))))
     smallest = np.asarray(n.min(1))
-    plan = fx.plan(jnp.asarray(smallest))
-    value, buffer = start, fx.empty_buffer((99,), fx.worst_bits(smallest / fx.DENOMINATOR))
-    inverse = jax.jit(fx.undo_decay)
-    forward = jax.jit(fx.decay)
+    plan = ea.plan(jnp.asarray(smallest))
+    value, buffer = start, ea.empty_buffer((99,), ea.worst_bits(smallest / ea.DENOMINATOR))
+    inverse = jax.jit(ea.undo_decay)
+    forward = jax.jit(ea.decay)
     for t in range(300):
         before = np.asarray(value.hi, np.longdouble) + np.asarray(value.lo) / 2**16
         value, buffer = forward(value, buffer, n[t], plan.spill[t], plan.plane[t])
         after = np.asarray(value.hi, np.longdouble) + np.asarray(value.lo) / 2**16
         assert np.max(np.abs(after - before * np.asarray(n[t]) / 2**16)) <= 1
-        value = fx.add(value, start)  # fresh information
-    assert int(plan.planes) > 100 and not fx.is_empty(buffer)
+        value = ea.add(value, start)  # fresh information
+    assert int(plan.planes) > 100 and not ea.is_empty(buffer)
     for t in reversed(range(300)):
-        value = fx.subtract(value, start)
+        value = ea.subtract(value, start)
         value, buffer = inverse(value, buffer, n[t], plan.spill[t], plan.plane[t])
-    assert fx.same(value, start) and fx.is_empty(buffer)
+    assert ea.same(value, start) and ea.is_empty(buffer)
 
 
 @pytest.mark.parametrize("mu, published", [(0.9, 0.152), (0.98, 0.029)])
 def test_bits_per_step(mu, published):
     """Maclaurin et al. (2015), section 2.2; and no more is allocated than the momenta ask for."""
     noise = jnp.asarray(np.random.default_rng(0).standard_normal((LONG, 50)), jnp.float32)
-    n = jnp.full(LONG, fx.numerator(jnp.asarray(mu)))
-    bits = fx.worst_bits(np.full(LONG, mu))
+    n = jnp.full(LONG, ea.numerator(jnp.asarray(mu)))
+    bits = ea.worst_bits(np.full(LONG, mu))
     floor = math.log2(1 / mu)
-    room = fx.allocated_bits(fx.empty_buffer((), bits))
-    assert room - fx.PLANE <= 1.15 * LONG * floor + math.log2(1 / (1 - mu)) + 34
-    plan = fx.plan(n)
+    room = ea.allocated_bits(ea.empty_buffer((), bits))
+    assert room - ea.PLANE <= 1.15 * LONG * floor + math.log2(1 / (1 - mu)) + 34
+    plan = ea.plan(n)
 
     def step(carry, x):
         value, buffer = carry
         kick, *how = x
-        value, buffer = fx.decay(value, buffer, *how)
-        carry = fx.add(value, fx.encode(kick)), buffer
-        return carry, fx.used_bits(buffer, how[-1] + how[-2])
+        value, buffer = ea.decay(value, buffer, *how)
+        carry = ea.add(value, ea.encode(kick)), buffer
+        return carry, ea.used_bits(buffer, how[-1] + how[-2])
 
-    start = fx.encode(noise[0]), fx.empty_buffer((50,), bits)
+    start = ea.encode(noise[0]), ea.empty_buffer((50,), bits)
     used = jax.lax.scan(step, start, (noise, n, plan.spill, plan.plane))[1]
     assert used[-1] <= bits <= room
     assert (used[-1] - used[LONG // 2 - 1]) / (LONG / 2) == pytest.approx(published, rel=0.05)
@@ -236,23 +236,23 @@ def stored(case):
     """`(mu, states)`: algorithm 1 of the paper, every state kept."""
     _, inner, lam, window = case
     momentum = jax.nn.sigmoid(lam["momentum"])
-    mu, n = fx.quantize(momentum), fx.numerator(momentum)
-    plan, bits = fx.plan(n), fx.worst_bits(np.asarray(mu))
-    w = {k: fx.encode(x) for k, x in inner.params.items()}
-    v = {k: fx.encode(x) for k, x in inner.opt_state.velocity.items()}
-    buffers = {k: fx.empty_buffer(x.hi.shape, bits) for k, x in w.items()}
+    mu, n = ea.quantize(momentum), ea.numerator(momentum)
+    plan, bits = ea.plan(n), ea.worst_bits(np.asarray(mu))
+    w = {k: ea.encode(x) for k, x in inner.params.items()}
+    v = {k: ea.encode(x) for k, x in inner.opt_state.velocity.items()}
+    buffers = {k: ea.empty_buffer(x.hi.shape, bits) for k, x in w.items()}
 
     def real(numbers):
-        return {k: fx.decode(x, jnp.float64) for k, x in numbers.items()}
+        return {k: ea.decode(x, jnp.float64) for k, x in numbers.items()}
 
     @jax.jit
     def step(w, v, buffers, t):
         batch = jax.tree.map(lambda x: x[t], window.train)
         g = jax.grad(penalized)(real(w), lam, batch)
         for k in w:
-            v[k], buffers[k] = fx.decay(v[k], buffers[k], n[t], plan.spill[t], plan.plane[t])
-            v[k] = fx.add(v[k], fx.encode((mu[t] - 1) * g[k]))
-            w[k] = fx.add(w[k], fx.encode(jnp.exp(lam["rate"][k][t]) * real(v)[k]))
+            v[k], buffers[k] = ea.decay(v[k], buffers[k], n[t], plan.spill[t], plan.plane[t])
+            v[k] = ea.add(v[k], ea.encode((mu[t] - 1) * g[k]))
+            w[k] = ea.add(w[k], ea.encode(jnp.exp(lam["rate"][k][t]) * real(v)[k]))
         return w, v, buffers, (real(w), real(v))
 
     states = [(real(w), real(v))]
@@ -381,7 +381,7 @@ def test_vmap_is_a_loop():
     run = jax.jit(functools.partial(reversible_gradients, problem, inner, least_momentum=0.1))
     lams = {"rate": jnp.array([-2.0, 0.0, 2.0]), "l2": jnp.full(3, -3.0)}
     many = jax.jit(jax.vmap(run, (0, None)))(lams, window)
-    assert (many.status == Status.OK).all() and many.used_bits[0] > 2 * fx.HEAD
+    assert (many.status == Status.OK).all() and many.used_bits[0] > 2 * ea.HEAD
     for i in range(3):
         one = run(jax.tree.map(lambda x, i=i: x[i], lams), window).gradients.indirect
         assert_trees_close(jax.tree.map(lambda x, i=i: x[i], many.gradients.indirect), one, 1e-12)
@@ -415,7 +415,7 @@ def test_class_is_reverse_mode_of_the_same_training(x64):
 def test_metrics_of_the_class():
     optimizer = ReversibleOptimizer(inner_optimizer=fixed, outer_optimizer=optax.sgd(0.1), T=20)
     state = optimizer.step(optimizer.init(*small()), draw(), draw(), quadratic, distance)
-    assert float(state.get_metric("buffer_allocated")) == fx.HEAD
+    assert float(state.get_metric("buffer_allocated")) == ea.HEAD
     assert 0 < state.get_metric("buffer_bits") < 20 * math.log2(1 / 0.9) + 4
 
 
@@ -475,7 +475,7 @@ def test_gradient_that_is_not_deterministic_is_found_out():
 def test_numbers_that_do_not_fit_are_found_out(weights, rate, batch):
     lam = {"rate": jnp.asarray(rate), "l2": jnp.asarray(-3.0)}
     status = status_of(reversible_class(), jnp.asarray(weights), lam, batch=jnp.asarray(batch))
-    assert status == Status.NOT_FIXED_POINT
+    assert status == Status.OUT_OF_RANGE
 
 
 def by_momentum(lam):
@@ -489,7 +489,7 @@ def test_momentum_outside_its_range_is_found_out(rate):
     w, lam = small()
     traced = reversible_class(by_momentum, least_momentum=0.5)
     lam["rate"] = jnp.asarray(rate)
-    assert status_of(traced, w, lam) == Status.NOT_FIXED_POINT
+    assert status_of(traced, w, lam) == Status.OUT_OF_RANGE
 
 
 def test_buffer_that_is_too_small_is_found_out():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import optax
+
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.algorithms.baselines import FOOptimizer, OneStepOptimizer
 from gradhpo.algorithms.evolution import ESOptimizer, PESOptimizer
@@ -29,6 +31,7 @@ from gradhpo.algorithms.unrolled import (
     ReverseOptimizer,
     ReversibleOptimizer,
 )
+from gradhpo.core.estimator import Estimator
 from gradhpo.estimators.linear_solvers import cg, identity, neumann, nystrom
 
 __all__ = ["METHODS", "Cost", "Method"]
@@ -39,6 +42,10 @@ Cost = tuple[float, float]
 
 PIECE = 10
 """Inner steps per window that methods have which go through a run in several."""
+
+
+def _no_fit(steps: int) -> Cost:
+    return 0, 0
 
 
 def _every_step(gradients: float, products: float) -> Callable[..., Cost]:
@@ -57,6 +64,7 @@ class Method(NamedTuple):
     iterations: int = 0  # of the linear solver, at most; a product each, and part of the cost
     longest_window: float = 0  # what `unroll_steps` may be in a run of T; 0: leave it alone
     needs: tuple[str, ...] = ()  # settings that have to fit the problem
+    fit: Callable[[int], Cost] = _no_fit  # `fit(T)`: cost of `Estimator.start` on T steps
 
     def make(self, **settings: Any) -> EstimatorOptimizer:
         """The method's optimizer with these settings and those of its name."""
@@ -72,6 +80,22 @@ class Method(NamedTuple):
             }
         return self.make(T=T, **settings)
 
+    def estimator(self, T: int) -> Estimator:
+        """The estimator as in `over`, for a problem that has its own training step."""
+        return self.over(T, inner_optimizer=optax.identity()).estimator()
+
+    def episode_cost(self, T: int, size: int, window: int, iterations: float | None = None) -> Cost:
+        """Cost of an episode of T steps with `size` hyperparameters, the fit before it included.
+
+        Args:
+            iterations: Of the linear solver, as the run counted them; None: the most it may take.
+        """
+        gradients, products = self.cost(T, size, window)
+        more_gradients, more_products = self.fit(T)
+        if iterations is not None:
+            more_products += iterations - self.iterations
+        return gradients + more_gradients, products + more_products
+
 
 def _implicit(description: str, solver: Any, iterations: int, more: int = 2) -> Method:
     """T steps, one validation gradient, the gradient of the condition, and the solve."""
@@ -84,8 +108,6 @@ def _implicit(description: str, solver: Any, iterations: int, more: int = 2) -> 
     )
 
 
-# HyperDistill's fits of theta come on top: T + 1 gradients, and T gradients and 2T products
-# on the way back, each time.
 METHODS: dict[str, Method] = {
     "fo": Method(FOOptimizer, "first-order: the direct term alone", _every_step(2, 0)),
     "one_step": Method(OneStepOptimizer, "exact one-step lookahead", _every_step(2, 1)),
@@ -104,6 +126,8 @@ METHODS: dict[str, Method] = {
         OnlineHypergradientOptimizer,
         "HyperDistill: online hypergradient distillation",
         _every_step(2, 1),
+        # theta: T + 1 gradients forwards, T gradients and 2T products on the way back
+        fit=lambda steps: (2 * steps + 1, 2 * steps),
     ),
     "reverse": Method(
         ReverseOptimizer,

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.interpreters import partial_eval
 
 from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
@@ -17,7 +16,7 @@ from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.types import Batch, Hyper, Params, PyTree
 from gradhpo.utils._calls import check_scalar, explain_loops
-from gradhpo.utils._jaxpr import equations
+from gradhpo.utils._jaxpr import equations, needed
 from gradhpo.utils._partition import is_differentiable, merge, split
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import check_same_avals, leaves_with_names
@@ -114,11 +113,8 @@ def reach(
     names = [name for name, _ in leaves_with_names(lam)]
     if (traced := trace(outputs, moved, inner, batch)) is None:
         return Reach([], names, True)
-    count = len(traced.outvars)
-    by_any, by_loss = (
-        _used(traced, [True] * count),
-        _used(traced, [True] + [False] * (count - 1)),
-    )
+    _, by_any = needed(traced)
+    _, by_loss = needed(traced, [True] + [False] * (len(traced.outvars) - 1))
     return Reach(
         [name for name, used in zip(names, by_any, strict=False) if not used],
         [name for name, used in zip(names, by_loss, strict=False) if used],
@@ -166,7 +162,7 @@ def started_hyperparams(problem: BilevelProblem, origin: Origin, lam: Hyper) -> 
     window, _ = jax.eval_shape(lambda: start(lam, origin))
     count = sum(is_differentiable(x) for x in jax.tree.leaves(window))
     of_data = [i < count for i in range(len(traced.outvars))]
-    moved = [n for n, used in zip(names, _used(traced, of_data), strict=False) if used]
+    moved = [n for n, used in zip(names, needed(traced, of_data)[1], strict=False) if used]
     if moved:
         raise ValueError(
             f"the window that begin returns depends on the hyperparameters' leaf {', '.join(moved)}"
@@ -174,7 +170,7 @@ def started_hyperparams(problem: BilevelProblem, origin: Origin, lam: Hyper) -> 
             "what depends on hyperparameters, from the batch and from hyperparams."
         )
     of_state = [not x for x in of_data]
-    return [n for n, used in zip(names, _used(traced, of_state), strict=False) if used]
+    return [n for n, used in zip(names, needed(traced, of_state)[1], strict=False) if used]
 
 
 def untrained_params(
@@ -198,8 +194,7 @@ def _without_tangent(function: Callable, x: Any, *rest: Any) -> list[str]:
     if traced is None:
         return []
     names = [name for name, _ in leaves_with_names(x)]
-    used = _used(traced, [True] * len(traced.outvars))
-    return [name for name, is_used in zip(names, used, strict=False) if not is_used]
+    return [name for name, is_used in zip(names, needed(traced)[1], strict=False) if not is_used]
 
 
 def _tangents(function: Callable, x: Any, *rest: Any) -> Any:
@@ -221,11 +216,6 @@ def _tangents(function: Callable, x: Any, *rest: Any) -> Any:
 def _values(function: Callable, x: Any, *rest: Any) -> Any:
     """The jaxpr of `function(x, *rest)`; its first inputs are the leaves of `x`."""
     return jax.make_jaxpr(lambda x, rest: function(x, *rest))(x, rest).jaxpr
-
-
-def _used(jaxpr: Any, outputs: list[bool]) -> list[bool]:
-    """Which inputs of a jaxpr any of these outputs depends on."""
-    return partial_eval.dce_jaxpr(jaxpr, outputs)[1]
 
 
 def has_convolution(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch) -> bool:

@@ -25,7 +25,7 @@ from gradhpo.core.outer import Outer, as_outer, checked_apply
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState, empty_metadata
-from gradhpo.core.status import EXPLAINED, Status
+from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params, PyTree
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
@@ -197,7 +197,7 @@ def _apply(
     derived = tree_is_finite(h)  # the norm overflows first
     stepped = tree_is_finite((new_lam, slots))
     status = info.pop("status", jnp.zeros((), jnp.int32))
-    explained = jnp.isin(status, jnp.array(sorted(EXPLAINED)))  # why the estimate is NaN
+    explained = jnp.isin(status, jnp.array([code for code in Status if code.explains]))
     for good, code in (
         (stepped, Status.NONFINITE_HYPERPARAMS),
         (derived, Status.NONFINITE_HYPERGRAD),

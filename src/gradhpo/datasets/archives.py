@@ -1,6 +1,6 @@
 """Reading files, compressed files and archives in memory, without trusting them.
 
-Nothing is ever written to disk. Kinds are told by content, not by file name.
+Nothing is ever written to disk. The kind of a file is told by its content, not its name.
 Archive members that are absolute, climb with `..`, or are links or devices are
 refused, and so is anything larger than `LIMIT` bytes once decompressed, before
 memory is taken for it.
@@ -54,7 +54,7 @@ class _Limited:
         return b"".join(iter(lambda: self.read(_CHUNK), b""))
 
     def drain(self) -> None:
-        while self.read(_CHUNK):  # to the end: only there do gzip and xz check their sums
+        while self.read(_CHUNK):  # gzip and xz check their sums at the end
             pass
 
 

@@ -168,10 +168,10 @@ def _compare(path: Path, digest: str, remotes: Sequence[Remote]) -> None:
 def by_key(
     paths: Iterable[PurePosixPath], key: Callable[[PurePosixPath], Hashable]
 ) -> dict[Hashable, PurePosixPath]:
-    """Index paths by what they mean.
+    """Index paths by their key.
 
     Raises:
-        DatasetError: two paths mean the same, such as an archive and its
+        DatasetError: two paths have the same key, such as an archive and its
             contents side by side; reading both would double the data.
     """
     index: dict[Hashable, PurePosixPath] = {}

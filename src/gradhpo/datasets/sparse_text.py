@@ -17,8 +17,8 @@ from gradhpo.datasets.sources import Contents, by_key, find, read
 __all__ = ["a9a", "ijcnn1", "parse_libsvm"]
 
 _URL = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/"
-# No publisher of these SHA-256 is official: they are those of two independent
-# copies of a9a, and agree with the MD5 in an R package for LIBSVM data.
+# The publisher of a9a gives no SHA-256. These are the digests of two independent
+# copies, and agree with the MD5 in an R package for LIBSVM data.
 _A9A = (
     Remote(
         _URL + "a9a",

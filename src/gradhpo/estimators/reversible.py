@@ -1,7 +1,7 @@
 """Reverse mode along a training run that is run backwards, exactly (reversible learning).
 
 Maclaurin, Duvenaud & Adams (2015), "Gradient-based Hyperparameter Optimization through
-Reversible Learning", algorithms 1 to 3. SGD with momentum on fixed-point numbers, t = 0..T-1:
+Reversible Learning", algorithms 1 to 3. SGD with momentum on scaled integers, t = 0..T-1:
 
     g_t = dL_train(w_t, lam; D_t)/dw
     v_{t+1} = mu_t v_t - (1 - mu_t) g_t          what mu_t v_t forgets goes to a buffer
@@ -39,7 +39,7 @@ from gradhpo.core.start import pull_start
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch, Hyper, PyTree, Scalar
 from gradhpo.utils._partition import merge, split
-from gradhpo.utils.fixed_point import (
+from gradhpo.utils.exact_arithmetic import (
     DENOMINATOR,
     Buffer,
     Number,
@@ -69,7 +69,7 @@ class Reversed(NamedTuple):
     """Derivatives by reversal, and whether training was indeed reversed."""
 
     gradients: Unrolled  # NaN unless `status` is OK
-    status: Scalar  # int32: OK, NOT_REVERSED, NOT_FIXED_POINT or BUFFER_TOO_SMALL
+    status: Scalar  # int32: OK, NOT_REVERSED, OUT_OF_RANGE or BUFFER_TOO_SMALL
     used_bits: Scalar  # information that the fullest entry's buffer held
     allocated_bits: Scalar  # per parameter, of the largest buffer
 
@@ -100,7 +100,7 @@ def reversible(
     `info`: `buffer_bits`, the most that was used of `buffer_allocated`, bits per parameter;
     `alpha_growth` as in `reverse`. At the end w_0 and v_0 are compared bit for bit with what
     they were, and the buffer with zero; otherwise the hypergradient is NaN, and the status of
-    the step says why (`NOT_REVERSED`, `NOT_FIXED_POINT`, `BUFFER_TOO_SMALL`).
+    the step says why (`NOT_REVERSED`, `OUT_OF_RANGE`, `BUFFER_TOO_SMALL`).
     """
     steps = check_count("steps", steps)
     least_momentum = _checked(least_momentum)
@@ -146,7 +146,7 @@ def reversible_gradients(
     Args:
         problem: Dynamics of `from_optax(train_loss, lam -> reversible_sgd(…))`, and the
             validation loss.
-        inner: s_0 = (w_0, v_0); rounded to fixed-point numbers.
+        inner: s_0 = (w_0, v_0); rounded to scaled integers (`gradhpo.utils.exact_arithmetic`).
         lam: Hyperparameters.
         window: T train batches and T validation batches, of which the last one counts.
         least_momentum, loop: As in `reversible`.
@@ -202,7 +202,7 @@ def reversible_gradients(
     )
     status = jnp.where(back, Status.OK, Status.NOT_REVERSED)
     status = jnp.where(room, status, Status.BUFFER_TOO_SMALL)
-    status = jnp.where(fits, status, Status.NOT_FIXED_POINT).astype(jnp.int32)
+    status = jnp.where(fits, status, Status.OUT_OF_RANGE).astype(jnp.int32)
     exact = status == Status.OK
     growth = largest / jnp.where(size == 0, 1.0, size)
     direct, indirect, initial = _or_nan(exact, (direct, indirect, initial))
@@ -215,7 +215,7 @@ def reversible_gradients(
 
 
 class Cell(NamedTuple):
-    """One leaf of the parameters: fixed-point weights and velocities, and their buffer."""
+    """One leaf of the parameters: weights and velocities as scaled integers, and their buffer."""
 
     w: Number
     v: Number

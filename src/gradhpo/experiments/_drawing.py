@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradhpo.utils._palette import COLORS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -22,8 +24,6 @@ __all__ = [
     "save",
 ]
 
-# Okabe and Ito's colours, told apart by colour-blind readers; their yellow is too pale for lines.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":")  # the next seven lines repeat the colours
 INK, FAINT = "#333333", "#B8B8B8"
 

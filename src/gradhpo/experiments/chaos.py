@@ -141,7 +141,7 @@ def _derive(data: Rows, rates: jax.Array, key: jax.Array):
     def derive(lam):
         got = reversible_gradients(problem, dynamics.init(weights, lam), lam, window)
         found = got.gradients
-        loss = jnp.where(got.status == Status.NOT_FIXED_POINT, jnp.nan, found.val_loss)
+        loss = jnp.where(got.status == Status.OUT_OF_RANGE, jnp.nan, found.val_loss)
         return loss, found.indirect
 
     return lax.map(derive, rates)

@@ -5,7 +5,7 @@
 
     check_estimator(my_method(), exact_on=[contraction])
 
-Of the package only the study `check` imports this. Exactness is judged in float64.
+Within the package only the study `check` imports this. Exactness is judged in float64.
 """
 
 from gradhpo.testing.compare import assert_trees_close, relative_error, unrolled_loss

@@ -1,9 +1,6 @@
 """Oracles and error measures."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -11,6 +8,7 @@ from gradhpo.core.dynamics import InnerState
 from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.types import Hyper, PyTree, Scalar
+from gradhpo.utils._norms import floats, norm
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import check_same_structure, leaves_with_names
 
@@ -39,8 +37,8 @@ def unrolled_loss(problem: BilevelProblem, inner: InnerState, lam: Hyper, window
 def relative_error(got: PyTree, want: PyTree) -> float:
     """`||got - want|| / max(||want||, 1e-12)` over the whole tree."""
     check_same_structure("the value", want, got)
-    differences = [a - b for a, b in zip(_floats(got), _floats(want), strict=True)]
-    return _norm(differences) / max(_norm(_floats(want)), FLOOR)
+    differences = [a - b for a, b in zip(floats(got), floats(want), strict=True)]
+    return norm(differences) / max(norm(floats(want)), FLOOR)
 
 
 def assert_trees_close(got: PyTree, want: PyTree, rtol: float, *, leaf_floor: float = 1e-2) -> None:
@@ -51,32 +49,17 @@ def assert_trees_close(got: PyTree, want: PyTree, rtol: float, *, leaf_floor: fl
     NaN is never close, not even to NaN.
     """
     check_same_structure("the value", want, got)
-    whole = max(_norm(_floats(want)), FLOOR)
+    whole = max(norm(floats(want)), FLOOR)
     error = relative_error(got, want)
     problems = [] if error <= rtol else [f"the whole tree is off by {error:.3g} of its norm"]
-    for (name, _), a, b in zip(leaves_with_names(want), _floats(got), _floats(want), strict=True):
+    for (name, _), a, b in zip(leaves_with_names(want), floats(got), floats(want), strict=True):
         if a.shape != b.shape:
             raise AssertionError(f"leaf {name} has shape {a.shape}, wanted {b.shape}")
-        off = _norm([a - b]) / max(_norm([b]), leaf_floor * whole)
+        off = norm([a - b]) / max(norm([b]), leaf_floor * whole)
         if not off <= rtol:
             problems.append(f"leaf {name} is off by {off:.3g}: got {_show(a)}, wanted {_show(b)}")
     if problems:
         raise AssertionError(f"not within rtol={rtol:g}: " + "; ".join(problems))
-
-
-def _floats(tree: Any) -> list[np.ndarray]:
-    """The leaves as float64 arrays; typed PRNG keys by their bits."""
-
-    def leaf(x):
-        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
-            x = jax.random.key_data(x)
-        return np.asarray(x).astype(np.float64)
-
-    return [leaf(x) for x in jax.tree.leaves(tree)]
-
-
-def _norm(leaves: list[np.ndarray]) -> float:
-    return float(np.sqrt(sum(np.sum(x * x) for x in leaves)))
 
 
 def _show(x: np.ndarray) -> str:

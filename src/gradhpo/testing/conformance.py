@@ -2,8 +2,8 @@
 
 The contract: pure functions of fixed structure and dtypes; the same numbers under `jit`,
 `vmap` and `scan`; the inner state advanced as plain training advances it; no compilation
-after the first; NaN never on its way into hyperparameters; exact where the method says so,
-and not exact on a control, or the test would prove nothing.
+after the first; NaN never gets into the hyperparameters; exact where the method says so, and
+not exact on a control, without which the test would prove nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -87,9 +87,9 @@ class _Contract:
         self.compiled = jax.jit(partial(estimator.estimate, self._counting_problem()))
 
     def _counting_problem(self):
-        def counted(params, hyperparams, batch):
+        def counted(*arguments):
             self.traces += 1
-            return self.problem.outer_loss(params, hyperparams, batch)
+            return self.problem.outer_loss(*arguments)
 
         return self.problem._replace(outer_loss=counted)
 

@@ -1,4 +1,4 @@
-"""A zoo of small bilevel problems, each with something that has gone wrong somewhere before.
+"""A zoo of small bilevel problems, each with a feature that some program got wrong.
 
 Every entry is a function `name(steps) -> (problem, inner, lam, window)`: an initial inner
 state, hyperparameters and the data of `steps` inner steps. Data are fixed numbers in JAX's
@@ -119,7 +119,7 @@ def ridge_adam(steps: int) -> Problem:
 
 
 def quadratic_penalty(steps: int) -> Problem:
-    """`lam` only in `exp(lam) w**2`: differences in the weights are exact at any radius."""
+    """`lam` acts by `exp(lam) w**2` alone: differences in the weights are exact at any radius."""
     draw = numbers(3)
 
     def outer_loss(w, lam, batch):
@@ -261,7 +261,7 @@ def at_minimum(steps: int) -> Problem:
 
     So the exact hypergradient is the one through the minimum, and methods that assume to be
     there (implicit, single-loop) can be held against it. The Hessian has eigenvalues 0.5, 1
-    and 1.5. Not in `ZOO`: nothing of the path remains to be looked at.
+    and 1.5. Not in `ZOO`, because the end does not depend on the path.
     """
     draw = numbers(11)
     curvature = jnp.array([0.5, 1.0, 1.5])

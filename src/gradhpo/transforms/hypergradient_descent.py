@@ -11,8 +11,8 @@ rate, u_t = eta_t d_t and w_t = w_{t-1} + u_t:
             -g_t   |   -(g_t + mu v_t), v_t = mu v_{t-1} + g_t   |   -m_t / (sqrt(v_t) + eps)
     w_t   = w_{t-1} + eta_t d_t                  with the new rate; d_0 = 0
 
-No validation set and no second derivative: the next training batch judges the last step. The
-minus of descent meets the minus in d: where successive gradients agree the rate grows.
+No validation set and no second derivative is needed: the next training batch judges the last
+step. With d = -g the rate grows where successive gradients agree.
 """
 
 from functools import partial
@@ -470,7 +470,7 @@ def _optimizer(name: str, value: Any) -> optax.GradientTransformation:
 
 
 def _check_start(learning_rate: Any, floor: Any, ceiling: Any, multiplicative: bool) -> None:
-    """eta_0 a number within its bounds; what is traced is taken on trust."""
+    """Raise unless eta_0 is a number within its bounds; a traced value is not checked."""
     if callable(learning_rate):
         raise TypeError(
             "learning_rate is where the rate starts, a number; a schedule multiplies it: pass it "

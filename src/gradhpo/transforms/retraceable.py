@@ -1,8 +1,8 @@
-"""Momentum and Adam whose slots tell the update they made last, and the gradient it was made of.
+"""Momentum and Adam from whose slots the last update and its gradient can be computed.
 
 Reverse mode through these optimizers stores the slots of every step and no weights: from
-`w_t` and the slots after step t it takes `w_{t-1} = w_t - U_t` back. Less memory, and less
-memory traffic, than storing both; and no gradient is computed a second time.
+`w_t` and the slots after step t it recovers `w_{t-1} = w_t - U_t`. This takes less memory and
+less memory traffic than storing both, and no gradient is computed a second time.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,8 @@ def momentum_sgd(learning_rate: Rate, momentum: jax.typing.ArrayLike = 0.9) -> R
 
     Args:
         learning_rate: A number; a tree that is a prefix of the parameters; or a function of
-            the count of steps that returns either, as Optax's schedules are. The count then
-            stands in the slots, so that the last update can be told all the same.
+            the count of steps that returns either, as Optax's schedules are. The count is
+            then kept in the slots, because the last update depends on it.
         momentum: Decay of the velocity; traced values are fine, as everywhere in a factory.
 
     >>> import jax.numpy as jnp
@@ -122,7 +122,7 @@ def adam(
 
 
 def _cast_like(new: OptState, old: OptState) -> OptState:
-    """A float32 decay, traced, leaves narrower slots narrow."""
+    """Slots keep their dtype when a traced float32 decay would widen them."""
     return jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
 
 

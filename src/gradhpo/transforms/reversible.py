@@ -19,7 +19,7 @@ import optax
 from jax.core import Tracer
 
 from gradhpo.core.types import Params
-from gradhpo.utils.fixed_point import quantize
+from gradhpo.utils.exact_arithmetic import quantize
 from gradhpo.utils.gradients import tree_broadcast
 from gradhpo.utils.schedules import Rate, value_at
 
@@ -57,7 +57,7 @@ def reversible_sgd(learning_rate: Rate, momentum: Rate) -> Reversible:
 
     Raises:
         ValueError: a momentum that is known when this is called is not between 0 and 1. One
-            that is traced is found out when it is used: see `Status.NOT_FIXED_POINT`.
+            that is traced is checked when it is used: see `Status.OUT_OF_RANGE`.
 
     >>> step = reversible_sgd(0.5, momentum=0.75)
     >>> updates, state = step.update(jnp.array(1.0), step.init(jnp.array(0.0)))

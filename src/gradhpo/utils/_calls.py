@@ -1,4 +1,4 @@
-"""Calls of the user's functions while they are traced: what a failure was, and its remedy."""
+"""The user's functions, called while tracing: a failure is explained, and its remedy named."""
 
 import contextlib
 import inspect
@@ -68,7 +68,7 @@ def _unfit_signature(function: Callable, count: int) -> str:
     """The signature of a function that cannot take so many arguments, else nothing."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin shows none
+    except (TypeError, ValueError):  # a builtin may have no signature
         return ""
     try:
         signature.bind(*[None] * count)

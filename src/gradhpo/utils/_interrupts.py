@@ -20,14 +20,14 @@ def prompt_interrupts(message: str, grace: float = 1.0) -> Iterator[None]:
     """Let Ctrl-C end the process within `grace` seconds, with `message` and status `INTERRUPTED`.
 
     Python raises KeyboardInterrupt when the call that runs returns, and a compilation, or a
-    compiled program of many episodes, returns after up to half a minute. So another thread hears
-    of the signal at once, and ends the process where the `with` block has not been left after
-    `grace` seconds. Where it has, its clean-up is done, and the process ends there and then: on
-    the usual way out the interpreter would wait for compiled programs that run on in other
-    threads, or crash on them.
+    compiled program of many episodes, returns after up to half a minute. So another thread waits
+    for the signal, and ends the process if the `with` block has not been left `grace` seconds after
+    it. If the block has been left, its clean-up is done, and the process ends at once: the usual
+    exit of the interpreter would wait for compiled programs that still run in other threads, or
+    crash on them.
 
-    A KeyboardInterrupt that no signal has raised passes through. Does nothing outside of the main
-    thread, the only one that signals reach, and where Ctrl-C has another meaning already.
+    A KeyboardInterrupt that was not raised by a signal passes through. Does nothing outside of the
+    main thread, the only one that signals reach, nor if Ctrl-C has another handler already.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -42,7 +42,7 @@ def prompt_interrupts(message: str, grace: float = 1.0) -> Iterator[None]:
         signal.default_int_handler(number, frame)
 
     def watch() -> None:
-        while number := hears.recv(1):  # of a signal, the moment it comes; nothing at the end
+        while number := hears.recv(1):  # a signal's number as soon as it comes; empty at the end
             if number[0] == signal.SIGINT and not left.wait(grace):
                 _end(message)
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
-__all__ = ["equations", "inside"]
+__all__ = ["equations", "inside", "needed"]
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -28,3 +29,16 @@ def inside(equation: Any) -> Iterator[Any]:
         body = getattr(value, "jaxpr", value)  # a ClosedJaxpr holds a jaxpr
         if hasattr(body, "eqns"):
             yield body
+
+
+def needed(jaxpr: Any, outputs: list[bool] | None = None) -> tuple[Any, list[bool]]:
+    """The part of a jaxpr that some of its outputs depend on, all of them by default.
+
+    Returns:
+        The jaxpr without the other equations, and which of its inputs are left.
+
+    >>> jaxpr = jax.make_jaxpr(lambda x, y: (x + 1, y + 1))(1.0, 2.0).jaxpr
+    >>> needed(jaxpr, [True, False])[1]
+    [True, False]
+    """
+    return partial_eval.dce_jaxpr(jaxpr, outputs or [True] * len(jaxpr.outvars))

@@ -1,4 +1,4 @@
-"""What every metric logger does: plain floats in, survival of a target that fails."""
+"""What every metric logger does: it takes plain floats and survives a target that fails."""
 
 import os
 import warnings
@@ -52,7 +52,7 @@ class Logger:
             raise ValueError('"step" is the name of the step itself; rename the metric.')
         record = {"step": int(step)}
         record |= {printable(key): _named_float(key, value) for key, value in metrics.items()}
-        if self.records:  # once it failed, a target is not tried again
+        if self.records:  # a target that failed is not tried again
             self.records.append(record)
             return
         try:
@@ -110,7 +110,7 @@ class FileLogger(Logger):
         if self.path.is_dir():
             raise IsADirectoryError(f"{self._target} is a directory; name a file in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = FileIO(self.path, "a")  # unbuffered: each record meets its own error
+        self._file = FileIO(self.path, "a")  # unbuffered: a failed write fails at its own record
         if self.path.is_file() and not _ends_a_line(self.path):  # an earlier run was killed
             self._append("\n")
 

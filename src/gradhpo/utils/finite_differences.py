@@ -73,7 +73,7 @@ def _difference(f: Callable[[PyTree], Any], x: PyTree, step: float) -> PyTree:
     except UNTRACEABLE:
         values = jnp.stack([jnp.asarray(value(point)) for point in points])
     upper, lower = jnp.split(values, 2)
-    # The displacement as stored, not the h that was asked for.
+    # Divided by the displacement as rounded, not by the h that was asked for.
     return unravel((upper - lower) / jnp.diagonal(above - below))
 
 

@@ -15,7 +15,7 @@ Schedule = float | Callable[[Any], Any]
 
 
 def check_schedule(name: str, value: Any) -> Schedule:
-    """A positive number, or a function of the count, whose values only the run knows.
+    """A positive number, or a function of the count, whose values are known only during the run.
 
     >>> check_schedule("step_size", 0.1)
     0.1
@@ -24,7 +24,7 @@ def check_schedule(name: str, value: Any) -> Schedule:
 
 
 def value_at(schedule: Any, count: Any) -> Any:
-    """The setting at `count`, which is 0 at first.
+    """The setting at `count`, which starts at 0.
 
     >>> print(value_at(lambda t: 0.1 * (t + 1.0) ** -0.5, 3), value_at(0.5, 3))
     0.05 0.5

@@ -136,7 +136,7 @@ def check_positive(name: str, value: Any) -> float:
 
 
 def _as_float(name: str, value: Any, rule: str) -> float:
-    """Of a number or an array of shape (); `float` alone would also take text."""
+    """A number or an array of shape () as a float; `float` alone would also take text."""
     try:
         if np.shape(value) != () or isinstance(value, str | bytes):
             raise TypeError
@@ -158,8 +158,8 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def unless_traced(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
-    """`check(name, value)`, for a setting that may be traced: a value that only the run knows
-    is taken as it is.
+    """`check(name, value)`, for a setting that may be traced: a traced value is taken as it is,
+    because only the run knows it.
 
     >>> unless_traced(check_positive, "step_size", 0.1)
     0.1
@@ -175,8 +175,8 @@ def check_seed(seed: Any) -> Any:
 def check_rate(name: str, rate: Any) -> Any:
     """A rate: one finite number that is not negative; anything else would reshape what it scales.
 
-    The value of an array that is being traced, or still being computed, is not looked at: to
-    wait for it would cost the caller the overlap of host and device.
+    The value of an array that is being traced, or still being computed, is not checked: waiting
+    for it would keep the host from running ahead of the device.
 
     >>> check_rate("lr_hyper", 0.1)
     0.1
@@ -215,7 +215,7 @@ def check_outer_step(who: str, outer_optimizer: Any, lr_hyper: Any) -> None:
 
 
 def check_callable(name: str, value: Any, signature: str) -> Callable:
-    """A callable; says which one is expected if it is not."""
+    """`value` if it is callable; else the message says which function is expected."""
     if not callable(value):
         raise TypeError(
             f"{name} must be a function {signature}, got {value!r} ({type(value).__name__})."
@@ -285,7 +285,7 @@ def _short(leaf: Any) -> str:
 
 
 def check_same_structure(what: str, old: Any, new: Any) -> None:
-    """Two trees of one structure, or an error with the first path where they part."""
+    """Raise unless the trees have one structure; the message has the first path that differs."""
     if jax.tree.structure(old) == jax.tree.structure(new):
         return
     before, after = (len(jax.tree.leaves(tree)) for tree in (old, new))
@@ -335,7 +335,7 @@ def check_same_avals(
 
 
 def check_batch(what: str, batch: Any) -> None:
-    """Every leaf an array, and not all of those that have axes empty."""
+    """Raise unless every leaf is an array, and one of those that have axes is not empty."""
     leaves = leaves_with_names(batch)
     for name, leaf in leaves:
         _array_dtype(what, name, leaf)

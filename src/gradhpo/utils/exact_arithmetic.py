@@ -1,4 +1,4 @@
-"""Fixed-point numbers, and their product with a fraction n / d that can be undone bit by bit.
+"""Numbers as scaled integers, and their product with a fraction n / d, undone bit by bit.
 
 Maclaurin et al. (2015), section 2.2 and algorithm 3. To decay an integer c by n / d, with an
 information buffer i beside every entry,
@@ -10,16 +10,17 @@ c is log2(d / n) bits, and by that much i grows, to at most
 
     i + 1 <= (1 + n_1 / d + n_1 n_2 / d^2 + …) d^T / (n_1 … n_T)
 
-Two things differ from the paper, for the sake of fixed-width arithmetic; d is 2^16 as there.
+Two things differ from the paper, so that every integer has a fixed width; d is 2^16 as there.
 
-Numbers. c n / d comes out with an error of up to d units, because i mod n is as good as random.
-So a number has 16 bits below its unit, and the error stays within one unit: 2^-52 (int64, where
-JAX runs with 64 bits) or 2^-20 (int32).
+Numbers. They are multiples of a unit, held as integers (fixed-point arithmetic). c n / d comes out
+with an error of up to d units, because i mod n is as good as random. So a number has 16 bits below
+its unit, and the error stays within one unit: 2^-52 (int64, where JAX runs with 64 bits) or 2^-20
+(int32).
 
 Buffer. In place of one long integer per entry we keep its upper part as a uint32, and move the
 low 16 bits of every entry at once to a plane of uint16 whenever the next step could overflow.
-When that is follows from the fractions alone (`plan`), so nothing but the bits is stored, and a
-step costs two divisions however long the buffer is.
+The steps at which this happens follow from the fractions alone (`plan`), so nothing but the bits is
+stored, and a step costs two divisions however long the buffer is.
 """
 
 import math
@@ -61,7 +62,7 @@ PLANE = 16
 
 
 class Number(NamedTuple):
-    """An array of fixed-point numbers, `hi + lo / 2^16` units."""
+    """An array of scaled integers, `hi + lo / 2^16` units."""
 
     hi: jax.Array  # int32 or int64
     lo: jax.Array  # uint16
@@ -74,7 +75,7 @@ def _format() -> tuple[Any, float]:
 
 
 def encode(value: jax.Array) -> Number:
-    """The nearest fixed-point numbers.
+    """The nearest scaled integers.
 
     >>> print(decode(encode(jnp.array([0.5, -1.25])), jnp.float32))
     [ 0.5  -1.25]
@@ -87,7 +88,7 @@ def encode(value: jax.Array) -> Number:
 
 
 def decode(number: Number, dtype: Any) -> jax.Array:
-    """The floating-point numbers next to fixed-point numbers."""
+    """The nearest floating-point numbers."""
     _, unit = _format()
     wide = jnp.result_type(float)
     units = number.hi.astype(wide) + number.lo.astype(wide) / DENOMINATOR
@@ -120,7 +121,7 @@ def in_range(value: jax.Array) -> jax.Array:
 
 
 def numerator(fraction: jax.Array) -> jax.Array:
-    """The n for which n / d is next to the fraction, 2 to d - 1; its shape.
+    """The n for which n / d is nearest to the fraction, from 2 to d - 1; of its shape.
 
     >>> print(numerator(jnp.array([0.5, 0.9])))
     [32768 58982]
@@ -140,7 +141,7 @@ def quantize(fraction: jax.typing.ArrayLike) -> jax.Array:
 
 
 class Buffer(NamedTuple):
-    """The information that decays of an array set aside."""
+    """What the decays of an array forgot."""
 
     head: jax.Array  # uint32, like the array: the upper part of i
     planes: jax.Array  # uint16, (planes, *array): the lower parts; the last plane is spare
@@ -183,8 +184,8 @@ def allocated_bits(buffer: Buffer) -> int:
 def plan(numerators: jax.Array) -> Plan:
     """When to spill, for decays by the numerators (T,).
 
-    `bound` is above every i + 1; the step that it follows never lets i reach 2^32. A few
-    units in the last place are added, so that rounding cannot make it too low.
+    `bound` stays above every i + 1. A spill comes before a step in which it could reach 2^32. A
+    few units in the last place are added, so that rounding cannot make it too low.
     """
 
     def step(carry, n):
@@ -224,10 +225,10 @@ def decay(
     True [0 0]
     """
     head, planes = buffer
-    if planes.shape[0]:  # beyond the planes in use anything may stand
+    if planes.shape[0]:  # planes beyond those in use may hold anything
         planes = planes.at[plane].set((head & 0xFFFF).astype(jnp.uint16))
         head = jnp.where(spill, head >> 16, head)
-    # value = hi d + lo: c div d and c mod d are there already. i d + lo by n, in two limbs:
+    # value = hi d + lo, so c div d is hi and c mod d is lo. Divide i d + lo by n, in two limbs:
     upper = head // n
     x = ((head - upper * n) << 16) | value.lo
     lower = x // n
@@ -241,7 +242,7 @@ def undo_decay(
 ) -> tuple[Number, Buffer]:
     """The inverse of `decay` with the same arguments."""
     head, planes = buffer
-    upper, x = jnp.divmod(value.hi, n.astype(value.hi.dtype))  # of floor, as the shifts above
+    upper, x = jnp.divmod(value.hi, n.astype(value.hi.dtype))  # rounds down, as the shifts above do
     x = (x.astype(jnp.uint32) << 16) | value.lo
     lower = x // n
     hi = (upper << 16) + lower.astype(value.hi.dtype)

@@ -1,0 +1,111 @@
+"""One method on one window of training: its estimate, its costs, its status."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from gradhpo.algorithms.registry import METHODS
+from gradhpo.core.dynamics import InnerState
+from gradhpo.core.estimator import Estimator
+from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.status import Status
+from gradhpo.core.step import strengthen
+from gradhpo.core.types import Hyper
+from gradhpo.diagnostics.flops import arithmetic
+from gradhpo.diagnostics.rows import Row, compare
+from gradhpo.utils.gradients import tree_is_finite
+
+__all__ = ["measure"]
+
+
+def measure(
+    choice: Estimator | str,
+    problem: BilevelProblem,
+    inner: InnerState,
+    lam: Hyper,
+    window: Window,
+    steps: int,
+    exact: Hyper,
+    training: float,
+) -> Row:
+    """Run a method through the window and compare its last estimate with the truth.
+
+    Args:
+        choice: The name of an entry of `METHODS`, whose costs are then known; or an estimator.
+        problem, inner, lam, window: As for `check_hypergradient`, in float64.
+        steps: T, the length of the window.
+        exact: The exact hypergradient.
+        training: Arithmetic of training alone over the window.
+    """
+    named = isinstance(choice, str)
+    try:
+        estimator = METHODS[choice].estimator(steps) if named else choice
+        if steps % estimator.window:
+            raise ValueError(f"its window of {estimator.window} does not divide {steps} steps.")
+        traced = jax.jit(_episode(problem, estimator)).trace(inner, lam, window)
+    except (TypeError, ValueError) as error:
+        notes = [note for note in getattr(error, "__notes__", ()) if "gradhpo" in note]
+        if isinstance(error, TypeError) and not notes:
+            raise
+        return Row(refused=_sentence(notes[-1] if notes else str(error)))
+    compiled = traced.lower().compile()
+    hypergrad, info = compiled(inner, lam, window)
+    hypergrad = jax.tree.map(np.asarray, hypergrad)
+    counted = info.get("linear_iterations")
+    iterations = None if counted is None else float(np.mean(counted))
+    gradients, products = None, None
+    if named:
+        size = sum(np.size(x) for x in jax.tree.leaves(lam))
+        price = METHODS[choice].episode_cost
+        gradients, products = price(steps, size, estimator.window, iterations)
+    fixed, looped = arithmetic(traced.jaxpr)
+    last = {name: float(np.asarray(x)[-1]) for name, x in info.items()}
+    status = Status(int(last.pop("status", Status.OK)))
+    if status == Status.OK and not tree_is_finite(hypergrad):
+        status = Status.NONFINITE_HYPERGRAD
+    return Row(
+        **compare(hypergrad, exact),
+        gradients=gradients,
+        products=products,
+        flops=float((fixed + looped * max(iterations or 0, 1)) / max(training, 1)),
+        temp_bytes=getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
+        status=status,
+        info=MappingProxyType(last),
+        hypergrad=hypergrad,
+    )
+
+
+def _episode(problem: BilevelProblem, estimator: Estimator) -> Callable:
+    """`(s_0, lam, window) -> (last estimate, info of all)`, lam held fixed."""
+
+    def run(inner, lam, window):
+        steps = estimator.window
+
+        def piece(i):  # windows made beforehand would be a copy of all the data
+            return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * steps, steps), window)
+
+        memory = estimator.init(inner, lam, piece(0))
+        if estimator.start is not None:
+            memory = estimator.start(problem, memory, inner, lam, window)
+
+        def body(carry, i):
+            memory, inner, _ = carry
+            got = estimator.estimate(problem, memory, inner, lam, piece(i))
+            return (got.memory, got.inner, got.hypergrad), dict(got.info)
+
+        carry = strengthen((memory, inner, optax.tree.zeros_like(lam)))
+        windows = jnp.arange(jax.tree.leaves(window)[0].shape[0] // steps)
+        (_, _, hypergrad), info = lax.scan(body, carry, windows)
+        return hypergrad, info
+
+    return run
+
+
+def _sentence(text: str) -> str:
+    """The first sentence."""
+    return " ".join(text.split()).split(". ")[0].removesuffix(".") + "."
