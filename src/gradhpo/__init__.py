@@ -31,11 +31,13 @@ from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.dynamics import Dynamics, InnerState, from_optax, from_update, linearize
 from gradhpo.core.estimator import Estimate, Estimator, Unrolled
 from gradhpo.core.loop import linear_decay, run_episode, run_episodes
-from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
-from gradhpo.core.source import Resident
+from gradhpo.core.outer import Outer
+from gradhpo.core.problem import BilevelProblem, Start, Window, outer_gradients
+from gradhpo.core.source import InOrder, Resident
 from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status, status_message
 from gradhpo.core.step import bilevel_step, init_state
+from gradhpo.core.task import Task
 from gradhpo.core.types import DataBatch, LossFn, LossFunctions, MetricDict, PyTree
 from gradhpo.diagnostics import HypergradientCheck, check_hypergradient
 from gradhpo.estimators.amigo import amigo
@@ -59,6 +61,7 @@ from gradhpo.estimators.linear_solvers import (
     nystrom,
 )
 from gradhpo.estimators.one_step import one_step
+from gradhpo.estimators.over_tasks import over_tasks
 from gradhpo.estimators.reverse import reverse, unrolled_gradients
 from gradhpo.estimators.reversible import Reversed, reversible, reversible_gradients
 from gradhpo.estimators.saba import saba
@@ -98,11 +101,13 @@ __all__ = [
     "HypergradientCheck",
     "ImplicitOptimizer",
     "InnerState",
+    "InOrder",
     "LossFn",
     "LossFunctions",
     "MetricDict",
     "OneStepOptimizer",
     "OnlineHypergradientOptimizer",
+    "Outer",
     "PESOptimizer",
     "PyTree",
     "Resident",
@@ -111,9 +116,11 @@ __all__ = [
     "ReversibleOptimizer",
     "SABAOptimizer",
     "SOBAOptimizer",
+    "Start",
     "Status",
     "StocBiOOptimizer",
     "T1T2Optimizer",
+    "Task",
     "Unrolled",
     "Window",
     "amigo",
@@ -145,6 +152,7 @@ __all__ = [
     "nystrom",
     "one_step",
     "outer_gradients",
+    "over_tasks",
     "pes",
     "reverse",
     "reversible",

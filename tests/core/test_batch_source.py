@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from gradhpo import DataBatch, Resident
-from gradhpo.core.loop import fetch, gather
 from gradhpo.core.problem import Window
-from gradhpo.core.source import as_arrays, draw, owned, stack
+from gradhpo.core.source import as_arrays, draw, fetch, gather, owned, stack
 
 
 def test_resident_draws_the_same_again_and_others_elsewhere():

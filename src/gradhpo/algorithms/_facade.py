@@ -19,7 +19,7 @@ from gradhpo.core.dynamics import is_optimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import Outer, check_outer
 from gradhpo.core.problem import Begin, BilevelProblem, Window, check_window
-from gradhpo.core.source import BatchSource, Resident, as_arrays, draw, owned
+from gradhpo.core.source import BatchSource, Resident, as_arrays, check_source, draw, fetch, owned
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import with_metrics
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
@@ -282,12 +282,8 @@ class EstimatorOptimizer(BilevelOptimizer):
         check_outer_step(type(self).__name__, self.outer_optimizer, lr_hyper)
         lr_hyper = None if lr_hyper is None else float(lr_hyper)
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
-        for name, source in (
-            ("get_train_batch", get_train_batch),
-            ("get_val_batch", get_val_batch),
-        ):
-            if not isinstance(source, Resident):
-                check_callable(name, source, "() -> batch, or a gradhpo.Resident")
+        check_source("get_train_batch", get_train_batch)
+        check_source("get_val_batch", get_val_batch)
         if callback is not None:
             check_callable("callback", callback, "(episode, state)")
         _check_state(state)
@@ -307,7 +303,7 @@ class EstimatorOptimizer(BilevelOptimizer):
             rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
             if avals(window) != drawn:
                 drawn = avals(window)
-                shapes = jax.eval_shape(loops.fetch, resident, window)
+                shapes = jax.eval_shape(fetch, resident, window)
                 note_shapes(self, seen, shapes, strict=False)  # the state so far would be lost
                 if estimator.room is not None:
                     state = state.update(memory=estimator.room.make(state.memory, shapes))

@@ -18,6 +18,7 @@ from gradhpo.core import loop as loops
 from gradhpo.core.dynamics import from_optax, from_update
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.source import fetch
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.core.types import LossFn
@@ -125,7 +126,7 @@ def programs(optimizer: Any, train_loss: LossFn, val_loss: LossFn, loop: Loop) -
         return loops.start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
 
     def window_step(state, window, lr_hyper, resident, origin):
-        window = loops.fetch(resident, window)
+        window = fetch(resident, window)
         return bilevel_step(estimator, outer)(problem, state, window, lr_hyper, origin)
 
     prepare = functools.partial(loops.prepare_episode, optimizer.method(settled), problem)

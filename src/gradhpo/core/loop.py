@@ -20,6 +20,7 @@ from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.inspect import started_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, check_window
+from gradhpo.core.source import fetch
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
@@ -32,9 +33,7 @@ __all__ = [
     "Begun",
     "end_episode",
     "episode_data",
-    "fetch",
     "finished",
-    "gather",
     "in_windows",
     "linear_decay",
     "prepare_episode",
@@ -210,21 +209,6 @@ def in_windows(window: Window, steps: int) -> Window:
             "method takes: give a multiple of it."
         )
     return jax.tree.map(lambda x: x.reshape((-1, steps) + x.shape[1:]), window)
-
-
-def fetch(resident: Window, window: Window) -> Window:
-    """Batches in place of indices, for the sides of the window that have a resident data set."""
-    sides = zip(resident, window, strict=True)
-    return Window(*(side if data is None else gather(data, side) for data, side in sides))
-
-
-def gather(data: PyTree, indices: PyTree) -> PyTree:
-    """The examples of a resident data set named by an index array of any shape.
-
-    >>> print(gather(jnp.array([10, 20, 30]), jnp.array([2, 0])))
-    [30 10]
-    """
-    return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
 
 
 def run_episodes(

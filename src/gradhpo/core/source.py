@@ -13,17 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gradhpo.core.problem import Window
-from gradhpo.core.types import Batch
+from gradhpo.core.problem import Window, check_window
+from gradhpo.core.types import Batch, PyTree
 from gradhpo.utils.validation import (
     check_alike,
     check_batch,
+    check_callable,
     check_count,
     leaves_with_names,
     nonfinite_rows,
 )
 
-__all__ = ["BatchSource", "Resident", "as_arrays", "draw", "owned", "stack"]
+__all__ = [
+    "BatchSource",
+    "InOrder",
+    "Resident",
+    "as_arrays",
+    "check_source",
+    "draw",
+    "fetch",
+    "gather",
+    "owned",
+    "stack",
+]
 
 
 class Resident:
@@ -86,7 +98,50 @@ def _check_finite(name: str, values: Any) -> None:
         )
 
 
-BatchSource = Callable[[], Batch] | Resident
+class InOrder:
+    """Batches that are there already, stacked along a leading axis: one a step, from the first on.
+
+    Args:
+        batches: Arrays that share their leading axis, the step.
+
+    Raises:
+        ValueError: the arrays share no leading axis.
+
+    >>> InOrder(np.arange(6).reshape(3, 2)).steps(first=1, count=2)
+    array([[2, 3],
+           [4, 5]])
+    """
+
+    def __init__(self, batches: Batch):
+        self.batches = owned(batches)
+        self.length = check_window(Window(self.batches, ()))
+
+    def steps(self, first: int, count: int) -> Batch:
+        """The batches of steps `first` to `first + count - 1`, stacked.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        if first + count > self.length:
+            raise ValueError(
+                f"a source InOrder holds the batches of {self.length} steps, and step "
+                f"{first + count} is asked for: stack more of them, or take a source that draws, "
+                "gradhpo.Resident or a function."
+            )
+        return jax.tree.map(lambda x: x[first : first + count], self.batches)
+
+
+BatchSource = Callable[[], Batch] | Resident | InOrder
+
+
+def check_source(name: str, source: Any) -> None:
+    """A source of batches.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(source, Resident | InOrder):
+        check_callable(name, source, "() -> batch, a gradhpo.Resident or a gradhpo.InOrder")
 
 
 def draw(train: BatchSource, val: BatchSource, first: int, steps: int) -> Window:
@@ -95,17 +150,33 @@ def draw(train: BatchSource, val: BatchSource, first: int, steps: int) -> Window
     drawn = {
         name: _Stack(name, steps)
         for name, source in sources.items()
-        if not isinstance(source, Resident)
+        if not isinstance(source, Resident | InOrder)
     }
     for t in range(steps):
         for name, stacked in drawn.items():
             stacked.add(_call(name, sources[name], t, steps))
-    return Window(
-        *(
-            source.indices(first, steps) if isinstance(source, Resident) else drawn[name].whole()
-            for name, source in sources.items()
-        )
-    )
+
+    def side(name: str, source: BatchSource) -> Batch:
+        if isinstance(source, Resident):
+            return source.indices(first, steps)
+        return source.steps(first, steps) if isinstance(source, InOrder) else drawn[name].whole()
+
+    return Window(*(side(name, source) for name, source in sources.items()))
+
+
+def fetch(resident: Window, window: Window) -> Window:
+    """Batches in place of indices, for the sides of the window that have a resident data set."""
+    sides = zip(resident, window, strict=True)
+    return Window(*(side if data is None else gather(data, side) for data, side in sides))
+
+
+def gather(data: PyTree, indices: PyTree) -> PyTree:
+    """The examples of a resident data set named by an index array of any shape.
+
+    >>> print(gather(jnp.array([10, 20, 30]), jnp.array([2, 0])))
+    [30 10]
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
 
 
 def _call(name: str, source: Any, t: int, steps: int) -> Batch:

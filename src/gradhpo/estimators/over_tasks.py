@@ -63,23 +63,22 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
             info["status"] = status[jnp.argmax(status != Status.OK)]
         return Estimate(hypergrad, got.inner, got.memory, info)
 
-    def start(problem, memory, inner, lam, window):
-        assert estimator.start is not None
-        _check(window, tasks)
-        begin = jax.vmap(lambda m, i, w: estimator.start(problem, m, i, lam, w), in_axes=(0, 0, 1))
-        return begin(memory, inner, window)
+    made = estimator._replace(init=init, estimate=estimate, tasks=tasks)
+    if (prepare := estimator.start) is not None:
 
-    def reset(memory, inner, lam):
-        assert estimator.reset is not None
-        return jax.vmap(lambda memory, inner: estimator.reset(memory, inner, lam))(memory, inner)
+        def start(problem, memory, inner, lam, window):
+            _check(window, tasks)
+            one = jax.vmap(lambda m, i, w: prepare(problem, m, i, lam, w), in_axes=(0, 0, 1))
+            return one(memory, inner, window)
 
-    return estimator._replace(
-        init=init,
-        estimate=estimate,
-        start=estimator.start and start,
-        reset=estimator.reset and reset,
-        tasks=tasks,
-    )
+        made = made._replace(start=start)
+    if (renew := estimator.reset) is not None:
+
+        def reset(memory, inner, lam):
+            return jax.vmap(lambda memory, inner: renew(memory, inner, lam))(memory, inner)
+
+        made = made._replace(reset=reset)
+    return made
 
 
 def _check(window: Window, tasks: int) -> None:

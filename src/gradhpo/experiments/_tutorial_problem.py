@@ -27,7 +27,7 @@ from gradhpo import (
     run_episodes,
 )
 from gradhpo.algorithms.registry import METHODS
-from gradhpo.core.loop import fetch, gather
+from gradhpo.core.source import fetch, gather
 from gradhpo.core.types import Batch, Hyper, Params
 from gradhpo.datasets.corruption import corrupt_labels
 

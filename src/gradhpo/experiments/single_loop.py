@@ -37,8 +37,9 @@ from jax import lax
 from gradhpo import datasets
 from gradhpo.core.dynamics import from_optax
 from gradhpo.core.estimator import Estimator
-from gradhpo.core.loop import fetch, in_windows
+from gradhpo.core.loop import in_windows
 from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.source import fetch
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.estimators.amigo import amigo
