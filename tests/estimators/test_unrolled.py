@@ -28,7 +28,7 @@ from gradhpo import (
     unrolled_gradients,
 )
 from gradhpo.core.dynamics import InnerState
-from gradhpo.estimators.reverse import levels_for
+from gradhpo.estimators._segments import levels_for
 from gradhpo.testing import assert_trees_close, relative_error, unrolled_loss
 from gradhpo.testing.problems import (
     ZOO,
@@ -464,6 +464,15 @@ def test_one_program_per_shape(compilations):
         other, before = jax.tree.map(lambda x: x * 1.1, lam), compilations()
         program((), inner, other, window)
         assert compilations() == before
+
+
+def test_the_host_loop_compiles_segments_once(compilations):
+    problem, inner, lam, window = curved(RETRACEABLE["momentum"][0], steps=13)
+    settings = with_budget({"memory": "segments", "budget": "tight", "loop": "host"}, inner)
+    unrolled_gradients(problem, inner, lam, window, **settings)
+    other, before = jax.tree.map(lambda x: x * 1.1, lam), compilations()
+    unrolled_gradients(problem, inner, other, window, **settings)
+    assert compilations() == before
 
 
 def test_an_operation_without_forward_mode_is_explained():
