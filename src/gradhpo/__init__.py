@@ -48,22 +48,13 @@ from gradhpo.estimators.first_order import first_order
 from gradhpo.estimators.forward import forward, forward_sharing
 from gradhpo.estimators.greedy import greedy
 from gradhpo.estimators.implicit import implicit
-from gradhpo.estimators.linear_solvers import (
-    cg,
-    cgls,
-    dense,
-    gmres,
-    identity,
-    minres,
-    neumann,
-    nystrom,
-)
 from gradhpo.estimators.one_step import one_step
 from gradhpo.estimators.reverse import reverse, unrolled_gradients
 from gradhpo.estimators.reversible import Reversed, reversible, reversible_gradients
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
+from gradhpo.solvers import cg, cgls, dense, gmres, identity, minres, neumann, nystrom
 from gradhpo.utils.gradients import (
     tree_dot,
     tree_l2_norm,

@@ -29,7 +29,7 @@ from gradhpo.algorithms.unrolled import (
     ReverseOptimizer,
     ReversibleOptimizer,
 )
-from gradhpo.estimators.linear_solvers import cg, identity, neumann, nystrom
+from gradhpo.solvers import cg, identity, neumann, nystrom
 
 __all__ = ["METHODS", "Cost", "Method"]
 
