@@ -67,7 +67,8 @@ def reverse(
             up to the rounding of reversible training.
         budget: Bytes that stored states may take, for "segments": the fewest levels that
             fit are chosen, each costing one more forward sweep. None: one level of about
-            sqrt(T) segments.
+            sqrt(T) segments. The loops that a level adds take memory too, which is not
+            counted: from three levels on it can be more than the level saves.
         loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
 
     Cost per outer update: T training gradients forwards; K gradients and second-order
