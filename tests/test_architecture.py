@@ -15,15 +15,16 @@ FILES = {
 MODULES = {name.removesuffix(".__init__") for name in FILES}
 
 # Layer -> what it may import besides itself; an entry is a layer or one module of it.
-LOWER = {"utils", "core", "estimators", "algorithms", "diagnostics", "transforms"}
+LOWER = {"utils", "core", "solvers", "estimators", "algorithms", "diagnostics", "transforms"}
 USER = LOWER | {"meta", "datasets"}
 ALLOWED = {
     "utils": set(),
     "core": {"utils"},
-    "estimators": {"utils", "core"},
+    "solvers": {"utils", "core.types"},
+    "estimators": {"utils", "core", "solvers"},
     "transforms": {"utils", "core.types"},
     "datasets": {"utils", "core.types"},
-    "algorithms": {"utils", "core", "estimators", "transforms"},
+    "algorithms": {"utils", "core", "solvers", "estimators", "transforms"},
     "diagnostics": {"utils", "core", "estimators", "algorithms"},
     "testing": LOWER,
     "meta": LOWER,
@@ -34,7 +35,7 @@ ALLOWED = {
     "gradhpo": USER,  # the package's own __init__
     "__main__": {"cli"},
 }
-CORE = ("utils", "core", "estimators", "algorithms", "transforms")
+CORE = ("utils", "core", "solvers", "estimators", "algorithms", "transforms")
 OPTIONAL = set(
     "PIL chex equinox flax matplotlib orbax pooch scipy sklearn tensorboardX tqdm tyro".split()
 )

@@ -50,16 +50,6 @@ from gradhpo.estimators.first_order import first_order
 from gradhpo.estimators.forward import forward, forward_sharing
 from gradhpo.estimators.greedy import greedy
 from gradhpo.estimators.implicit import implicit
-from gradhpo.estimators.linear_solvers import (
-    cg,
-    cgls,
-    dense,
-    gmres,
-    identity,
-    minres,
-    neumann,
-    nystrom,
-)
 from gradhpo.estimators.one_step import one_step
 from gradhpo.estimators.over_tasks import over_tasks
 from gradhpo.estimators.reverse import reverse, unrolled_gradients
@@ -67,6 +57,7 @@ from gradhpo.estimators.reversible import Reversed, reversible, reversible_gradi
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
+from gradhpo.solvers import cg, cgls, dense, gmres, identity, minres, neumann, nystrom
 from gradhpo.utils.gradients import (
     tree_dot,
     tree_l2_norm,

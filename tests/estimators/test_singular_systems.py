@@ -30,7 +30,7 @@ from gradhpo import (
     neumann,
     nystrom,
 )
-from gradhpo.estimators.linear_solvers import Solution
+from gradhpo.solvers import Solution
 from gradhpo.testing import assert_trees_close
 from gradhpo.utils._jaxpr import equations
 

@@ -1,6 +1,7 @@
 """Reverse mode in all its memories, forward mode in all its forms, DrMAD."""
 
 import functools
+import itertools
 from functools import partial
 
 import jax
@@ -28,7 +29,7 @@ from gradhpo import (
     unrolled_gradients,
 )
 from gradhpo.core.dynamics import InnerState
-from gradhpo.estimators.reverse import levels_for
+from gradhpo.estimators._segments import levels_for
 from gradhpo.testing import assert_trees_close, relative_error, unrolled_loss
 from gradhpo.testing.problems import (
     ZOO,
@@ -218,6 +219,24 @@ def test_levels_fit_their_budget(steps, kept):
             outer = length
         assert budget is None or alive + outer * kept <= budget
     assert levels_for(steps, state, kept, steps * kept) == ()  # all fits: nothing is run twice
+
+
+@pytest.mark.parametrize("steps", [2, 13, 400, 997, 1000])
+@pytest.mark.parametrize("state, kept", [(8, 8), (8, 4), (12, 1)])
+def test_a_smaller_budget_never_stores_more(steps, state, kept):
+    plans = []
+    for budget in range(steps * kept, 0, -1):
+        try:
+            levels = levels_for(steps, state, kept, budget)
+        except ValueError:
+            assert all(bytes_ > budget for bytes_, _ in plans)
+            break
+        ends = (steps, *levels)
+        starts = sum(-(-outer // inner) for outer, inner in itertools.pairwise(ends))
+        plans.append((starts * state + ends[-1] * kept, len(levels)))
+    assert plans == sorted(plans, key=lambda plan: (-plan[0], plan[1]))
+    stored, depths = zip(*plans, strict=True)
+    assert list(depths) == sorted(depths) and len(set(stored)) == len(set(depths))
 
 
 def test_growth_is_the_largest_cotangent():
@@ -464,6 +483,15 @@ def test_one_program_per_shape(compilations):
         other, before = jax.tree.map(lambda x: x * 1.1, lam), compilations()
         program((), inner, other, window)
         assert compilations() == before
+
+
+def test_the_host_loop_compiles_segments_once(compilations):
+    problem, inner, lam, window = curved(RETRACEABLE["momentum"][0], steps=13)
+    settings = with_budget({"memory": "segments", "budget": "tight", "loop": "host"}, inner)
+    unrolled_gradients(problem, inner, lam, window, **settings)
+    other, before = jax.tree.map(lambda x: x * 1.1, lam), compilations()
+    unrolled_gradients(problem, inner, other, window, **settings)
+    assert compilations() == before
 
 
 def test_an_operation_without_forward_mode_is_explained():

@@ -30,7 +30,7 @@ from gradhpo import (
     stocbio,
 )
 from gradhpo.algorithms.registry import METHODS
-from gradhpo.estimators.linear_solvers import cg, identity, neumann, nystrom
+from gradhpo.solvers import cg, identity, neumann, nystrom
 from gradhpo.testing import assert_trees_close, check_estimator, relative_error, unrolled_loss
 from gradhpo.testing.problems import (
     CONTRACTION_GAMMA,

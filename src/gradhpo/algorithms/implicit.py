@@ -6,7 +6,7 @@ from collections.abc import Callable
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.implicit import implicit
-from gradhpo.estimators.linear_solvers import Solver
+from gradhpo.solvers import Solver
 
 __all__ = ["ImplicitOptimizer"]
 
@@ -23,7 +23,7 @@ class ImplicitOptimizer(EstimatorOptimizer):
         T: Inner steps per hypergradient; required unless `unroll_steps` is given.
         unroll_steps: Inner steps per hypergradient, if an episode is to have several.
         solver: `cg(...)`, `neumann`, `nystrom`, `identity`, `dense`, `minres`, `gmres` or
-            `cgls` of `gradhpo.estimators.linear_solvers`; by default `minres()` for the training
+            `cgls` of `gradhpo.solvers`; by default `minres()` for the training
             loss, whose Hessian may then be singular, and `gmres()`, then `cgls()`, for others.
         condition: "training_loss", "fixed_point" or a function `(w, lam, batch)` that is zero
             where training ends.

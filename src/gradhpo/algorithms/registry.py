@@ -32,7 +32,7 @@ from gradhpo.algorithms.unrolled import (
     ReversibleOptimizer,
 )
 from gradhpo.core.estimator import Estimator
-from gradhpo.estimators.linear_solvers import cg, identity, neumann, nystrom
+from gradhpo.solvers import cg, identity, neumann, nystrom
 
 __all__ = ["METHODS", "Cost", "Method"]
 

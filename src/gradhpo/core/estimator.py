@@ -15,7 +15,7 @@ from jax import lax
 from gradhpo.core.dynamics import Dynamics, InnerState
 from gradhpo.core.problem import BilevelProblem, Window, check_window
 from gradhpo.core.start import Origin
-from gradhpo.core.types import Batch, Hyper, Memory, PyTree, Scalar
+from gradhpo.core.types import Batch, Hyper, Loop, Memory, PyTree, Scalar
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_l2_norm
 from gradhpo.utils.validation import check_choice
@@ -31,10 +31,6 @@ __all__ = [
     "report",
     "roll",
 ]
-
-Loop = str
-"""How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
-"host" (a Python loop over one compiled step). The numbers are the same."""
 
 
 def check_loop(loop: Any) -> Loop:

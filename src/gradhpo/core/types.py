@@ -14,6 +14,7 @@ __all__ = [
     "DataBatch",
     "Hyper",
     "InnerOptimizer",
+    "Loop",
     "LossFn",
     "LossFunctions",
     "MakeOptimizer",
@@ -49,6 +50,10 @@ Scalar: TypeAlias = jax.Array
 
 MetricDict: TypeAlias = dict[str, jax.Array]
 """Scalar metrics by name."""
+
+Loop: TypeAlias = str
+"""How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
+"host" (a Python loop over one compiled step). The numbers are the same."""
 
 LossFn: TypeAlias = Callable[[Params, Hyper, Batch], Scalar]
 """`loss(params, hyperparams, batch)`, a floating-point scalar."""

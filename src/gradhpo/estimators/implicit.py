@@ -35,8 +35,8 @@ from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params
-from gradhpo.estimators._linear_system import NOISE, Coarse, rounding
-from gradhpo.estimators.linear_solvers import Solution, Solver, cgls, gmres, minres
+from gradhpo.solvers import Solution, Solver, cgls, gmres, minres
+from gradhpo.solvers._system import NOISE, Coarse, rounding
 from gradhpo.utils._partition import merge, scalar_dtype, split
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_scale, tree_where
 from gradhpo.utils.validation import check_callable, check_count, check_seed, complain
@@ -80,7 +80,7 @@ def implicit(
     Args:
         steps: Inner steps before every hypergradient; they bring w to the minimum, and a
             few are enough where the last update left it close by.
-        solver: Of the linear system, from `gradhpo.estimators.linear_solvers`. None is
+        solver: Of the linear system, from `gradhpo.solvers`. None is
             `minres()` for the training loss, right for a singular Hessian too. Where G need not be
             symmetric (other conditions, losses with custom gradients) it is `gmres()`, and
             `cgls()` if that finds no solution. Others: `cg`, `neumann`, `nystrom`, `identity`,
@@ -111,7 +111,7 @@ def implicit(
             f"condition must be 'training_loss', 'fixed_point' or a function, got {condition!r}."
         )
     if solver is not None:
-        check_callable("solver", solver, "of gradhpo.estimators.linear_solvers, such as minres()")
+        check_callable("solver", solver, "of gradhpo.solvers, such as minres()")
     seed = check_seed(seed)
     loop = check_loop(loop)
 

@@ -17,17 +17,16 @@ What the backward sweep reads of s_{t-1} comes in one of three ways:
     "reversible"  nothing: training is run backwards, see `gradhpo.estimators.reversible`
 """
 
-import functools
-import itertools
-import math
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
+from jax import Array
+from jax.tree_util import register_dataclass
 
-from gradhpo.core.dynamics import InnerState, join, linearize
+from gradhpo.core.dynamics import InnerState, linearize
 from gradhpo.core.estimator import (
     Estimate,
     Estimator,
@@ -40,13 +39,14 @@ from gradhpo.core.estimator import (
 )
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.start import pull_start
-from gradhpo.core.types import Hyper
+from gradhpo.core.types import Batch, Hyper
+from gradhpo.estimators._kept import bytes_of, carried, keep, recall
+from gradhpo.estimators._segments import Span, cut, length, levels_for, segments
 from gradhpo.estimators.reversible import reversible, reversible_gradients
-from gradhpo.utils._partition import split
-from gradhpo.utils.gradients import tree_bytes, tree_l2_norm, tree_last
+from gradhpo.utils.gradients import tree_l2_norm, tree_last
 from gradhpo.utils.validation import check_choice, check_count
 
-__all__ = ["levels_for", "reverse", "unrolled_gradients"]
+__all__ = ["reverse", "unrolled_gradients"]
 
 
 def reverse(
@@ -68,7 +68,8 @@ def reverse(
             up to the rounding of reversible training.
         budget: Bytes that stored states may take, for "segments": the fewest levels that
             fit are chosen, each costing one more forward sweep. None: one level of about
-            sqrt(T) segments.
+            sqrt(T) segments. The loops that a level adds take memory too, which is not
+            counted: from three levels on it can be more than the level saves.
         loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
 
     Cost per outer update: T training gradients forwards; K gradients and second-order
@@ -138,20 +139,20 @@ def unrolled_gradients(
     if memory == "reversible":
         _check_whole(truncate)
         return reversible_gradients(problem, inner, lam, window, loop=loop).gradients
-    total = _steps(window.train)
+    total = length(window.train)
     steps = total if truncate is None else truncate
-    span = (total - steps, steps)
-    inner = _run((), loop, problem, lam, inner, window.train, (0, total - steps))
     levels = ()
     if memory == "segments":
-        levels = levels_for(steps, *_bytes(problem, inner, lam), budget)
+        levels = levels_for(steps, *bytes_of(problem, inner, lam), budget)
+    training = _Training(problem, lam, window.train, levels, loop)
 
-    inner, stored = _forward(levels, loop, problem, lam, inner, window.train, span)
+    inner = replace(training, levels=()).run(inner, Span(0, total - steps))
+    span = Span(total - steps, steps)
+    inner, stored = training.forward(inner, span)
     loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
     size = tree_l2_norm(alpha)
     carry = (alpha, optax.tree.zeros_like(lam), size)
-    carry = _backward(levels, loop, problem, lam, inner, stored, window.train, span, carry)
-    initial, indirect, largest = carry
+    initial, indirect, largest = training.backward(inner, stored, span, carry)
     growth = largest / jnp.where(size == 0, 1.0, size)
     return Unrolled(loss, direct, indirect, initial, inner, growth)
 
@@ -161,199 +162,113 @@ def _check_whole(truncate: int | None) -> None:
         raise ValueError("memory='reversible' runs the whole window backwards; drop truncate=.")
 
 
-# -- one level: a trajectory ---------------------------------------------------------------
+# -- spans of steps --------------------------------------------------------------------------
 
 
-def _retraceable(problem: BilevelProblem, lam: Hyper) -> Any:
-    """The inner optimizer, if its slots tell the last update; else None."""
-    parts = problem.dynamics.parts
-    optimizer = None if parts is None else parts.make_optimizer(lam)
-    return optimizer if hasattr(optimizer, "last_updates") else None
+@partial(
+    register_dataclass, data_fields=["lam", "batches"], meta_fields=["problem", "levels", "loop"]
+)
+@dataclass(frozen=True)
+class _Training:
+    """A training run whose spans of steps are run forwards and swept backwards.
+
+    Without levels a span stores its trajectory. With levels it stores the states at the starts
+    of its segments, and a segment is a span of `inside`, which has one level fewer. The steps
+    left over make the head, a shorter segment at the beginning of the span.
+
+    A pytree, so that it can be the constants of `fold`; what is not an array is static.
+    """
+
+    problem: BilevelProblem
+    lam: Hyper
+    batches: Batch  # of the whole window: a span's are cut out when its steps are run
+    levels: tuple[int, ...]  # lengths of the segments, longest first
+    loop: Loop
+
+    def forward(self, inner: InnerState, span: Span) -> tuple[InnerState, Any]:
+        """The state after a span, and what `backward` needs of it."""
+        if not self.levels:
+            return self._steps(_step_forward, inner, cut(self.batches, span))
+        head, starts = segments(span, self.levels[0])
+        first, inner = inner, self.inside.run(inner, head)
+        inner, states = self._segments(_segment_forward, inner, starts)
+        return inner, (first, states)
+
+    def backward(self, inner: InnerState, stored: Any, span: Span, carry: Any) -> Any:
+        """`carry = (alpha, h, largest |alpha|)` taken from the end of a span to its start.
+
+        `inner` and `stored` are what `forward` returned of the span.
+        """
+        if not self.levels:
+            carry = (carried(self.problem, self.lam, inner), carry)
+            xs = (stored, cut(self.batches, span))
+            return self._steps(_step_backward, carry, xs, reverse=True)[0][1]
+        head, starts = segments(span, self.levels[0])
+        first, states = stored
+        carry, _ = self._segments(_segment_backward, carry, (states, starts), reverse=True)
+        return self.inside.forward_and_backward(first, head, carry)
+
+    def forward_and_backward(self, inner: InnerState, span: Span, carry: Any) -> Any:
+        """`backward` over a span of which only the first state, `inner`, was stored."""
+        if not span.steps:
+            return carry
+        inner, stored = self.forward(inner, span)
+        return self.backward(inner, stored, span, carry)
+
+    def run(self, inner: InnerState, span: Span) -> InnerState:
+        """The state after a span. Nothing is stored."""
+        if not span.steps:
+            return inner
+        if not self.levels:
+            batches = cut(self.batches, span)
+            return roll(self.problem.dynamics, inner, self.lam, batches, loop=self.loop)
+        head, starts = segments(span, self.levels[0])
+        inner = self.inside.run(inner, head)
+        return self._segments(_segment_run, inner, starts)[0]
+
+    @property
+    def inside(self) -> "_Training":
+        """The same run, for the spans that are segments of this one's."""
+        return replace(self, levels=self.levels[1:])
+
+    def segment(self, start: Array) -> Span:
+        return Span(start, self.levels[0])
+
+    def _steps(self, body, carry, xs, *, reverse=False):
+        return fold(body, self.problem, self.lam, carry, xs, loop=self.loop, reverse=reverse)
+
+    def _segments(self, body, carry, xs, *, reverse=False):
+        return fold(body, self.problem, self, carry, xs, loop=self.loop, reverse=reverse)
 
 
-def _keep(problem: BilevelProblem, lam: Hyper, inner: InnerState) -> InnerState:
-    """What the sweep back to s_{t-1} needs of it: all, or all but the weights."""
-    if _retraceable(problem, lam) is None:
-        return inner
-    return inner._replace(params=split(inner.params)[1])
+# Bodies of loops, at module level because the host loop compiles one per identity. Those of one
+# step have `lam` alone as constants, so that they are compiled once for windows of any length.
 
 
-def _carried(problem: BilevelProblem, lam: Hyper, inner: InnerState) -> InnerState | None:
-    """s_t, where s_{t-1} is made from it."""
-    return None if _retraceable(problem, lam) is None else inner
+def _step_forward(problem, lam, inner, batch):
+    return problem.dynamics.step(inner, lam, batch), keep(problem, lam, inner)
 
 
-def _recall(
-    problem: BilevelProblem, lam: Hyper, after: Any, kept: InnerState
-) -> tuple[InnerState, Any]:
-    """s_{t-1} from s_t and what was kept; and the gradient there, or None if unknown."""
-    optimizer = _retraceable(problem, lam)
-    if optimizer is None:
-        return kept, None
-    weights = optax.tree.sub(split(after.params)[0], optimizer.last_updates(after.opt_state))
-    slots, rest = split(kept.opt_state)
-    inner = join((weights, slots), (kept.params, rest), kept.model_state)
-    told = getattr(optimizer, "last_gradients", None)
-    return inner, None if told is None else told(kept.opt_state, after.opt_state)
-
-
-def _store_step(problem, lam, inner, batch):
-    return problem.dynamics.step(inner, lam, batch), _keep(problem, lam, inner)
-
-
-def _pull_step(problem, lam, carry, x):
-    after, (alpha, acc, largest) = carry
+def _step_backward(problem, lam, carry, x):
+    after, (alpha, h, largest) = carry
     kept, batch = x
-    inner, gradient = _recall(problem, lam, after, kept)
+    inner, gradient = recall(problem, lam, after, kept)
     _, pullback = linearize(problem.dynamics, inner, lam, batch, gradient)
-    alpha, term = pullback(alpha)  # alpha_{t-1} = alpha_t A_t, alpha_t B_t
+    alpha, term = pullback(alpha)  # alpha_{t-1} = alpha_t A_t, and alpha_t B_t
     largest = jnp.maximum(largest, tree_l2_norm(alpha).astype(largest.dtype))
-    return (_carried(problem, lam, inner), (alpha, optax.tree.add(acc, term), largest)), None
+    return (carried(problem, lam, inner), (alpha, optax.tree.add(h, term), largest)), None
 
 
-# -- levels: segments of segments ------------------------------------------------------------
-# A span is (first step, number of steps). Only the innermost one's batches are cut out, when
-# it is run, so that the data are never copied whole.
+def _segment_forward(problem, training, inner, start):
+    return _segment_run(problem, training, inner, start)[0], inner
 
 
-def _forward(levels, loop, problem, lam, inner, batches, span):
-    """`(s, stored)` after a span: its trajectory, or the states at the starts of its segments.
-
-    `levels` are the lengths of the segments, longest first; the steps that are left over
-    make a shorter first segment.
-    """
-    if not levels:
-        return fold(_store_step, problem, lam, inner, _cut(batches, span), loop=loop)
-    head, starts = _segments(span, levels[0])
-    first = inner
-    inner = _run(levels[1:], loop, problem, lam, inner, batches, head)
-    store = _store_segment(levels, loop)
-    inner, states = fold(store, problem, (lam, batches), inner, starts, loop=loop)
-    return inner, (first, states)
+def _segment_backward(problem, training, carry, x):
+    del problem  # it is the training's
+    inner, start = x
+    return training.inside.forward_and_backward(inner, training.segment(start), carry), None
 
 
-def _backward(levels, loop, problem, lam, inner, stored, batches, span, carry):
-    if not levels:
-        xs = (stored, _cut(batches, span))
-        carry = (_carried(problem, lam, inner), carry)
-        return fold(_pull_step, problem, lam, carry, xs, loop=loop, reverse=True)[0][1]
-    head, starts = _segments(span, levels[0])
-    first, states = stored
-    consts, xs = (lam, batches), (states, starts)
-    pull = _pull_segment(levels, loop)
-    carry, _ = fold(pull, problem, consts, carry, xs, loop=loop, reverse=True)
-    return _sweep(levels[1:], loop, problem, lam, first, batches, head, carry)
-
-
-def _sweep(levels, loop, problem, lam, inner, batches, span, carry):
-    """There and back again over one span."""
-    if not span[1]:
-        return carry
-    inner, stored = _forward(levels, loop, problem, lam, inner, batches, span)
-    return _backward(levels, loop, problem, lam, inner, stored, batches, span, carry)
-
-
-def _run(levels, loop, problem, lam, inner, batches, span):
-    """There, storing nothing."""
-    if not span[1]:
-        return inner
-    if not levels:
-        return roll(problem.dynamics, inner, lam, _cut(batches, span), loop=loop)
-    head, starts = _segments(span, levels[0])
-    inner = _run(levels[1:], loop, problem, lam, inner, batches, head)
-    run = _run_segment(levels, loop)
-    return fold(run, problem, (lam, batches), inner, starts, loop=loop)[0]
-
-
-@functools.cache  # one identity per setting, as `fold` asks
-def _run_segment(levels, loop):
-    def body(problem, consts, inner, start):
-        lam, batches = consts
-        span = (start, levels[0])
-        return _run(levels[1:], loop, problem, lam, inner, batches, span), None
-
-    return body
-
-
-@functools.cache
-def _store_segment(levels, loop):
-    run = _run_segment(levels, loop)
-
-    def body(problem, consts, inner, start):
-        return run(problem, consts, inner, start)[0], inner
-
-    return body
-
-
-@functools.cache
-def _pull_segment(levels, loop):
-    def body(problem, consts, carry, x):
-        lam, batches = consts
-        inner, start = x
-        span = (start, levels[0])
-        return _sweep(levels[1:], loop, problem, lam, inner, batches, span, carry), None
-
-    return body
-
-
-def _cut(batches, span):
-    start, length = span
-    if _steps(batches) == length:
-        return batches
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, length), batches)
-
-
-def _segments(span, length):
-    """The span of the steps left over, and where the full segments start."""
-    start, steps = span
-    rest = steps % length
-    return (start, rest), start + jnp.arange(rest, steps, length)
-
-
-def _steps(batches):
-    leaves = jax.tree.leaves(batches)
-    if not leaves:
-        raise ValueError("a batch needs at least one array; give a dummy, such as 0.0.")
-    return leaves[0].shape[0]
-
-
-def levels_for(steps: int, state: int, kept: int, budget: int | None = None) -> tuple[int, ...]:
-    """Lengths of the segments, longest first, for the fewest levels that fit.
-
-    Args:
-        steps: Steps T to reverse.
-        state: Bytes of one state, which a segment's start stores.
-        kept: Bytes stored per step of the innermost segment.
-        budget: Bytes for all of them; None asks for one level.
-
-    With d levels about `(d + 1) T^(1 / (d + 1))` states are alive and every step is run d
-    times more.
-
-    >>> levels_for(100, state=8, kept=8), levels_for(1000, 8, 8, budget=300)
-    ((10,), (100, 10))
-
-    Raises:
-        ValueError: even the smallest plan needs more than the budget; the message says how much.
-    """
-    if steps < 2:
-        return ()
-    plans = []
-    for depth in range(0 if budget else 1, steps.bit_length()):
-        # d levels of r segments and an innermost one of r state / kept steps, in balance.
-        parts = max((steps * kept / state) ** (1 / (depth + 1)), 1.5)
-        ends = [steps, *(round(steps / parts**level) for level in range(1, depth + 1))]
-        lengths = tuple(max(length, 1) for length in ends[1:])
-        starts = sum(math.ceil(a / max(b, 1)) for a, b in itertools.pairwise(ends))
-        plans.append((starts * state + max(ends[-1], 1) * kept, lengths))
-        if budget is None or plans[-1][0] <= budget:
-            return lengths
-    raise ValueError(
-        f"reversing {steps} steps takes at least {min(plans)[0]} bytes of stored states "
-        f"({state} each), more than the budget of {budget}. Raise it, or truncate."
-    )
-
-
-def _bytes(problem: BilevelProblem, inner: InnerState, lam: Hyper) -> tuple[int, int]:
-    """Bytes of a state, and of what is kept of one."""
-    kept = jax.eval_shape(lambda lam, inner: _keep(problem, lam, inner), lam, inner)
-    return tree_bytes(inner), max(tree_bytes(kept), 1)
+def _segment_run(problem, training, inner, start):
+    del problem
+    return training.inside.run(inner, training.segment(start)), None

@@ -24,7 +24,7 @@ from gradhpo.core.problem import outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.estimators._apply import relative_norm
 from gradhpo.estimators.amigo import cycle
-from gradhpo.estimators.linear_solvers import DIVERGED
+from gradhpo.solvers.neumann import DIVERGED
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 from gradhpo.utils.validation import check_count, check_positive, unless_traced
 

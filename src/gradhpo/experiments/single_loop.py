@@ -45,7 +45,6 @@ from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.estimators.amigo import amigo
 from gradhpo.estimators.f2sa import f2sa
 from gradhpo.estimators.implicit import implicit
-from gradhpo.estimators.linear_solvers import cg
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
@@ -63,6 +62,7 @@ from gradhpo.experiments._single_loop_problem import (
 )
 from gradhpo.experiments.report import StudyResult, summarize
 from gradhpo.experiments.study import DataStudyConfig, Progress, silent
+from gradhpo.solvers import cg
 
 __all__ = ["Config", "run"]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradhpo.estimators._linear_system import (
+from gradhpo.solvers._system import (
     NOISE,
     Solver,
     check_damping,

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from gradhpo.core.estimator import Loop
+from gradhpo.core.types import Loop
 from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale
 from gradhpo.utils.validation import check_number
 
@@ -34,6 +34,7 @@ __all__ = [
     "plus",
     "rounding",
     "rows",
+    "spectrum",
     "unit",
     "while_loop",
 ]
@@ -185,6 +186,12 @@ def rows(product: Product, unravel: Callable, flat: jax.Array, index: jax.Array)
     """`e_i G` for the coordinates in `index`, as the rows of a matrix."""
     units = jax.nn.one_hot(index, flat.size, dtype=flat.dtype)
     return jax.vmap(lambda e: ravel_pytree(product(unravel(e)))[0])(units)
+
+
+def spectrum(G: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The smallest eigenvalue of the symmetric part, and the largest absolute one."""
+    eigenvalues = jnp.linalg.eigvalsh((G + G.T) / 2)
+    return eigenvalues[0], jnp.max(jnp.abs(eigenvalues))
 
 
 def while_loop(going: Callable, body: Callable, first: Any, most: int, loop: Loop) -> Any:

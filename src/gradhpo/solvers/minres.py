@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradhpo.estimators._linear_system import (
+from gradhpo.solvers._system import (
     NOISE,
     Solver,
     check_damping,
