@@ -32,10 +32,10 @@ from gradhpo.estimators.f2sa import f2sa
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
-from gradhpo.experiments import single_loop as study
-from gradhpo.experiments._single_loop_problem import exact
-from gradhpo.experiments._single_loop_problem import split as split_data
-from gradhpo.experiments.report import write
+from gradhpo.report import write
+from gradhpo.studies.single_loop import study
+from gradhpo.studies.single_loop.problem import exact
+from gradhpo.studies.single_loop.problem import split as split_data
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.testing.problems import (
     learning_rates,
