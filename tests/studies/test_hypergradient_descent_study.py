@@ -18,14 +18,9 @@ from gradhpo import (
 )
 from gradhpo.studies.hypergradient_descent import study, sweeps, training  # noqa: E402
 from gradhpo.studies.hypergradient_descent.models import MODELS, augmented, images  # noqa: E402
+from gradhpo.studies.hypergradient_descent.optimizers import OPTIMIZERS, Recipe  # noqa: E402
 from gradhpo.studies.hypergradient_descent.published import GRID, GRID_BASE, LOSSES  # noqa: E402
-from gradhpo.studies.hypergradient_descent.training import (  # noqa: E402
-    BATCH,
-    METHODS,
-    Recipe,
-    iterations_until,
-    train,
-)
+from gradhpo.studies.hypergradient_descent.training import BATCH, iterations_until, train  # noqa: E402
 
 SMALL = {"dataset": "digits", "train_size": 2 * BATCH, "seeds": 2, "epochs": 2}
 
@@ -136,7 +131,7 @@ def test_what_else_needs_no_rate_takes_part(tmp_path):
     report.write(result, tmp_path)
     assert list(result.methods) == ["adam_hd", *others] and (tmp_path / "others.png").exists()
     rates = [float(row["learning_rate"]) for row in table(tmp_path / "iterations.csv")]
-    assert np.isfinite(rates).all() and set(METHODS) == set(study.COMPARED) | set(others)
+    assert np.isfinite(rates).all() and set(OPTIMIZERS) == set(study.COMPARED) | set(others)
 
 
 def test_published_numbers_are_complete():

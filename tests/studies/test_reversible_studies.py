@@ -18,7 +18,7 @@ from gradhpo import (
 from gradhpo.core.types import DataBatch  # noqa: E402
 from gradhpo.studies import chaos  # noqa: E402
 from gradhpo.studies.registry import load  # noqa: E402
-from gradhpo.studies.schedule import study as schedule  # noqa: E402
+from gradhpo.studies.schedule import export, problem  # noqa: E402
 from gradhpo.studies.shared.reversible import names, rows  # noqa: E402
 from gradhpo.testing import assert_trees_close  # noqa: E402
 
@@ -55,7 +55,7 @@ def images(monkeypatch):
     pixels = centres[labels] + 0.1 * noise.standard_normal((2000, 28, 28, 1))
     data = datasets.Dataset("noise", DataBatch(pixels.astype(np.float32), labels), None, 10)
     monkeypatch.setattr(datasets, "load", lambda name, directory=None: data)
-    monkeypatch.setattr(schedule, "LAYERS", (784, 4, 10))
+    monkeypatch.setattr(problem, "LAYERS", (784, 4, 10))
     monkeypatch.setattr(chaos, "LAYERS", (784, 4, 10))
     return data
 
@@ -83,16 +83,16 @@ def test_schedule_with_optax_alone_is_the_schedule_that_was_learned(tmp_path):
     """`schedule.json` and Optax take the steps of `reversible_sgd`."""
     noise, steps, groups = np.random.default_rng(0), 5, names(4)
     shapes = [(3, 2), (2,), (2, 2), (2,)]
-    lam = schedule.Schedule(
+    lam = problem.Schedule(
         jnp.asarray(noise.standard_normal((steps, len(groups))), jnp.float32),
         jnp.asarray(noise.standard_normal((steps, len(groups))), jnp.float32),
         jnp.zeros(len(groups)),
     )
-    (tmp_path / "schedule.json").write_text(json.dumps(schedule._plain(lam)))
-    found, tables = schedule.read_schedule(tmp_path / "schedule.json")
+    (tmp_path / "schedule.json").write_text(json.dumps(export.plain(lam)))
+    found, tables = export.read_schedule(tmp_path / "schedule.json")
     assert found == ["weights 1", "biases 1", "weights 2", "biases 2"]
     ends = []
-    for step in (schedule.optimizer(tables), schedule._inner(lam)):
+    for step in (export.optimizer(tables), problem.inner_optimizer(lam)):
         w = [jnp.ones(shape) for shape in shapes]
         slots = step.init(w)
         for _ in range(steps):

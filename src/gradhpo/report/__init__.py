@@ -7,7 +7,7 @@
 Knows no study: a study imports this, never the other way round.
 """
 
-from gradhpo.report.files import output_directory, read, write, write_each
+from gradhpo.report.files import output_directory, read, write, write_csv, write_each
 from gradhpo.report.intervals import Summary, interval, paired
 from gradhpo.report.provenance import command, versions
 from gradhpo.report.results import METRICS, Difference, MethodResult, StudyResult, summarize
@@ -28,5 +28,6 @@ __all__ = [
     "table",
     "versions",
     "write",
+    "write_csv",
     "write_each",
 ]

@@ -46,8 +46,7 @@ class StudyConfig:
     """Methods to compare, by name (see `gradhpo list`); none means the study's own choice."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, not {self.seeds}.")
+        self._at_least(seeds=1)
         if not self.method:
             return  # keeps a plain `--help` free of the methods' imports
         known = self.known_methods()
@@ -58,6 +57,12 @@ class StudyConfig:
             )
         if len(set(self.method)) < len(self.method):
             raise ValueError(f"a method is named twice: {', '.join(self.method)}.")
+
+    def _at_least(self, **least: int) -> None:
+        """Refuse settings below the least that they may be; for `__post_init__`."""
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, not {getattr(self, name)}.")
 
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:

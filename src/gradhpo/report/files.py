@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from gradhpo.report.results import StudyResult
 
-__all__ = ["output_directory", "read", "write", "write_each"]
+__all__ = ["output_directory", "read", "write", "write_csv", "write_each"]
 
 RESULTS = (".csv", ".json", ".png")  # kinds of files; their names are known when a study has run
 ROOM = 16 << 20  # bytes; few runs write more
@@ -136,6 +136,21 @@ def read(out: str | Path) -> StudyResult:
         return StudyResult.from_json(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a result of gradhpo: {error}") from None
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table of a study's own, as one of `StudyResult.files` does.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "a.csv")
+    >>> write_csv(path, ["seed", "loss"], [[0, 2.5]])
+    >>> path.read_text()
+    'seed,loss\\n0,2.5\\n'
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _reject(token: str) -> NoReturn:

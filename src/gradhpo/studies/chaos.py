@@ -10,11 +10,9 @@ Source:
     chaos sets in at higher rates; with batches drawn at random the losses are higher.
 """
 
-import csv
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +20,19 @@ import numpy as np
 from jax import lax
 
 from gradhpo import datasets
-from gradhpo.core.dynamics import from_optax
-from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.status import Status
 from gradhpo.estimators.reversible import reversible_gradients
-from gradhpo.report import StudyResult, summarize
-from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report import StudyResult, summarize, write_csv
+from gradhpo.report.config import Progress, silent
 from gradhpo.report.drawing import COLORS, new_axes, new_figure, save
 from gradhpo.studies.shared.reversible import (
+    ReversibleConfig,
     Rows,
-    cross_entropy,
-    from_noise,
-    noise,
+    cost,
+    draw_weights,
+    problem_on_rows,
     rows,
+    whole,
 )
 from gradhpo.transforms import reversible_sgd
 
@@ -48,7 +46,7 @@ TOGETHER = 20  # rates of one call
 
 
 @dataclass(frozen=True)
-class Config(DataStudyConfig):
+class Config(ReversibleConfig):
     """Settings of the study; one seed is the published figure.
 
     Raises:
@@ -60,8 +58,6 @@ class Config(DataStudyConfig):
 
     out: Path = Path("results/chaos")
     seeds: int = 1
-    dataset: Literal["mnist", "fashion_mnist"] = "mnist"
-    """Data set, found or downloaded."""
     points: int = 100
     """Learning rates; the published figure has 1000."""
     examples: int = 1000
@@ -73,9 +69,7 @@ class Config(DataStudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("points", 2), ("examples", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        self._at_least(points=2)
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
@@ -105,8 +99,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         "lower half": {"train_loss": np.array(losses)[:, : config.points // 2].min(axis=1)},
         "upper half": {"train_loss": np.array(losses)[:, config.points // 2 :].min(axis=1)},
     }
-    each = config.points // 2
-    costs = dict.fromkeys(values, (each * (3 * STEPS + 1), each * STEPS))
+    costs = dict.fromkeys(values, cost(config.points // 2, STEPS))
     methods = summarize(values, costs)
     files = {
         "chaos.csv": lambda path: _write(rates, losses, slopes, path),
@@ -124,22 +117,14 @@ def _sweep(data: Rows, rates: np.ndarray, seed: int):
 
 @jax.jit
 def _derive(data: Rows, rates: jax.Array, key: jax.Array):
-    def train_loss(params, lam, index):
-        return cross_entropy(params, (data.train.inputs[index], data.train.targets[index]))
-
-    def outer_loss(params, lam, batch):
-        return cross_entropy(params, batch)
-
-    dynamics = from_optax(train_loss, lambda lam: reversible_sgd(jnp.exp(lam), MOMENTUM))
-    problem = BilevelProblem(dynamics, outer_loss)
-    leaves = noise(key, LAYERS)
-    weights = from_noise(leaves, jnp.full(len(leaves), LOG_SCALE))
+    problem = problem_on_rows(data.train, lambda lam: reversible_sgd(jnp.exp(lam), MOMENTUM))
+    weights = draw_weights(key, LAYERS, LOG_SCALE)
     # Batches in turn, not drawn.
     index = jnp.arange(STEPS * BATCH).reshape(STEPS, BATCH) % len(data.train.targets)
-    window = Window(index, jax.tree.map(lambda x: x[None], data.train))
+    window = whole(index, data.train)
 
     def derive(lam):
-        got = reversible_gradients(problem, dynamics.init(weights, lam), lam, window)
+        got = reversible_gradients(problem, problem.dynamics.init(weights, lam), lam, window)
         found = got.gradients
         loss = jnp.where(got.status == Status.OUT_OF_RANGE, jnp.nan, found.val_loss)
         return loss, found.indirect
@@ -150,12 +135,12 @@ def _derive(data: Rows, rates: jax.Array, key: jax.Array):
 def _write(
     rates: np.ndarray, losses: list[np.ndarray], slopes: list[np.ndarray], path: Path
 ) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["seed", "log_rate", "loss", "derivative"])
-        for seed, columns in enumerate(zip(losses, slopes, strict=True)):
-            rows_ = zip(rates, *columns, strict=True)
-            writer.writerows([seed, *map(float, row)] for row in rows_)
+    table = [
+        [seed, *map(float, row)]
+        for seed, columns in enumerate(zip(losses, slopes, strict=True))
+        for row in zip(rates, *columns, strict=True)
+    ]
+    write_csv(path, ["seed", "log_rate", "loss", "derivative"], table)
 
 
 def _draw(

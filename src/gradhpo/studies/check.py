@@ -47,8 +47,7 @@ class Config(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}.")
+        self._at_least(steps=1)
 
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:

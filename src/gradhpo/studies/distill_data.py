@@ -13,7 +13,6 @@ import functools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +21,25 @@ from jax import lax
 
 from gradhpo import datasets
 from gradhpo.core.dynamics import from_optax
-from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.core.status import Status
+from gradhpo.core.problem import BilevelProblem
 from gradhpo.estimators.reversible import reversible_gradients
 from gradhpo.report import StudyResult, plots, summarize
-from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report.config import Progress, silent
 from gradhpo.studies.shared.reversible import (
     CLASSES,
+    ReversibleConfig,
     Rows,
+    by_part,
+    cost,
     cross_entropy,
-    from_noise,
-    noise,
+    descend,
+    draw_weights,
+    note_of,
+    outer_loss,
     rows,
+    whole,
 )
 from gradhpo.transforms import reversible_sgd
-from gradhpo.utils.gradients import tree_where
 
 __all__ = ["Config", "run"]
 
@@ -47,7 +50,7 @@ TEST = 1000
 
 
 @dataclass(frozen=True)
-class Config(DataStudyConfig):
+class Config(ReversibleConfig):
     """Settings of the study.
 
     Raises:
@@ -58,8 +61,6 @@ class Config(DataStudyConfig):
     """
 
     out: Path = Path("results/distill_data")
-    dataset: Literal["mnist", "fashion_mnist"] = "mnist"
-    """Data set, found or downloaded."""
     iterations: int = 40
     """Meta-iterations."""
     examples: int = 10_000
@@ -71,9 +72,7 @@ class Config(DataStudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iterations", "examples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        self._at_least(iterations=1)
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
@@ -85,26 +84,19 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     data = rows(loaded, 1, config.examples, TEST)
     losses, images = [], []
     for seed in range(config.seeds):
-        found, pixels, flagged = _learn(config.iterations, data, jax.random.key(seed))
+        found, pixels, discarded = _learn(config.iterations, data, jax.random.key(seed))
         losses.append(np.asarray(found, np.float64))
         images.append(np.asarray(pixels))
         train, val, test = losses[-1][-1]
         progress(
             f"distill_data: {config.dataset}, seed {seed}: validation loss {val:.3f}, test loss "
-            f"{test:.3f}, training loss {train:.3f}"
-            + f"; {int(flagged)} hypergradients discarded"
-            * bool(flagged)
+            f"{test:.3f}, training loss {train:.3f}{note_of(discarded)}"
         )
     curves = np.array(losses)
-    metrics = ("train_loss", "val_loss", "test_loss")
-    values: dict[str, dict[str, Any]] = {
-        name: {metric: curves[:, at, i] for i, metric in enumerate(metrics)}
-        for name, at in (("initial", 0), ("learned", -1))
-    }
-    for i, metric in enumerate(metrics):
+    values = {"initial": by_part(curves[:, 0]), "learned": by_part(curves[:, -1])}
+    for i, metric in enumerate(values["initial"]):
         values["learned"][f"{metric}_by_epoch"] = curves[:, 1:, i]
-    updates = config.iterations
-    costs = {"initial": (STEPS, 0), "learned": (updates * (3 * STEPS + 1), updates * STEPS)}
+    costs = {"initial": (STEPS, 0), "learned": cost(config.iterations, STEPS)}
     files = {
         "images.png": lambda path: plots.images(
             images[0].reshape(2, 5, 28, 28), path, list(map(str, range(10)))
@@ -133,36 +125,31 @@ def _train_loss(params, lam, batch):
     return cross_entropy(params, (lam["pixels"], jnp.arange(CLASSES))) + penalty
 
 
-def _outer_loss(params, lam, batch):
-    return cross_entropy(params, batch)
-
-
 PROBLEM = BilevelProblem(
-    from_optax(_train_loss, lambda lam: reversible_sgd(RATE, MOMENTUM)), _outer_loss
+    from_optax(_train_loss, lambda lam: reversible_sgd(RATE, MOMENTUM)), outer_loss
 )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _learn(iterations: int, data: Rows, key: jax.Array):
-    """`(losses (1 + iterations, parts), pixels, flagged hypergradients)`."""
+    """`(losses (1 + iterations, parts), pixels, discarded hypergradients)`."""
     draw_pixels, key = jax.random.split(key)
     lam = {
         "pixels": 0.01 * jax.random.normal(draw_pixels, (CLASSES, LAYERS[0])),
         "log_l2": jnp.log(0.01),
     }
     steps = jnp.zeros(STEPS)  # every step is on all ten images
-    window = Window(steps, jax.tree.map(lambda x: x[None], data.val))
+    window = whole(steps, data.val)
 
     def body(lam, key):
-        weights = from_noise(noise(key, LAYERS), jnp.full(2, LOG_SCALE))
+        weights = draw_weights(key, LAYERS, LOG_SCALE)
         got = reversible_gradients(PROBLEM, PROBLEM.dynamics.init(weights, lam), lam, window)
         found = got.gradients
         w = found.inner.params
         losses = jnp.stack([_train_loss(w, lam, None), found.val_loss, cross_entropy(w, data.test)])
-        new = jax.tree.map(lambda x, g: x - META_RATE * g, lam, found.indirect)
-        good = got.status == Status.OK
-        return tree_where(good, new, lam), (losses, lam["pixels"], ~good)
+        moved, discarded = descend(lam, got, META_RATE)
+        return moved, (losses, lam["pixels"], discarded)
 
     keys = jax.random.split(key, iterations + 1)
-    _, (losses, pixels, flagged) = lax.scan(body, lam, keys)
-    return losses, pixels[-1], flagged.sum()
+    _, (losses, pixels, discarded) = lax.scan(body, lam, keys)
+    return losses, pixels[-1], discarded.sum()

@@ -13,7 +13,6 @@ import functools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +21,26 @@ from jax import lax
 
 from gradhpo import datasets
 from gradhpo.core.dynamics import from_optax
-from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.core.status import Status
+from gradhpo.core.problem import BilevelProblem
 from gradhpo.estimators.reversible import reversible_gradients
 from gradhpo.report import StudyResult, plots, summarize
-from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report.config import Progress, silent
 from gradhpo.studies.shared.reversible import (
     CLASSES,
+    ReversibleConfig,
     Rows,
-    batches,
+    by_part,
+    cost,
     cross_entropy,
-    from_noise,
-    noise,
+    descend,
+    draw,
+    note_of,
+    on_rows,
+    outer_loss,
     rows,
+    whole,
 )
 from gradhpo.transforms import reversible_sgd
-from gradhpo.utils.gradients import tree_where
 
 __all__ = ["Config", "run"]
 
@@ -49,7 +52,7 @@ FRESH = 5  # runs that a penalty is judged on
 
 
 @dataclass(frozen=True)
-class Config(DataStudyConfig):
+class Config(ReversibleConfig):
     """Settings of the study.
 
     Raises:
@@ -60,12 +63,8 @@ class Config(DataStudyConfig):
     """
 
     out: Path = Path("results/regularisation_map")
-    dataset: Literal["mnist", "fashion_mnist"] = "mnist"
-    """Data set, found or downloaded."""
     iterations: int = 50
     """Meta-iterations."""
-    examples: int = 10_000
-    """Training, validation and test examples each."""
 
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:
@@ -73,9 +72,7 @@ class Config(DataStudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iterations", "examples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        self._at_least(iterations=1)
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
@@ -92,7 +89,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     data = rows(loaded, *(config.examples,) * 3)
     single, learned, curves, maps = [], [], [], []
     for seed in range(config.seeds):
-        lam, losses, flagged = _learn(config.iterations, data, jax.random.key(seed))
+        lam, losses, discarded = _learn(config.iterations, data, jax.random.key(seed))
         fresh = jax.random.split(jax.random.key(1_000_000 + seed), FRESH)
         grid = [_judge(data, _everywhere(np.log(x)), fresh) for x in GRID]
         best = int(np.argmin([losses[1] for losses in grid]))
@@ -103,20 +100,11 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         progress(
             f"regularisation_map: {config.dataset}, seed {seed}: validation loss "
             f"{learned[-1][1]:.4f}, best single penalty {GRID[best]:.1e}: {single[-1][1]:.4f}"
-            + f"; {int(flagged)} hypergradients discarded"
-            * bool(flagged)
+            f"{note_of(discarded)}"
         )
-    metrics: tuple[str, ...] = ("train_loss", "val_loss", "test_loss")
-    values: dict[str, dict[str, Any]] = {
-        name: dict(zip(metrics, np.transpose(each), strict=True))
-        for name, each in (("single", single), ("learned", learned))
-    }
+    values = {"single": by_part(single), "learned": by_part(learned)}
     values["learned"]["val_loss_by_epoch"] = np.array(curves)
-    updates = config.iterations
-    costs = {
-        "single": (len(GRID) * STEPS, 0),
-        "learned": (updates * (3 * STEPS + 1), updates * STEPS),
-    }
+    costs = {"single": (len(GRID) * STEPS, 0), "learned": cost(config.iterations, STEPS)}
     pictures = np.mean(maps, axis=0).T.reshape(2, 5, 28, 28)
     files = {
         "penalties.png": lambda path: plots.images(pictures, path, list(map(str, range(10)))),
@@ -145,48 +133,40 @@ def _everywhere(value: float) -> list[jax.Array]:
 
 
 def _problem(data: Rows) -> BilevelProblem:
+    loss = on_rows(data.train)
+
     def train_loss(params, lam, index):
         penalty = sum(jnp.sum(jnp.exp(x) * w**2) for x, w in zip(lam, params, strict=True))
-        return (
-            cross_entropy(params, (data.train.inputs[index], data.train.targets[index])) + penalty
-        )
+        return loss(params, lam, index) + penalty
 
-    def outer_loss(params, lam, batch):
-        return cross_entropy(params, batch) + META_PENALTY * sum(
-            jnp.sum(jnp.exp(2 * x)) for x in lam
-        )
+    def penalised(params, lam, part):
+        penalty = sum(jnp.sum(jnp.exp(2 * x)) for x in lam)
+        return outer_loss(params, lam, part) + META_PENALTY * penalty
 
     dynamics = from_optax(train_loss, lambda lam: reversible_sgd(RATE, MOMENTUM))
-    return BilevelProblem(dynamics, outer_loss)
+    return BilevelProblem(dynamics, penalised)
 
 
 def _start(problem: BilevelProblem, data: Rows, lam: list[jax.Array], key: jax.Array):
     """`(s_0, batches)` of a fresh run."""
-    draw_weights, draw_batches = jax.random.split(key)
-    weights = from_noise(noise(draw_weights, LAYERS), jnp.full(2, LOG_SCALE))
-    index = batches(draw_batches, STEPS, BATCH, len(data.train.targets))
+    weights, index = draw(key, LAYERS, LOG_SCALE, (STEPS, BATCH), len(data.train.targets))
     return problem.dynamics.init(weights, lam), index
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _learn(iterations: int, data: Rows, key: jax.Array):
-    """`(penalties, validation losses, flagged hypergradients)`."""
+    """`(penalties, validation losses, discarded hypergradients)`."""
     problem = _problem(data)
 
     def body(lam, key):
         inner, index = _start(problem, data, lam, key)
-        window = Window(index, jax.tree.map(lambda x: x[None], data.val))
-        got = reversible_gradients(problem, inner, lam, window)
-        found = got.gradients
-        new = jax.tree.map(
-            lambda x, a, b: x - META_RATE * (a + b), lam, found.direct, found.indirect
-        )
-        good = got.status == Status.OK
-        loss = cross_entropy(found.inner.params, data.val)
-        return tree_where(good, new, lam), (loss, ~good)
+        got = reversible_gradients(problem, inner, lam, whole(index, data.val))
+        loss = cross_entropy(got.gradients.inner.params, data.val)
+        lam, discarded = descend(lam, got, META_RATE)
+        return lam, (loss, discarded)
 
-    lam, (losses, flagged) = lax.scan(body, _everywhere(START), jax.random.split(key, iterations))
-    return lam, losses, flagged.sum()
+    lam, (losses, discarded) = lax.scan(body, _everywhere(START), jax.random.split(key, iterations))
+    return lam, losses, discarded.sum()
 
 
 @jax.jit

@@ -1,6 +1,5 @@
 """The run of the study: settings, weights, detection, files."""
 
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import optax
 
 from gradhpo import datasets
 from gradhpo.core.dynamics import from_optax
-from gradhpo.report import StudyResult, interval, plots, summarize
+from gradhpo.report import StudyResult, interval, plots, summarize, write_csv
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.drawing import COLORS, INK, new_axes, new_figure, save
 from gradhpo.studies.hyper_cleaning.model import init, logits, train_loss, val_loss
@@ -21,8 +20,8 @@ from gradhpo.studies.shared.images import ImageConfig, Parts, cost, make_optimiz
 
 __all__ = ["Config", "Detection", "detection", "run"]
 
-METHODS = ("one_step", "hyperdistill", "greedy", "reverse")
-FAST_METHODS = ("one_step", "greedy")
+COMPARED = ("one_step", "hyperdistill", "greedy", "reverse")
+FASTEST = ("one_step", "greedy")
 INNER = optax.sgd(0.1, momentum=0.9)
 OUTER = optax.adam(0.1)
 POINTS = 20  # of a curve
@@ -74,9 +73,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     if config.fast:
         config = _reduced(config)
     data = datasets.load(config.dataset, config.data_dir)
-    methods = tuple(
-        dict.fromkeys(("fixed", *(config.method or (FAST_METHODS if config.fast else METHODS))))
-    )
+    own = FASTEST if config.fast else COMPARED
+    methods = tuple(dict.fromkeys(("fixed", *(config.method or own))))
     common = {"inner_optimizer": INNER, "outer_optimizer": OUTER}
     optimizers = {m: make_optimizer(m, config, **common) for m in methods if m != "fixed"}
     score = scorer(logits)
@@ -187,11 +185,10 @@ def _tell(detections: dict[str, list[Detection]], progress: Progress) -> None:
 
 def _write_detection(detections: dict[str, list[Detection]], path: Path) -> None:
     """A row per method and seed."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "seed", *Detection._fields])
-        for method, rows in detections.items():
-            writer.writerows([method, seed, *row] for seed, row in enumerate(rows))
+    table = [
+        [method, seed, *row] for method, rows in detections.items() for seed, row in enumerate(rows)
+    ]
+    write_csv(path, ["method", "seed", *Detection._fields], table)
 
 
 def _draw_accuracy(values: dict[str, dict[str, list[Any]]], config: Config, path: Path) -> None:

@@ -1,6 +1,5 @@
 """The run of the study: settings, the comparison with the published numbers, files."""
 
-import csv
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from gradhpo.report import StudyResult, Summary, interval, summarize
+from gradhpo.report import StudyResult, Summary, interval, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.studies.hypergradient_descent.figures import panels
 from gradhpo.studies.hypergradient_descent.models import Images, images
+from gradhpo.studies.hypergradient_descent.optimizers import OPTIMIZERS, Recipe
 from gradhpo.studies.hypergradient_descent.published import LOSSES, PEAKS
 from gradhpo.studies.hypergradient_descent.sweeps import Files, Values, grid, online_tuning
-from gradhpo.studies.hypergradient_descent.training import BATCH, METHODS, Curves, Recipe, train
+from gradhpo.studies.hypergradient_descent.training import BATCH, Curves, train
 
 __all__ = ["Config", "run"]
 
@@ -63,9 +63,7 @@ class Config(DataStudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("epochs", 1), ("cap", 1), ("train_size", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        self._at_least(epochs=1, cap=1, train_size=0)
         if 0 < self.train_size < BATCH:
             raise ValueError(f"train_size must be 0 or at least {BATCH}, a batch.")
         if not 0 < self.learning_rate < np.inf:
@@ -77,7 +75,7 @@ class Config(DataStudyConfig):
 
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:
-        return tuple(METHODS)
+        return tuple(OPTIMIZERS)
 
     def recipes(self) -> dict[str, Recipe]:
         """The methods of the run with the authors' betas."""
@@ -156,15 +154,16 @@ def _compare(config: Config, data: Images, progress: Progress) -> tuple[Values, 
 
 def _write_iterations(curves: dict[str, Curves], path: Path) -> None:
     """A row per method, seed and step."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "seed", "iteration", "train_loss", "learning_rate"])
+
+    def rows():
         for name, each in curves.items():
             seeds = len(each.train_loss)
             pairs = zip(*(x.reshape(seeds, -1).tolist() for x in each[:2]), strict=True)
             for seed, (losses, rates) in enumerate(pairs):
-                rows = enumerate(zip(losses, rates, strict=True), start=1)
-                writer.writerows([name, seed, i, *row] for i, row in rows)
+                for i, row in enumerate(zip(losses, rates, strict=True), start=1):
+                    yield [name, seed, i, *row]
+
+    write_csv(path, ["method", "seed", "iteration", "train_loss", "learning_rate"], rows())
 
 
 def _beside_published(
@@ -195,9 +194,8 @@ def _beside_published(
 
 def _write_published(rows: list[tuple[str, str, int | str, Summary, float]], path: Path) -> None:
     """A row for each; low and high are the ends of the 95 % interval."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "quantity", "epoch", "mean", "low", "high", "published"])
-        for name, what, epoch, summary, number in rows:
-            mean, (low, high) = float(summary.mean), map(float, summary.ci95)
-            writer.writerow([name, what, epoch, mean, low, high, number])
+    table = [
+        [name, what, epoch, float(summary.mean), *map(float, summary.ci95), number]
+        for name, what, epoch, summary, number in rows
+    ]
+    write_csv(path, ["method", "quantity", "epoch", "mean", "low", "high", "published"], table)

@@ -1,6 +1,5 @@
 """The two sweeps of the study `hypergradient_descent`: how much the initial rate matters."""
 
-import csv
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,17 +8,13 @@ from typing import Any
 import numpy as np
 
 from gradhpo import datasets
+from gradhpo.report import write_csv
 from gradhpo.report.config import Progress
 from gradhpo.studies.hypergradient_descent.figures import passages, tuning
 from gradhpo.studies.hypergradient_descent.models import Images
+from gradhpo.studies.hypergradient_descent.optimizers import Recipe
 from gradhpo.studies.hypergradient_descent.published import GRID, GRID_BASE
-from gradhpo.studies.hypergradient_descent.training import (
-    BATCH,
-    Curves,
-    Recipe,
-    iterations_until,
-    train,
-)
+from gradhpo.studies.hypergradient_descent.training import BATCH, Curves, iterations_until, train
 
 __all__ = ["Files", "Values", "grid", "online_tuning"]
 
@@ -108,32 +103,29 @@ def grid(model: str, data: Images, seeds: int, cap: int, progress: Progress) -> 
 
 def _write_pairs(rows: list[list[Any]], path: Path) -> None:
     """A row per learned rate and initial rate, beside the same method without a learned rate."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            "method initial_rate val_loss base_val_loss best_val_loss closer_seeds seeds "
-            "nan_seeds first_nan_iteration".split()
-        )
-        writer.writerows(rows)
+    header = (
+        "method initial_rate val_loss base_val_loss best_val_loss closer_seeds seeds "
+        "nan_seeds first_nan_iteration"
+    )
+    write_csv(path, header.split(), rows)
 
 
 def _write_grid(found: Mapping[str, np.ndarray], seeds: int, path: Path) -> None:
     """A row per method, initial rate and beta, beside the published number."""
     published = {name: np.array(rows, float) for name, rows in GRID.items()}
     published |= {name: np.array(row, float)[:, None] for name, row in GRID_BASE.items()}
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        fields = "method initial_rate beta median low10 high90 published fewer_than_base seeds"
-        writer.writerow(fields.split())
-        for name, values in found.items():
-            percentiles = np.percentile(values, (50, 10, 90), axis=0)
-            fewer = np.sum(values < found[BASE[name]], axis=0) if name in GRID else None
-            for i, j in np.ndindex(*values.shape[1:]):
-                theirs = float(published[name][i, j]) if name in published else ""
-                wins = "" if fewer is None else int(fewer[i, j])
-                beta = BETAS[j] if name in GRID else ""
-                numbers = percentiles[:, i, j].tolist()
-                writer.writerow([name, RATES[i], beta, *numbers, theirs, wins, seeds])
+    table = []
+    for name, values in found.items():
+        percentiles = np.percentile(values, (50, 10, 90), axis=0)
+        fewer = np.sum(values < found[BASE[name]], axis=0) if name in GRID else None
+        for i, j in np.ndindex(*values.shape[1:]):
+            theirs = float(published[name][i, j]) if name in published else ""
+            wins = "" if fewer is None else int(fewer[i, j])
+            beta = BETAS[j] if name in GRID else ""
+            numbers = percentiles[:, i, j].tolist()
+            table.append([name, RATES[i], beta, *numbers, theirs, wins, seeds])
+    header = "method initial_rate beta median low10 high90 published fewer_than_base seeds"
+    write_csv(path, header.split(), table)
 
 
 def _first_nan(curves: Curves) -> list[int]:
@@ -144,13 +136,12 @@ def _first_nan(curves: Curves) -> list[int]:
 
 def _write_curves(curves: Mapping[str, list[Curves]], path: Path) -> None:
     """A row per method, initial rate, seed and epoch; loss and rate are means over its steps."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        fields = "method initial_rate seed epoch train_loss val_loss learning_rate"
-        writer.writerow(fields.split())
-        for name, by_rate in curves.items():
-            for rate, each in zip(RATES, by_rate, strict=True):
-                columns = each.train_loss.mean(-1), each.val_loss, each.learning_rate.mean(-1)
-                for seed, epoch in np.ndindex(*each.val_loss.shape):
-                    row = (float(x[seed, epoch]) for x in columns)
-                    writer.writerow([name, rate, seed, epoch + 1, *row])
+    table = []
+    for name, by_rate in curves.items():
+        for rate, each in zip(RATES, by_rate, strict=True):
+            columns = each.train_loss.mean(-1), each.val_loss, each.learning_rate.mean(-1)
+            for seed, epoch in np.ndindex(*each.val_loss.shape):
+                row = (float(x[seed, epoch]) for x in columns)
+                table.append([name, rate, seed, epoch + 1, *row])
+    header = "method initial_rate seed epoch train_loss val_loss learning_rate"
+    write_csv(path, header.split(), table)

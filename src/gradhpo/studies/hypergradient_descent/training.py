@@ -1,10 +1,9 @@
-"""Training of the study `hypergradient_descent`: its optimizers, and their common epochs.
+"""Training of the study `hypergradient_descent`: the common epochs of all optimizers.
 
 All methods of a seed start from the same weights and see the same batches, crops and dropout,
 inside one compiled program; every method may run from several initial rates side by side.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,79 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 from jax import lax
 
 from gradhpo import datasets
 from gradhpo.report.config import Progress
 from gradhpo.studies.hypergradient_descent.models import MODELS, Images, augmented
-from gradhpo.transforms import adam_hd, sgd_hd
+from gradhpo.studies.hypergradient_descent.optimizers import (
+    OPTIMIZERS,
+    Recipe,
+    inverse_sqrt,
+    optimizer,
+)
 
-__all__ = ["METHODS", "Curves", "Recipe", "iterations_until", "optimizer", "train"]
+__all__ = ["BATCH", "Curves", "iterations_until", "train"]
 
 BATCH = 128
 CHUNK = 100  # steps between two looks at who has reached the goal
-L2 = 1e-4  # added to the gradient, not to the loss that is reported
-
-
-def inverse_sqrt(step: Any) -> jax.Array:
-    """The paper's 1 / sqrt(t), with t = 1 in the first step."""
-    return lax.rsqrt(step + 1.0)
-
-
-class Method(NamedTuple):
-    """How to make an optimizer from eta_0 and beta, and where its state has the current rate."""
-
-    make: Callable[..., optax.GradientTransformation]
-    rate: Callable[[Any, Any], Any]
-
-
-def _fixed(state, rate):
-    del state
-    return rate
-
-
-def _learned(state, rate):
-    del rate
-    return optax.tree.get(state, "learning_rate")
-
-
-def _estimated(state, rate):
-    del rate
-    return optax.tree.get(state, "estim_lr")
-
-
-MOMENTUM: dict[str, Any] = {"momentum": 0.9, "nesterov": True}
-METHODS: dict[str, Method] = {
-    "sgd": Method(lambda rate, beta: optax.sgd(rate), _fixed),
-    "sgd_hd": Method(sgd_hd, _learned),
-    "sgdn": Method(lambda rate, beta: optax.sgd(rate, **MOMENTUM), _fixed),
-    "sgdn_hd": Method(partial(sgd_hd, **MOMENTUM), _learned),
-    "adam": Method(lambda rate, beta: optax.adam(rate), _fixed),
-    "adam_hd": Method(adam_hd, _learned),
-    # What else needs no learning rate, with Optax's defaults; eta_0 and beta mean nothing here.
-    "prodigy": Method(lambda rate, beta: optax.contrib.prodigy(), _estimated),
-    "dadapt": Method(lambda rate, beta: optax.contrib.dadapt_adamw(), _estimated),
-    "mechanize": Method(
-        lambda rate, beta: optax.contrib.mechanize(optax.adam(1.0)),
-        lambda state, rate: optax.tree.get(state, "s").sum(),
-    ),
-    "dog": Method(
-        lambda rate, beta: optax.contrib.dog(),
-        lambda state, rate: (
-            optax.tree.get(state, "max_dist")
-            * lax.rsqrt(optax.tree.get(state, "sum_sq_norm_grads") + 1e-8)
-        ),
-    ),
-}
-
-
-class Recipe(NamedTuple):
-    """One method of a run: its name in `METHODS`, beta, and whether steps fall as 1 / sqrt(t)."""
-
-    method: str
-    beta: float = 0.0
-    decays: bool = False
 
 
 class Curves(NamedTuple):
@@ -101,17 +43,6 @@ class Carry(NamedTuple):
     params: Any
     running: Any
     opt_state: Any
-
-
-def optimizer(recipe: Recipe, rate: Any, beta: Any = None) -> optax.GradientTransformation:
-    """The optimizer on the gradient of the loss with its penalty; `rate` may be traced."""
-    learned = recipe.method.endswith("_hd")
-    settings = {"schedule": inverse_sqrt} if recipe.decays and learned else {}
-    make = METHODS[recipe.method].make
-    made = make(rate, recipe.beta if beta is None else beta, **settings)
-    if recipe.decays and not learned:
-        made = optax.chain(made, optax.scale_by_schedule(inverse_sqrt))
-    return optax.chain(optax.add_decayed_weights(L2), made)
 
 
 def _batch_loss(model: str, params: Any, running: Any, batch: Any, key: Any) -> tuple[Any, Any]:
@@ -206,7 +137,7 @@ def _advance(model: str, plan: Any, carry: Any, etas: Any, data: Any, batch: Any
         (value, running), g = loss(carry.params, carry.running, batch, dropout)
         updates, opt_state = opt.update(g, carry.opt_state, carry.params)
         params = optax.apply_updates(carry.params, updates)
-        used = METHODS[recipe.method].rate(opt_state, rate)
+        used = OPTIMIZERS[recipe.method].rate(opt_state, rate)
         if recipe.decays:
             used = used * inverse_sqrt(step)
         return Carry(params, running, opt_state), (value, used)

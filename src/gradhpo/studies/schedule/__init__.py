@@ -16,6 +16,8 @@ Source:
     default has rate 0.08 and forgets second moments sooner.
 """
 
-from gradhpo.studies.schedule.study import Config, Schedule, optimizer, read_schedule, run
+from gradhpo.studies.schedule.export import optimizer, read_schedule
+from gradhpo.studies.schedule.problem import Schedule
+from gradhpo.studies.schedule.study import Config, run
 
 __all__ = ["Config", "Schedule", "optimizer", "read_schedule", "run"]

@@ -5,7 +5,6 @@ that they differ in the hyperparameters alone. Model, losses and the tuning run 
 module in `gradhpo.examples`.
 """
 
-import csv
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ from jax import lax
 from gradhpo import datasets
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.dynamics import from_optax
-from gradhpo.report import StudyResult, plots, summarize
+from gradhpo.report import StudyResult, plots, summarize, write_csv
 from gradhpo.report.config import Progress
 from gradhpo.studies.shared.images import ImageConfig, cost, make_optimizer, parts, scorer
 
@@ -198,10 +197,10 @@ def _columns(pairs: np.ndarray) -> dict[str, np.ndarray]:
 
 def _write_paths(curves: Mapping[str, Curves], path: Path) -> None:
     """A row per method, hyperparameter, seed (from 0) and episode (from 1)."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "hyperparameter", "seed", "episode", "value"])
-        for method, named in curves.items():
-            for name, array in named.items():
-                for (seed, episode), value in np.ndenumerate(array):
-                    writer.writerow([method, name, seed, episode + 1, value])
+    table = [
+        [method, name, seed, episode + 1, value]
+        for method, named in curves.items()
+        for name, array in named.items()
+        for (seed, episode), value in np.ndenumerate(array)
+    ]
+    write_csv(path, ["method", "hyperparameter", "seed", "episode", "value"], table)

@@ -47,9 +47,7 @@ class ImageConfig(DataStudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("train_size", "val_size", "episodes", "steps", "unroll"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        self._at_least(train_size=1, val_size=1, episodes=1, steps=1, unroll=1)
 
 
 class Parts(NamedTuple):
