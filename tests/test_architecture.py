@@ -27,8 +27,8 @@ ALLOWED = {
     "diagnostics": {"utils", "core", "estimators", "algorithms"},
     "testing": LOWER,
     "meta": LOWER,
-    # Examples state the problem, studies measure it; the command of an example is a study's.
-    "examples": USER | {"gradhpo", "cli"},
+    # Examples state a problem, studies measure it.
+    "examples": USER | {"gradhpo"},
     "report": {"utils", "core", "algorithms", "gradhpo"},
     "studies": USER | {"gradhpo", "examples", "report", "testing"},
     "cli": USER | {"gradhpo", "report", "studies"},

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -249,6 +250,23 @@ def test_retraining_takes_the_batches_of_the_tuning_run():
     state = mnist_example.tune(params, part.train, part.val, 1, still, M=3)
     again = _trainer(mnist_example, config)(params, mnist_example.HYPERPARAMS, part.train, 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, again)
+
+
+@pytest.mark.parametrize(
+    "example, runs",
+    [(mnist_example, 3), (learning_rate_example, 10), (augmentation_example, 2)],
+    ids=["mnist", "learning_rate", "augmentation"],
+)
+def test_an_example_by_itself_tells_before_and_after(example, runs, capsys):
+    example.main(runs)
+    before, after = capsys.readouterr().out.splitlines()
+    assert before.startswith("before: test accuracy ") and after.startswith("after: test accuracy ")
+    numbers = [[float(x) for x in re.findall(r"\d+\.\d+(?:e-\d+)?", x)] for x in (before, after)]
+    start = example.strengths(example.HYPERPARAMS) if example is augmentation_example else None
+    usual = jax.tree.leaves(start) if start else np.exp(list(example.HYPERPARAMS.values()))
+    assert numbers[0][1:] == pytest.approx([float(x) for x in usual], rel=1e-2)
+    moved = np.abs(np.subtract(*(x[1:] for x in numbers))) > 0
+    assert moved.any() and (example is not learning_rate_example or numbers[1][0] > numbers[0][0])
 
 
 def test_rates_of_the_layers_act_on_their_layers():
