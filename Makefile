@@ -13,7 +13,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 ENGINE := $(addprefix tests/,core estimators algorithms testing utils)
-STUDIES := from gradhpo.experiments.registry import STUDIES; print(*STUDIES)
+STUDIES := from gradhpo.studies.registry import STUDIES; print(*STUDIES)
 
 .PHONY: demo test bits coverage test-x64 test-optimised mutations lint types docs reproduce bench clean
 

@@ -204,7 +204,7 @@ def print_table(history):
 
 
 def plot(history):
-    from gradhpo.experiments.plots import curves
+    from gradhpo.report.plots import curves
 
     losses = {name: scores[None, :, 0] for name, scores in history.items()}
     title = "517 learning rates, one seed"

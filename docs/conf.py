@@ -53,7 +53,7 @@ def write_api_pages(app):
             continue
         else:
             parts = [*parents, stem]
-        if parts:
+        if 0 < len(parts) < 3:  # a study that is a package is one section, as one of one file
             pages.setdefault(parts[0], []).append(".".join(["gradhpo", *parts]))
 
     API.mkdir(exist_ok=True)

@@ -28,10 +28,11 @@ ALLOWED = {
     "diagnostics": {"utils", "core", "estimators", "algorithms"},
     "testing": LOWER,
     "meta": LOWER,
-    # Examples state the problem, studies measure it; the command of an example is a study's.
-    "examples": USER | {"gradhpo", "cli"},
-    "experiments": USER | {"gradhpo", "examples", "testing"},
-    "cli": USER | {"gradhpo", "experiments"},
+    # Examples state a problem, studies measure it.
+    "examples": USER | {"gradhpo"},
+    "report": {"utils", "core", "algorithms", "gradhpo"},
+    "studies": USER | {"gradhpo", "examples", "report", "testing"},
+    "cli": USER | {"gradhpo", "report", "studies"},
     "gradhpo": USER,  # the package's own __init__
     "__main__": {"cli"},
 }

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import pytest
 
 from gradhpo import cli, datasets
-from gradhpo.experiments import registry
-from gradhpo.experiments.registry import Study
-from gradhpo.experiments.report import StudyResult, read, summarize, write
-from gradhpo.experiments.study import DataStudyConfig, StudyConfig, output_directory, silent
+from gradhpo.report import StudyResult, output_directory, read, summarize, write
+from gradhpo.report.config import DataStudyConfig, StudyConfig, silent
+from gradhpo.studies import registry
+from gradhpo.studies.registry import Study
 
 pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
@@ -325,8 +325,8 @@ import hashlib, sys
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from gradhpo import cli
-from gradhpo.experiments import registry
-from gradhpo.experiments.study import StudyConfig
+from gradhpo.studies import registry
+from gradhpo.report.config import StudyConfig
 
 def run(config, progress):
     print("begun", flush=True)

@@ -227,7 +227,8 @@ def test_arithmetic():
 
 def test_the_study(tmp_path):
     pytest.importorskip("matplotlib")
-    from gradhpo.experiments import check, report
+    from gradhpo import report
+    from gradhpo.studies import check
 
     out, lines = tmp_path / "check", []
     settings = {"fast": True, "steps": 2, "seeds": 2, "method": ("implicit_cg",)}

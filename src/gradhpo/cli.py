@@ -114,15 +114,14 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _demo(options: list[str]) -> None:
-    from gradhpo.experiments import report
-    from gradhpo.experiments.registry import load
-    from gradhpo.experiments.study import output_directory
+    from gradhpo import report
+    from gradhpo.studies.registry import load
 
     tutorial = load("tutorial")
     config = _parse(tutorial.DemoConfig, "gradhpo demo", options)
     again = config.out == tutorial.DemoConfig.out and _is_of_demo(config.out)
     for each in (config, tutorial.separated(config)):
-        output_directory(each.out, config.overwrite or again)
+        report.output_directory(each.out, config.overwrite or again)
     if again:
         print(f"replacing the results of an earlier demo in {config.out}")
     # It prints by itself; its last line is the last line.
@@ -131,7 +130,7 @@ def _demo(options: list[str]) -> None:
 
 def _is_of_demo(directory: Path) -> bool:
     """Whether a directory holds the results of a demo, and not of another run."""
-    from gradhpo.experiments.report import read
+    from gradhpo.report import read
 
     try:
         return read(directory).command.split()[:2] == ["gradhpo", "demo"]
@@ -141,7 +140,7 @@ def _is_of_demo(directory: Path) -> bool:
 
 def _list(options: list[str]) -> None:
     from gradhpo.algorithms.registry import METHODS
-    from gradhpo.experiments.registry import STUDIES
+    from gradhpo.studies.registry import STUDIES
 
     if options:
         raise UsageError("`gradhpo list` takes no arguments.")
@@ -153,10 +152,9 @@ def _list(options: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from gradhpo.experiments import report
-    from gradhpo.experiments._drawing import require_matplotlib
-    from gradhpo.experiments.registry import STUDIES, load
-    from gradhpo.experiments.study import output_directory
+    from gradhpo import report
+    from gradhpo.report.drawing import require_matplotlib
+    from gradhpo.studies.registry import STUDIES, load
 
     name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in ("-h", "--help"):
@@ -168,7 +166,7 @@ def _run(arguments: list[str]) -> None:
     study = load(name)
     config = _parse(study.Config, f"gradhpo run {name}", options)
     require_matplotlib()
-    out = output_directory(config.out, config.overwrite)
+    out = report.output_directory(config.out, config.overwrite)
     result = study.run(config, progress=_show)
     result = replace(result, command=report.command(["run", *arguments]))
     written: list[Path] = []
@@ -184,7 +182,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    from gradhpo.experiments.report import read, table
+    from gradhpo.report import read, table
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UsageError("usage: gradhpo report DIR")

@@ -32,10 +32,10 @@ from gradhpo.estimators.f2sa import f2sa
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
-from gradhpo.experiments import single_loop as study
-from gradhpo.experiments._single_loop_problem import exact
-from gradhpo.experiments._single_loop_problem import split as split_data
-from gradhpo.experiments.report import write
+from gradhpo.report import write
+from gradhpo.studies.single_loop import study
+from gradhpo.studies.single_loop.problem import exact
+from gradhpo.studies.single_loop.problem import split as split_data
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.testing.problems import (
     learning_rates,
@@ -103,7 +103,7 @@ def dense(problem, inner, lam, batch):
 
     def train(w, lam):
         params = with_weights(inner, w).params
-        return problem.dynamics.parts[0](params, unravel(lam), batch.train)
+        return problem.dynamics.parts.train_loss(params, unravel(lam), batch.train)
 
     def outer(w, lam):
         return problem.outer_loss(with_weights(inner, w).params, unravel(lam), batch.val)
@@ -222,7 +222,7 @@ def test_f2sa_is_its_formula(problem_at):
     got = compiled(estimator, problem)(memory, inner, lam, window)
 
     z, y = inner, with_weights(inner, ravel_pytree(memory.y)[0])
-    make_optimizer = problem.dynamics.parts[1]
+    make_optimizer = problem.dynamics.parts.make_optimizer
     unravel = ravel_pytree(floating)[1]
     for t in range(T):
         d = dense(problem, y, lam, at(window, t))

@@ -393,7 +393,7 @@ def schedule(pieces, steps):
         return optax.chain(optax.scale_by_schedule(gain), optax.sgd(rate, momentum=0.8))
 
     problem, inner, _, window = curved(plain_momentum, steps)
-    loss = problem.dynamics.parts[0]
+    loss = problem.dynamics.parts.train_loss
     still = {"penalty": jnp.full(6, -2.0)}
     dynamics = from_optax(lambda w, lam, batch: loss(w, still, batch), optimizer)
     noise = np.random.default_rng(1)

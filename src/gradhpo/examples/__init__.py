@@ -1,1 +1,1 @@
-"""Short scripts to read first; each runs as `python -m gradhpo.examples.NAME`."""
+"""Short scripts to read first; `python -m gradhpo.examples.NAME` tunes once and prints the gain."""

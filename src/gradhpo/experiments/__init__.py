@@ -1,1 +1,0 @@
-"""Studies: one file each, with a frozen `Config` and `run(config) -> StudyResult`."""

@@ -1,0 +1,190 @@
+"""The files of a run: its directory, `result.json`, `curves.csv`, and those of the study."""
+
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from gradhpo.report.results import StudyResult
+
+__all__ = ["output_directory", "read", "write", "write_csv", "write_each"]
+
+RESULTS = (".csv", ".json", ".png")  # kinds of files; their names are known when a study has run
+ROOM = 16 << 20  # bytes; few runs write more
+
+
+def output_directory(path: str | Path, overwrite: bool = False) -> Path:
+    """Create the directory a study writes to, try it out, and return it as an absolute path.
+
+    Called before the work starts, so that a long run does not end in an error that was
+    there from the beginning.
+
+    Args:
+        path: The directory. It may hold other files, but none of the kinds that studies write
+            (.json, .csv, .png).
+        overwrite: Whether it may hold those too; they are replaced where the names agree.
+
+    Raises:
+        NotADirectoryError: `path`, or one of its parents, is a file.
+        FileExistsError: it holds results.
+        OSError: the directory cannot be created or written to, or the disk is full.
+
+    >>> import tempfile
+    >>> output_directory(tempfile.mkdtemp() + "/a/b").name
+    'b'
+    """
+    absolute = Path(path).absolute()
+    try:
+        absolute.mkdir(parents=True, exist_ok=True)
+        results = sorted(file.name for file in absolute.iterdir() if file.suffix in RESULTS)
+        # Trying is the only sure test: permission bits say nothing to root or on a network disk.
+        with tempfile.TemporaryFile(dir=absolute) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except (FileExistsError, NotADirectoryError):
+        message = f"the output path {absolute} is, or lies below, a file; choose a directory."
+        raise NotADirectoryError(message) from None
+    except OSError as error:
+        raise type(error)(
+            f"cannot write to {absolute}: {error.strerror}. Choose another directory with --out, "
+            f"with {ROOM >> 20} MB to spare."
+        ) from None
+    if results and not overwrite:
+        more = ", ..." if len(results) > 3 else ""
+        raise FileExistsError(
+            f"{absolute} holds results already ({', '.join(results[:3])}{more}). Choose another "
+            "directory with --out, or replace them with --overwrite."
+        )
+    return absolute
+
+
+def write(result: StudyResult, out: str | Path) -> list[Path]:
+    """Write `result.json`, `curves.csv` and then `result.files` into the directory `out`.
+
+    Creates the directory when missing. A file is complete or absent: it is written under another
+    name first. Numbers that are not finite are null in the JSON file, nan or inf in the CSV file,
+    which has one row per method, metric, seed (from 0) and epoch (from 1; empty for a metric
+    without epochs).
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        OSError: a file cannot be written; the message names it. The others have been.
+        ImportError: a figure needs Matplotlib. All that is no figure has been written.
+
+    >>> import tempfile
+    >>> result = StudyResult("toy", {}, {}, wall_seconds=1.0)
+    >>> [path.name for path in write(result, tempfile.mkdtemp())]
+    ['result.json', 'curves.csv']
+    """
+    return list(write_each(result, out))
+
+
+def write_each(result: StudyResult, out: str | Path) -> Iterator[Path]:
+    """`write`, yielding the path of each file once it is complete.
+
+    Every file is tried, so that a figure that cannot be drawn costs no other; the first failure
+    is raised after the last file.
+    """
+    directory = Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result.to_json(), indent=1, allow_nan=False)
+    # Puts a list of numbers on one line; no string is touched, as none holds a line break.
+    text = re.sub(r'\[\n([^][{}"]*)\n *\]', lambda match: f"[{' '.join(match[1].split())}]", text)
+    own = {"result.json": _text(text + "\n"), "curves.csv": _text(_curves(result))}
+    failures: list[Exception] = []
+    for name, make in {**own, **result.files}.items():
+        try:
+            _complete(directory / name, make)
+        except Exception as error:  # of any kind: a figure is drawn by code of others
+            failures.append(error)
+        else:
+            yield directory / name
+    if failures:
+        raise failures[0]
+
+
+def read(out: str | Path) -> StudyResult:
+    """Read the result that `write` left in a directory; null numbers come back as NaN.
+
+    Raises:
+        FileNotFoundError: the directory holds no `result.json`.
+        ValueError: the file is not a result; the message says where it differs.
+
+    >>> import tempfile
+    >>> out = tempfile.mkdtemp()
+    >>> _ = write(StudyResult("toy", {}, {}, wall_seconds=1.0), out)
+    >>> read(out).study
+    'toy'
+    """
+    path = Path(out) / "result.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no result.json in {Path(out)}; `gradhpo run` writes one.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject)
+        if not isinstance(data, dict):
+            raise ValueError("the top level is not an object")
+        return StudyResult.from_json(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a result of gradhpo: {error}") from None
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table of a study's own, as one of `StudyResult.files` does.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "a.csv")
+    >>> write_csv(path, ["seed", "loss"], [[0, 2.5]])
+    >>> path.read_text()
+    'seed,loss\\n0,2.5\\n'
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _reject(token: str) -> NoReturn:
+    raise ValueError(f"{token} is not JSON")
+
+
+def _curves(result: StudyResult) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["method", "metric", "seed", "epoch", "value"])
+    for name, method in result.methods.items():
+        for metric, summary in method.metrics.items():
+            epochs = range(1, summary.mean.size + 1) if summary.mean.ndim else [""]
+            for seed, values in enumerate(summary.seeds):
+                for epoch, value in zip(epochs, np.atleast_1d(values).tolist(), strict=True):
+                    writer.writerow([name, metric, seed, epoch, value])
+    return file.getvalue()
+
+
+def _text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content, encoding="utf-8", newline="")
+
+
+def _complete(path: Path, make: Callable[[Path], object]) -> None:
+    """Write a file through a temporary neighbour, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix is a figure's format
+    try:
+        make(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Studies: a module or a package each, with a frozen `Config` and `run(config) -> StudyResult`."""

@@ -1,0 +1,174 @@
+"""Cosine to the exact hypergradient against cost, for every method on a few small problems.
+
+A ridge regression with a penalty per weight, at its minimum, where implicit differentiation
+is exact, and in training, on small batches; and three problems of `gradhpo.testing.problems`.
+Everything is in float64; see `gradhpo.diagnostics`.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradhpo.core.dynamics import from_optax
+from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.diagnostics import HypergradientCheck, check_hypergradient, known_methods
+from gradhpo.report import StudyResult, summarize
+from gradhpo.report.config import Progress, StudyConfig, silent
+from gradhpo.report.drawing import INK, new_figure, save
+from gradhpo.testing.problems import learning_rates, mlp_momentum, straight_line
+from gradhpo.utils._partition import is_differentiable
+
+__all__ = ["Config", "ridge_at_minimum", "run"]
+
+CONVERGED = 600
+"""Steps at the minimum, after which the unrolled derivative is the implicit one."""
+
+
+@dataclass(frozen=True)
+class Config(StudyConfig):
+    """Settings of the study.
+
+    >>> Config().steps
+    20
+    """
+
+    out: Path = Path("results/check")
+    seeds: int = 3
+    """Starting points: the problems' own, then that one with noise on the weights."""
+    steps: int = 20
+    """Training steps T that the exact hypergradient looks through."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(steps=1)
+
+    @classmethod
+    def known_methods(cls) -> tuple[str, ...]:
+        """The methods that need no setting of a problem's own."""
+        return known_methods()
+
+
+def ridge_at_minimum(steps: int) -> tuple[Any, Any, Any, Window]:
+    """Ridge regression on full batches, with a penalty per weight, from its minimum.
+
+    >>> problem, w, lam, window = ridge_at_minimum(2)
+    >>> loss = problem.dynamics.parts.train_loss
+    >>> batch = jax.tree.map(lambda x: x[0], window.train)
+    >>> bool(jnp.linalg.norm(jax.grad(loss)(w, lam, batch)) < 1e-6)
+    True
+    """
+    problem, lam, (x, y), val = _ridge()
+    w = np.linalg.solve(x.T @ x / len(x) + np.diag(np.exp(lam)), x.T @ y / len(x))
+    train, val = (tuple(np.repeat(a[None], steps, axis=0) for a in side) for side in ((x, y), val))
+    return problem, w, lam, Window(train, val)
+
+
+def ridge_in_training(steps: int) -> tuple[Any, Any, Any, Window]:
+    """The same from zero, on batches of twenty."""
+    problem, lam, *sides = _ridge()
+    draw = np.random.default_rng(12).integers
+    rows = [draw(0, 60, (steps, 20)) for _ in sides]
+    train, val = (tuple(a[i] for a in side) for side, i in zip(sides, rows, strict=True))
+    return problem, np.zeros(12), lam, Window(train, val)
+
+
+def _ridge() -> tuple[Any, Any, Any, Any]:
+    """Problem, penalties, training and validation data."""
+    draw = np.random.default_rng(11).standard_normal
+    x, x_val, w_true = draw((60, 12)), draw((60, 12)), draw(12)
+    y, y_val = x @ w_true + 0.5 * draw(60), x_val @ w_true
+
+    def val_loss(w, lam, batch):
+        x, y = batch
+        return jnp.mean((x @ w - y) ** 2) / 2
+
+    def train_loss(w, lam, batch):
+        return val_loss(w, lam, batch) + jnp.sum(jnp.exp(lam) * w**2) / 2
+
+    problem = BilevelProblem(from_optax(train_loss, optax.sgd(0.1)), val_loss)
+    return problem, draw(12) - 1, (x, y), (x_val, y_val)
+
+
+def run(config: Config, progress: Progress = silent) -> StudyResult:
+    """Check every method on every problem; its file is `check.png`.
+
+    Rows of the result are named `problem: method`; refused methods have none.
+    """
+    began = time.perf_counter()
+    problems = {
+        "ridge at its minimum": (ridge_at_minimum, CONVERGED),
+        "ridge in training": (ridge_in_training, config.steps),
+        "learning rates": (learning_rates, config.steps),
+        "straight line": (straight_line, config.steps),
+        "network with momentum": (mlp_momentum, config.steps),
+    }
+    if config.fast:
+        problems = dict(list(problems.items())[:2])
+    checks: dict[str, list[HypergradientCheck]] = {}
+    for name, (problem_at, steps) in problems.items():
+        problem, start, lam, window = problem_at(steps)
+        methods = config.method or known_methods()
+        starts = [_moved(start, seed) for seed in range(config.seeds)]
+        checks[name] = [check_hypergradient(problem, s, lam, window, methods) for s in starts]
+        for line in ("", name, *str(checks[name][0]).splitlines()):
+            progress(line)
+    methods = summarize(*_numbers(checks))
+    files = {"check.png": lambda path: _draw(checks, path)}
+    return StudyResult("check", config, methods, time.perf_counter() - began, files=files)
+
+
+def _moved(start: Any, seed: int) -> Any:
+    """The weights with noise; as they are for seed 0."""
+    if seed == 0:
+        return start
+    draw = np.random.default_rng(seed).standard_normal
+    params = getattr(start, "params", start)
+    params = jax.tree.map(
+        lambda x: x + 0.1 * draw(np.shape(x)).astype(x.dtype) if is_differentiable(x) else x, params
+    )
+    return start._replace(params=params) if hasattr(start, "params") else params
+
+
+def _numbers(checks: Mapping[str, list[HypergradientCheck]]) -> tuple[dict, dict]:
+    """Values and costs for `summarize`."""
+    values, costs = {}, {}
+    for problem, seeds in checks.items():
+        for method, first in seeds[0].rows.items():
+            if first.refused:
+                continue
+            rows = [check.rows[method] for check in seeds]
+            values[f"{problem}: {method}"] = {
+                metric: [getattr(row, metric) for row in rows]
+                for metric in ("cosine", "norm_ratio", "relative_error")
+            }
+            costs[f"{problem}: {method}"] = (first.gradients or 0, first.products or 0)
+    return values, costs
+
+
+def _draw(checks: Mapping[str, list[HypergradientCheck]], path: Path) -> Path:
+    """One panel per problem, and one for what the marks mean."""
+    figure = new_figure(9.6, 3.1 * -(-(len(checks) + 1) // 3))
+    panels = figure.subplots(-(-(len(checks) + 1) // 3), 3, squeeze=False).ravel()
+    marks = {}
+    for axes, (problem, seeds) in zip(panels, checks.items(), strict=False):
+        seeds[0].draw(axes)
+        title = f"{problem}, T = {seeds[0].steps}"
+        axes.set_title(title, loc="left", fontsize=10, color=INK, pad=12)
+        axes.xaxis.label.set_size(9)
+        axes.yaxis.label.set_size(9)
+        handles, labels = axes.get_legend_handles_labels()
+        marks |= dict(zip(labels, handles, strict=True))
+    for axes in panels[len(checks) :]:
+        axes.set_axis_off()
+    order = sorted(marks, key=known_methods().index)
+    panels[-1].legend(
+        [marks[name] for name in order], order, loc="center", ncols=2, frameon=False, fontsize=8
+    )
+    return save(figure, path)

@@ -1,0 +1,89 @@
+"""The studies by name. Nothing is imported until a study is loaded."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+__all__ = ["STUDIES", "Study", "load"]
+
+
+class Study(NamedTuple):
+    """Where a study lives and what it shows.
+
+    Its module holds a frozen dataclass `Config`, usually a subclass of
+    `gradhpo.report.config.StudyConfig`, and `run(config, progress=silent) -> StudyResult`.
+    """
+
+    module: str
+    description: str  # one line, shown by `gradhpo list`
+
+
+STUDIES: dict[str, Study] = {
+    "tutorial": Study(
+        "gradhpo.studies.tutorial",
+        "one learning rate per weight of a small network, tuned by each method (the tutorial)",
+    ),
+    "hyper_cleaning": Study(
+        "gradhpo.studies.hyper_cleaning",
+        "one weight per training example finds the wrong labels in a corrupted training set",
+    ),
+    "regularisation": Study(
+        "gradhpo.studies.regularisation",
+        "a penalty per layer of a small classifier, tuned online, then used in fresh training",
+    ),
+    "learning_rate": Study(
+        "gradhpo.studies.learning_rate",
+        "a learning rate per layer, learned over restarted runs from a start far too low",
+    ),
+    "augmentation": Study(
+        "gradhpo.studies.augmentation",
+        "the strength of data augmentation, learned from the validation loss",
+    ),
+    "single_loop": Study(
+        "gradhpo.studies.single_loop",
+        "a penalty per feature of a logistic regression, by single-loop methods on mini-batches",
+    ),
+    "hypergradient_descent": Study(
+        "gradhpo.studies.hypergradient_descent",
+        "learning rates tuned by the training gradient: SGD, SGDN, Adam with and without it",
+    ),
+    "schedule": Study(
+        "gradhpo.studies.schedule",
+        "learning rates and momenta of every layer and step, learned by reversing training",
+    ),
+    "distill_data": Study(
+        "gradhpo.studies.distill_data",
+        "ten training images, one per class, learned pixel by pixel",
+    ),
+    "regularisation_map": Study(
+        "gradhpo.studies.regularisation_map",
+        "a penalty for every weight of logistic regression, as an image",
+    ),
+    "chaos": Study(
+        "gradhpo.studies.chaos",
+        "where training is chaotic the derivative by the learning rate explodes",
+    ),
+    "check": Study(
+        "gradhpo.studies.check",
+        "how far each method is from the exact hypergradient on five small problems, and its cost",
+    ),
+}
+
+
+def load(name: str) -> ModuleType:
+    """Import the module of a study.
+
+    Raises:
+        ValueError: no study has this name; the message lists those that exist.
+        ImportError: the study needs a package that is not installed.
+
+    >>> load("tutorials")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
+learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
+regularisation_map, chaos, check.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
+    return import_module(STUDIES[name].module)
