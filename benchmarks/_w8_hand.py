@@ -73,10 +73,15 @@ def plain_step(model, s, lam, batch):
     return stepped(s, g, m, lam), metrics
 
 
-def along(model, s, lam, batch, q, argnums):
-    """The derivative of `grad L` along q: `(q H, q M)` for argnums (0, 1), `q M` for 1."""
-    slope = jax.grad(model.train_loss, argnums, has_aux=True)
-    return jax.jvp(lambda w: slope(w, lam, batch, s.m)[0], (s.w,), (q,))[1]
+def slope(model, s, lam, batch):
+    """`w -> ((dL/dw, dL/dlam), (model state, metrics))`, whose derivative along q is (q H, q M)."""
+
+    def grad(w):
+        both = jax.value_and_grad(model.train_loss, (0, 1), has_aux=True)
+        (value, (m, metrics)), found = both(w, lam, batch, s.m)
+        return found, (m, {"loss": value, **metrics})
+
+    return grad
 
 
 # -- one step ----------------------------------------------------------------
@@ -85,7 +90,8 @@ def along(model, s, lam, batch, q, argnums):
 def one_step(model, carry, train, val):
     """A training step and an outer step: `carry = (training, lam, outer slots)`."""
     s, lam, slots = carry
-    g, m, metrics = gradient(model, s, lam, train)
+    # jvp would compute the gradient again, and the compiler finds only a part of it the same
+    (g, _), push, (m, metrics) = jax.linearize(slope(model, s, lam, train), s.w, has_aux=True)
 
     def updated(g, lam):
         new = stepped(s, g, m, lam)
@@ -94,7 +100,7 @@ def one_step(model, carry, train, val):
     w, pull, new = jax.vjp(updated, g, lam, has_aux=True)
     (value, _), alpha = jax.value_and_grad(model.val_loss, has_aux=True)(w, lam, val, m)
     q, c = pull(alpha)
-    h = tree(jnp.add, c, along(model, s, lam, train, q, 1))
+    h = tree(jnp.add, c, push(q)[1])
     return (new, *outer_step(lam, slots, h)), {"val_loss": value, **metrics}
 
 
@@ -124,7 +130,7 @@ def backward(model, carry, lam, kept, batch):
     (alpha, h), (s, g) = carry, kept
     pull = jax.vjp(lambda *x: update(*x, s.t + 1), g, s.w, s.mu, s.nu, lam)[1]
     q, a_w, a_mu, a_nu, c = pull(alpha)
-    q_hessian, q_mixed = along(model, s, lam, batch, q, (0, 1))
+    _, (q_hessian, q_mixed), _ = jax.jvp(slope(model, s, lam, batch), (s.w,), (q,), has_aux=True)
     return (tree(jnp.add, a_w, q_hessian), a_mu, a_nu), tree(lambda *x: sum(x), h, c, q_mixed)
 
 
