@@ -25,7 +25,7 @@ from gradhpo.driver import single
 from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
 from gradhpo.driver.run import Plan
-from gradhpo.driver.setup import Setup
+from gradhpo.driver.setup import Setup, check_length
 from gradhpo.driver.tune import checked_run, found_again
 from gradhpo.estimators.over_tasks import over_tasks
 from gradhpo.utils.logging import MetricLogger
@@ -282,6 +282,9 @@ class EstimatorOptimizer(BilevelOptimizer):
             natural=natural,
             progress=progress,
         )
+
+    def _episode_length(self, T: int) -> int:
+        return check_length(type(self).__name__, self.method().window, T)
 
     def _setup(self, train_loss: LossFn, val_loss: LossFn, *, run: bool = False) -> Setup:
         """The method on a pair of losses, with what has been compiled for it.

@@ -31,9 +31,10 @@ class StopRun(Exception):
 
 def stops(answer: Any) -> bool:
     """Whether a hook wants the run to end: False, as Python, NumPy or JAX have it."""
-    if isinstance(answer, bool | np.bool_ | jax.Array | np.ndarray):
-        return np.ndim(answer) == 0 and np.result_type(answer) == np.bool_ and not answer
-    return False
+    if not isinstance(answer, bool | np.bool_ | np.ndarray | jax.Array):
+        return False
+    answer = np.asarray(answer)
+    return answer.ndim == 0 and answer.dtype == np.bool_ and not answer
 
 
 def log_to(logger: MetricLogger, natural: Callable[[Hyper], Any] | None = None) -> Hook:

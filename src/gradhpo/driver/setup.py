@@ -11,8 +11,9 @@ from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer
 from gradhpo.core.types import Batch
+from gradhpo.utils.validation import check_count
 
-__all__ = ["Loops", "Setup", "check_state", "resolve"]
+__all__ = ["Loops", "Setup", "check_length", "check_state", "resolve"]
 
 
 def _nothing(train_batch: Batch) -> tuple[str, ...]:
@@ -97,3 +98,22 @@ def check_state(state: Any) -> None:
     """
     if not isinstance(state, BilevelState):
         raise TypeError(f"state must be a BilevelState from init, got {type(state).__name__}.")
+
+
+def check_length(name: str, window: int, T: int | None) -> int:
+    """The inner steps of an episode of a method with windows of so many.
+
+    Raises:
+        ValueError: nobody says how many, or windows do not fill them.
+    """
+    if T is None:
+        raise ValueError(
+            f"{name} does not know how many inner steps an episode has: give T= to the "
+            "constructor or to run (T=20, say)."
+        )
+    T = check_count("T", T)
+    if T % window:
+        raise ValueError(
+            f"T must be a multiple of the {window} steps this method unrolls, got T={T}."
+        )
+    return T

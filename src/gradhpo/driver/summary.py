@@ -8,7 +8,7 @@ from gradhpo.utils.validation import complain
 
 __all__ = ["summarise"]
 
-DOUBTFUL = 0.1
+DOUBTFUL = 0.5
 """The share of updates that were taken, but not as they should be, from which a run says so."""
 
 

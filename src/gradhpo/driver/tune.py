@@ -14,7 +14,7 @@ from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
 from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.driver.run import Plan, run
-from gradhpo.driver.setup import Setup, check_state
+from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
     check_callable,
@@ -92,7 +92,7 @@ def tune(
 
     Warns:
         GradhpoWarning: of what cannot be tuned or trained; at the end of updates that were
-            rejected, or of more than a tenth that were inaccurate.
+            rejected, or of more than half that were inaccurate.
 
     >>> import jax.numpy as jnp
     >>> from gradhpo import InOrder, from_update, one_step
@@ -181,24 +181,15 @@ def checked_run(
     progress: bool | None = None,
 ) -> BilevelState:
     """`run` with arguments as users give them; see `tune`."""
-    plan = plan._replace(
-        episodes=check_count("M" if setup.name != "tune" else "episodes", plan.episodes),
-        T=None if plan.T is None else check_count("T", plan.T),
-    )
+    episodes = check_count("episodes" if setup.name == "tune" else "M", plan.episodes)
     data.check(setup.problem.begin)
-    has_sources = data.train is not None or data.val is not None
-    if plan.T is None and has_sources:
-        raise ValueError(
-            f"{setup.name} does not know how many inner steps an episode has: give "
-            "T= to the constructor or to run (T=20, say)."
-        )
-    window = setup.estimator.window
-    if plan.T is not None and plan.T % window:
-        raise ValueError(
-            f"T must be a multiple of the {window} steps this method unrolls, got T={plan.T}."
-        )
+    T = plan.T
+    if T is not None or data.train is not None:
+        T = check_length(setup.name, setup.estimator.window, T)
     check_outer_step(setup.name, setup.outer, plan.lr_hyper)
     plan = plan._replace(
+        episodes=episodes,
+        T=T,
         lr_hyper=None if plan.lr_hyper is None else float(plan.lr_hyper),
         lr_reptile=check_fraction("lr_reptile", plan.lr_reptile),
     )
