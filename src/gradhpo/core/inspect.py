@@ -159,7 +159,7 @@ def started_hyperparams(problem: BilevelProblem, origin: Origin, lam: Hyper) -> 
     names = [name for name, _ in leaves_with_names(lam)]
     if traced is None:
         return names
-    window, _ = jax.eval_shape(lambda: start(lam, origin))
+    window, _ = jax.eval_shape(start, lam, origin)
     count = sum(is_differentiable(x) for x in jax.tree.leaves(window))
     of_data = [i < count for i in range(len(traced.outvars))]
     moved = [n for n, used in zip(names, needed(traced, of_data)[1], strict=False) if used]
