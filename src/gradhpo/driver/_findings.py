@@ -60,9 +60,10 @@ def look(
     )
     started: list[str] = []
     if origin is not None and reached.ignored:
+        one = origin
         if estimator.tasks is not None:
-            origin = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
-        started = [x for x in started_hyperparams(problem, origin, lam) if x in reached.ignored]
+            one = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
+        started = [x for x in started_hyperparams(problem, one, lam) if x in reached.ignored]
     ignored = [x for x in reached.ignored if x not in started or not estimator.starts]
     return Findings(
         ignored,

@@ -97,47 +97,52 @@ def _episodes(
     rates = plan.rates(first, scalar_dtype(state.hyperparams))
     keep_phi = plan.lr_reptile != 1
     ends = keep_phi or estimator.tasks is not None
-    ready, layout, seen = None, None, set()
-    done, n, called = 0, 1, 0.0
-    while done < plan.episodes:
-        T = plan.T if ready is None else ready.T
-        drawn = [data.draw(position + k * (T or 0), T) for k in range(n)]
-        kept.wait()  # draws while the last call runs, which is the only one that does
-        state, took = kept.good, time.monotonic() - called
-        if avals(drawn[0]) != layout:
-            layout = avals(drawn[0])
-            shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
-            note_shapes(setup.name, seen, shapes.window, strict=False)  # the state is worth more
-            if estimator.room is not None:
-                state = state.update(memory=estimator.room.make(state.memory, shapes.window))
-            if ready is None:
-                state, ready = _prepare(setup, plan, state, shapes)
-        fits = estimator.start is not None and (first + done) % setup.period == 0
-        at_once = 1 if ends or ready.programs.episodes is None else data.at_once(ready.T)
-        called = time.monotonic()
+
+    drawn = [data.draw(position, plan.T)]
+    layout, seen = avals(drawn[0]), set()
+    shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
+    state = _with_room(setup, state, shapes, seen)
+    state, T, compiled = _prepare(setup, plan, state, shapes)
+    room = 1 if ends or compiled.episodes is None else data.at_once(T)
+    done = 0
+    while True:
+        called, n, (window, draw) = time.monotonic(), len(drawn), drawn[0]
         with nullcontext() if done else line.compiling():
-            window, draw = drawn[0]
-            if fits:
-                state = ready.programs.fit(state, window, draw, resident)
-            if at_once == 1:
-                state = ready.programs.episode(
+            if estimator.start is not None and (first + done) % setup.period == 0:
+                state = compiled.fit(state, window, draw, resident)
+            if compiled.episodes is None or room == 1:
+                state = compiled.episode(
                     state, window, draw, rates[done], resident, keep_phi=keep_phi
                 )
             else:
-                state = ready.programs.episodes(
-                    state,
-                    np.int32(n),
-                    in_one(drawn, at_once),
-                    _padded(rates[done : done + n], at_once),
-                    resident,
-                )
+                some = _padded(rates[done : done + n], room)
+                windows = in_one(drawn, room)
+                state = compiled.episodes(state, np.int32(n), windows, some, resident)
         kept.put(end_episode(state, plan.lr_reptile, tasks=estimator.tasks) if ends else state)
-        done, position = done + n, position + n * ready.T
+        done, position = done + n, position + n * T
         yield first + done, state
-        n = 1 if one_by_one or took > PATIENCE / 2 else 2 * n
-        n = min(n, at_once, plan.episodes - done)
+        if done == plan.episodes:
+            return
+
+        n = 1 if one_by_one else min(2 * n, room, plan.episodes - done)
         if estimator.start is not None:
             n = min(n, setup.period - (first + done) % setup.period)
+        drawn = [data.draw(position, plan.T)]
+        kept.wait()  # no more than one call runs, and the next one's data are drawn meanwhile
+        if time.monotonic() - called < PATIENCE / 2:
+            drawn += [data.draw(position + k * T, plan.T) for k in range(1, n)]
+        state = kept.good
+        if avals(drawn[0]) != layout:
+            layout = avals(drawn[0])
+            shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
+            state = _with_room(setup, state, shapes, seen)
+
+
+def _with_room(setup: Setup, state: BilevelState, shapes: "Shapes", seen: set) -> BilevelState:
+    """The state with room for batches of these shapes, if the method keeps some."""
+    note_shapes(setup.name, seen, shapes.window, strict=False)  # the state so far is worth more
+    room = setup.estimator.room
+    return state if room is None else state.update(memory=room.make(state.memory, shapes.window))
 
 
 class Shapes(NamedTuple):
@@ -167,17 +172,10 @@ def _shapes(setup: Setup, state: BilevelState, resident: Window, drawn: Drawn) -
     return Shapes(origin, jax.eval_shape(fetch, resident, window))
 
 
-class Ready(NamedTuple):
-    """What a run has found out before its first episode."""
-
-    programs: Programs
-    T: int
-
-
 def _prepare(
     setup: Setup, plan: Plan, state: BilevelState, shapes: Shapes
-) -> tuple[BilevelState, Ready]:
-    """A first look: complaints, the programs, and a state of its final structure."""
+) -> tuple[BilevelState, int, Programs]:
+    """`(state, T, programs)` after a first look: a state of its final structure."""
     T = check_window(shapes.window)
     if plan.T not in (None, T):
         raise ValueError(
@@ -188,7 +186,7 @@ def _prepare(
     findings = setup.remember_shapes(look, state, shapes.window, shapes.origin)
     complain_of(setup, findings)
     state = with_metrics(strengthen(state), findings.metrics)
-    return state, Ready(programs(setup, resolve(setup.loop, findings.convolves)), T)
+    return state, T, programs(setup, resolve(setup.loop, findings.convolves))
 
 
 def _padded(rates: list[Any], length: int) -> np.ndarray | None:

@@ -95,7 +95,7 @@ def tune(
             rejected, or of more than half that were inaccurate.
 
     >>> import jax.numpy as jnp
-    >>> from gradhpo import InOrder, from_update, one_step
+    >>> from gradhpo import BilevelProblem, InOrder, Task, from_update, one_step
     >>> problem = BilevelProblem(
     ...     from_update(lambda w, lam, batch: w - lam * (w - batch)), lambda w, lam, batch: w**2
     ... )
