@@ -13,7 +13,7 @@ from gradhpo.utils.validation import check_callable
 __all__ = ["Data", "Drawn", "in_one"]
 
 AT_ONCE = 16  # episodes in one call, at most
-INDEX_BYTES = 2**18  # of the indices of such a call, at most
+INDEX_BYTES = 2**19  # of the indices of such a call, at most
 
 
 class Drawn(NamedTuple):

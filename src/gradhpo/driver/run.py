@@ -124,12 +124,13 @@ def _episodes(
         if done == plan.episodes:
             return
 
-        n = 1 if one_by_one else min(2 * n, room, plan.episodes - done)
-        if estimator.start is not None:
-            n = min(n, setup.period - (first + done) % setup.period)
         drawn = [data.draw(position, plan.T)]
         kept.wait()  # no more than one call runs, and the next one's data are drawn meanwhile
-        if time.monotonic() - called < PATIENCE / 2:
+        if room > 1 and not one_by_one:
+            each = (time.monotonic() - called) / n
+            n = min(room, plan.episodes - done, int(PATIENCE / each))
+            if estimator.start is not None:
+                n = min(n, setup.period - (first + done) % setup.period)
             drawn += [data.draw(position + k * T, plan.T) for k in range(1, n)]
         state = kept.good
         if avals(drawn[0]) != layout:
