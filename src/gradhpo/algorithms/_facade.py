@@ -1,7 +1,6 @@
 """The one body of `init`, `step`, `compute_hypergradient` and `run`."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +10,17 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from gradhpo.algorithms._setups import initializer, problem_of, setup_of
 from gradhpo.core import loop as loops
 from gradhpo.core.base import BilevelOptimizer
-from gradhpo.core.dynamics import from_optax, from_update, is_optimizer
+from gradhpo.core.dynamics import is_optimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import Outer, check_outer
-from gradhpo.core.problem import Begin, BilevelProblem, Window
+from gradhpo.core.problem import Begin, Window
 from gradhpo.core.source import BatchSource, as_arrays
 from gradhpo.core.state import BilevelState
-from gradhpo.core.step import init_state
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
 from gradhpo.driver import single
-from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
 from gradhpo.driver.run import Plan
 from gradhpo.driver.setup import Setup, check_length
@@ -168,7 +166,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         if train_batch is not None:
             train = jax.tree.map(lambda x: jnp.asarray(x)[None], as_arrays(train_batch))
             window = Window(train, ())
-        return _initializer(self)(params, hyperparams, window, model_state=model_state)
+        return initializer(self)(params, hyperparams, window, model_state=model_state)
 
     def step(
         self,
@@ -208,7 +206,7 @@ class EstimatorOptimizer(BilevelOptimizer):
 
     def start_episode(self, state: BilevelState) -> BilevelState:
         """For a loop of your own around `step`: fresh slots and memory, phi kept."""
-        return loops.start_episode(self.method(), _problem(self, None, None), state).state
+        return loops.start_episode(self.method(), problem_of(self, None, None), state).state
 
     def end_episode(self, state: BilevelState, lr_reptile: float = 1.0) -> BilevelState:
         """For a loop of your own: move from phi towards w_T (1: go on from w_T; 0: restart)."""
@@ -301,40 +299,4 @@ class EstimatorOptimizer(BilevelOptimizer):
             own = ("update_fn", "inner_optimizer", "outer_optimizer")
             functions |= {name: getattr(self, name) for name in own}
         strict = self.strict and not run
-        return found_again(_setup, (self, train_loss, val_loss), functions, strict=strict)
-
-
-def _problem(
-    optimizer: EstimatorOptimizer, train_loss: LossFn | None, val_loss: LossFn | None
-) -> BilevelProblem:
-    """The problem that a class and its losses make; `init` does not know them yet."""
-    if optimizer.update_fn is not None:
-        dynamics = from_update(optimizer.update_fn)
-    else:
-        dynamics = from_optax(train_loss, optimizer.inner_optimizer)  # type: ignore[arg-type]
-    return BilevelProblem(dynamics, val_loss, train_loss, optimizer.begin)  # type: ignore[arg-type]
-
-
-@kept
-def _setup(optimizer: EstimatorOptimizer, train_loss: LossFn, val_loss: LossFn) -> Setup:
-    """One for equal optimizers and the same losses."""
-    return Setup(
-        type(optimizer).__name__,
-        _problem(optimizer, train_loss, val_loss),
-        optimizer.method,
-        optimizer.outer_optimizer,
-        optimizer.estimation_interval,
-        optimizer.loop,
-        optimizer.strict,
-        optimizer.remarks,
-    )
-
-
-@kept
-def _initializer(optimizer: EstimatorOptimizer) -> Callable[..., BilevelState]:
-    """`(params, hyperparams, window, model_state=) -> state`, jitted: helpers such as zeros compile
-    as one."""
-    problem = _problem(optimizer, None, None)
-    return jax.jit(
-        functools.partial(init_state, problem, optimizer.method(), optimizer.outer_optimizer)
-    )
+        return found_again(setup_of, (self, train_loss, val_loss), functions, strict=strict)

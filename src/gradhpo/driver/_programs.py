@@ -12,6 +12,7 @@ from gradhpo.core.problem import check_window
 from gradhpo.core.source import fetch
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step
+from gradhpo.driver._packed import Packed
 from gradhpo.driver.setup import Loops, Setup
 
 __all__ = ["Programs", "end_episode", "programs"]
@@ -76,18 +77,19 @@ def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
         begun = loops.start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
         window, resident = loops.episode_data(window, begun.window, resident)
         state = loops.finished(begun.state, check_window(window))  # counted at once, in here
-        # Buffers of its own, which the updates may donate.
-        state = jax.tree.map(jnp.copy, state)
         windows = loops.in_windows(window, estimator.window)
-        return (jnp.zeros((), jnp.int32), state), windows, begun.origin
+        # Buffers of its own, which the updates may donate.
+        carry = jax.tree.map(jnp.copy, Packed.of((jnp.zeros((), jnp.int32), state)))
+        return carry, windows, begun.origin
 
     def advance(carry, windows, rate, resident, origin):
-        i, state = carry
+        i, state = carry.tree()
         window = fetch(resident, jax.tree.map(lambda x: x[i], windows))
-        return i + 1, step(problem, state, window, rate, origin)
+        return Packed.of((i + 1, step(problem, state, window, rate, origin)))
 
     begin = jax.jit(begin, static_argnames="keep_phi")
     advance = jax.jit(advance, donate_argnums=0)
+    unpacked = jax.jit(lambda carry: carry.tree()[1])
 
     def episode(state, window, draw, rate, resident, keep_phi):
         carry, windows, origin = begin(state, window, draw, resident, keep_phi=keep_phi)
@@ -96,7 +98,7 @@ def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
         for _ in range(check_window(windows)):
             carry = advance(carry, windows, rate, resident, origin)
             origin = None  # the first window alone looks back at the start
-        return carry[1]
+        return unpacked(carry)
 
     return episode
 
