@@ -243,7 +243,7 @@ def test_unknown_batch_shape_in_a_scan_is_explained():
 
 
 def test_a_batch_of_another_size_is_explained():
-    """Row 53: never a silent broadcast of a kept batch of one example to the new size."""
+    """Never a silent broadcast of a kept batch of one example to the new size."""
     problem, inner, lam, window = outer_lam(2)
     estimator = hyperdistill(0.9, theta=1.0)
     small = Window(*jax.tree.map(lambda x: x[:1, :1], tuple(window)))

@@ -207,7 +207,7 @@ def _apply(
         status = jnp.where(good | explained, status, code)
     tuned = trained & judged & derived & stepped
     inner = tree_where(trained, inner, state.inner)
-    # What a bad validation batch has touched is not remembered; what goes with s_t must.
+    # After a bad validation batch the old memory is kept, unless it has to move on with s_t.
     remembered = jnp.where(judged, derived | explained, estimator.follows)
     memory = tree_where(trained & remembered, estimate.memory, state.memory)
 
