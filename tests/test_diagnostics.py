@@ -10,6 +10,7 @@ import pytest
 
 from gradhpo import BilevelProblem, cli, from_optax, from_update, one_step, reverse
 from gradhpo.algorithms.registry import METHODS
+from gradhpo.core.estimator import Cost
 from gradhpo.core.status import Status
 from gradhpo.diagnostics import check_hypergradient, known_methods
 from gradhpo.diagnostics.flops import arithmetic
@@ -90,7 +91,7 @@ def test_refusals_are_rows(checked):
 def test_costs(checked):
     row = checked.rows["forward"]  # a rate and a penalty
     assert (row.gradients, row.products) == (5, 8)
-    assert checked.rows["segments"].gradients is None
+    assert (checked.rows["segments"].gradients, checked.rows["segments"].products) == (13, 4)
     assert 1 <= checked.rows["fo"].flops < checked.rows["one_step"].flops < row.flops
     assert all(row.temp_bytes > 0 for row in checked.rows.values() if not row.refused)
     assert checked.hypergrad["rate"].dtype == np.float64
@@ -287,13 +288,18 @@ def test_nan_is_not_ok():
     assert row.status == Status.NONFINITE_HYPERGRAD
 
 
-def test_the_registry_knows_the_price(monkeypatch):
+def test_estimators_state_their_price():
     """Of the fit before an episode and of the iterations of a solver, by no method's name."""
     steps = 4
-    fitted = METHODS["one_step"]._replace(fit=lambda T: (100 * T, 10 * T))
-    monkeypatch.setitem(METHODS, "mine", fitted)
-    names = ["mine", "hyperdistill", "implicit_cg", "implicit_neumann"]
-    rows = check_hypergradient(*ridge(steps), names).rows
+    fitted = one_step()._replace(
+        start=lambda problem, memory, *episode: memory,
+        start_price=lambda T: Cost(100 * T, 10 * T),
+    )
+    unknown = one_step()._replace(price=None)
+    named = {name: name for name in ("hyperdistill", "implicit_cg", "implicit_neumann")}
+    chosen = {"mine": fitted, "unknown": unknown, **named}
+    rows = check_hypergradient(*ridge(steps), chosen).rows
+    assert rows["unknown"].gradients is None and rows["unknown"].products is None
     assert (rows["mine"].gradients, rows["mine"].products) == (102 * steps, 11 * steps)
     distilled = rows["hyperdistill"]
     assert (distilled.gradients, distilled.products) == (4 * steps + 1, 3 * steps)

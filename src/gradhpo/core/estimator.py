@@ -21,6 +21,7 @@ from gradhpo.utils.gradients import tree_l2_norm
 from gradhpo.utils.validation import check_choice
 
 __all__ = [
+    "Cost",
     "Estimate",
     "Estimator",
     "Loop",
@@ -51,6 +52,13 @@ class Estimate(NamedTuple):
     info: Mapping[str, jax.Array]  # scalars worth looking at; see `report`
 
 
+class Cost(NamedTuple):
+    """What a method takes beside its bookkeeping."""
+
+    gradients: float  # of losses, training and validation alike
+    products: float  # of second order, with a Hessian or a mixed derivative
+
+
 class Room(NamedTuple):
     """For a memory that keeps batches: room for them, made when their shape is known."""
 
@@ -76,6 +84,9 @@ class _Method(NamedTuple):
     starts: bool = False  # derivatives reach s_0: `estimate` takes the `origin` of an episode too
     room: Room | None = None  # the memory keeps batches, whose shape `init` may not know yet
     tasks: int | None = None  # every leaf of state and memory has that many, see `over_tasks`
+    price: Callable[[int], Cost] | None = None  # of one outer update of H hyperparameters
+    start_price: Callable[[int], Cost] | None = None  # of `start` on an episode of T steps
+    iterations: float = 0  # of a linear solver per update, at most: a product each, not in `price`
 
 
 class Estimator(_Method):
@@ -109,6 +120,46 @@ class Estimator(_Method):
         check_window(window, self.window)
         extra = (origin,) if self.starts and origin is not None else ()
         return super().estimate(problem, memory, inner, lam, window, *extra)
+
+    def cost(
+        self,
+        T: int,
+        size: int,
+        *,
+        episodes: int = 1,
+        period: int = 1,
+        iterations: float | None = None,
+    ) -> Cost:
+        """What training and the hypergradients of whole episodes take.
+
+        Args:
+            T: Inner steps per episode, a multiple of `self.window`.
+            size: H, how many numbers the hyperparameters are.
+            episodes, period: So many episodes; `start` is called before every period-th.
+            iterations: Of the linear solver in one update, as a run counted them (metric
+                `linear_iterations`); None: the most that it may take.
+
+        Raises:
+            ValueError: the factory of the estimator states no price.
+
+        >>> from gradhpo import reverse
+        >>> reverse(5).cost(T=10, size=3)
+        Cost(gradients=22, products=10)
+        """
+        if self.price is None:
+            raise ValueError(
+                "this estimator has no price: state it in its factory, as "
+                "Estimator(..., price=lambda size: Cost(gradients, products)), for one outer "
+                "update of `size` hyperparameters."
+            )
+        updates = episodes * (T // self.window)
+        gradients, products = self.price(size)
+        products += self.iterations if iterations is None else iterations
+        fits = -(-episodes // period)
+        fit = Cost(0, 0) if self.start_price is None else self.start_price(T)
+        return Cost(
+            updates * gradients + fits * fit.gradients, updates * products + fits * fit.products
+        )
 
 
 class Unrolled(NamedTuple):

@@ -36,15 +36,14 @@ def measure(
     """Run a method through the window and compare its last estimate with the truth.
 
     Args:
-        choice: The name of an entry of `METHODS`, whose costs are then known; or an estimator.
+        choice: The name of an entry of `METHODS`, or an estimator.
         problem, inner, lam, window: As for `check_hypergradient`, in float64.
         steps: T, the length of the window.
         exact: The exact hypergradient.
         training: Arithmetic of training alone over the window.
     """
-    named = isinstance(choice, str)
     try:
-        estimator = METHODS[choice].estimator(steps) if named else choice
+        estimator = METHODS[choice].estimator(steps) if isinstance(choice, str) else choice
         if steps % estimator.window:
             raise ValueError(f"its window of {estimator.window} does not divide {steps} steps.")
         traced = jax.jit(_episode(problem, estimator)).trace(inner, lam, window)
@@ -59,10 +58,9 @@ def measure(
     counted = info.get("linear_iterations")
     iterations = None if counted is None else float(np.mean(counted))
     gradients, products = None, None
-    if named:
+    if estimator.price is not None:
         size = sum(np.size(x) for x in jax.tree.leaves(lam))
-        price = METHODS[choice].episode_cost
-        gradients, products = price(steps, size, estimator.window, iterations)
+        gradients, products = estimator.cost(steps, size, iterations=iterations)
     fixed, looped = arithmetic(traced.jaxpr)
     last = {name: float(np.asarray(x)[-1]) for name, x in info.items()}
     status = Status(int(last.pop("status", Status.OK)))

@@ -21,7 +21,7 @@ import optax
 
 from gradhpo.core.curvature import warn_of_custom_rules
 from gradhpo.core.dynamics import pull_through_update
-from gradhpo.core.estimator import Estimator
+from gradhpo.core.estimator import Cost, Estimator
 from gradhpo.core.losses import loss_value
 from gradhpo.core.types import Hyper, Scalar
 from gradhpo.estimators.one_step import lookahead
@@ -48,7 +48,7 @@ def finite_difference(radius: float | None = None, gamma: float = 0.0) -> Estima
     """
     if radius is not None:
         radius = unless_traced(check_positive, "radius (eps of T1T2Optimizer)", radius)
-    return lookahead(partial(difference_product, radius=radius), gamma)
+    return lookahead(partial(difference_product, radius=radius), gamma, Cost(4, 0))
 
 
 def difference_product(dynamics, inner, lam, batch, alpha, *, radius: float | None) -> Hyper:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import InnerState, join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype, split
@@ -49,7 +49,7 @@ def one_step(gamma: float = 0.0) -> Estimator:
     Cost: one training gradient, one validation gradient, one mixed product per update;
     memory one gradient, and a copy of the state if gamma > 0.
     """
-    return lookahead(exact_product, gamma)
+    return lookahead(exact_product, gamma, Cost(2, 1))
 
 
 def exact_product(dynamics, inner, lam, batch, alpha) -> Hyper:
@@ -57,8 +57,8 @@ def exact_product(dynamics, inner, lam, batch, alpha) -> Hyper:
     return linearize(dynamics, inner, lam, batch)[1](alpha)[1]
 
 
-def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
-    """One-step lookahead with a choice of how the mixed product is evaluated."""
+def lookahead(product: Product, gamma: float, cost: Cost) -> Estimator:
+    """One-step lookahead with a choice of how the mixed product is evaluated, at what cost."""
     gamma = check_fraction("gamma", gamma)
 
     def init(inner, lam, window):
@@ -80,7 +80,7 @@ def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
         del memory
         return fresh_average(inner, lam)
 
-    return Estimator(init, estimate, reset=reset if gamma else None)
+    return Estimator(init, estimate, reset=reset if gamma else None, price=lambda size: cost)
 
 
 def fresh_average(inner: InnerState, lam: Hyper) -> AverageMemory:

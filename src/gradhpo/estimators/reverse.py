@@ -28,6 +28,7 @@ from jax.tree_util import register_dataclass
 
 from gradhpo.core.dynamics import InnerState, linearize
 from gradhpo.core.estimator import (
+    Cost,
     Estimate,
     Estimator,
     Loop,
@@ -104,7 +105,15 @@ def reverse(
         return Estimate(hypergrad, got.inner, state, info)
 
     whole = kept == steps  # else alpha ends at s_{T-K}
-    return Estimator(init, estimate, window=steps, metrics=("alpha_growth",), starts=whole)
+    again = kept if memory == "segments" else 0  # of one level; with a budget there may be more
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        metrics=("alpha_growth",),
+        starts=whole,
+        price=None if budget else lambda size: Cost(steps + kept + again + 1, kept),
+    )
 
 
 def unrolled_gradients(

@@ -17,6 +17,7 @@ import optax
 from gradhpo.core.dynamics import from_optax, from_update
 from gradhpo.testing._build import Problem, ProblemAt, build, numbers
 from gradhpo.testing._networks import mlp_adam, mlp_chain, mlp_momentum, mlp_update_fn
+from gradhpo.testing._schedules import run_backwards, three_pieces
 from gradhpo.transforms import scale_by_tree
 
 __all__ = [
@@ -38,7 +39,9 @@ __all__ = [
     "quadratic_penalty",
     "ridge",
     "ridge_adam",
+    "run_backwards",
     "straight_line",
+    "three_pieces",
 ]
 
 CONTRACTION_GAMMA = 0.8

@@ -100,16 +100,12 @@ def cost(name: str, config: ImageConfig, size: int = 1) -> tuple[float, float]:
     """Gradient evaluations and second-order products of one seed's run of `size` numbers.
 
     >>> cost("fixed", ImageConfig()), cost("one_step", ImageConfig())
-    ((2000, 0), (4000, 2000))
+    ((2000, 0), Cost(gradients=4000, products=2000))
     """
     if name not in METHODS:  # the baseline: training alone
         return config.episodes * config.steps, 0
-    gradients, products = (config.episodes * x for x in METHODS[name].cost(config.steps, size))
-    if name == "hyperdistill":
-        fits = -(-config.episodes // FIT_PERIOD)
-        gradients += fits * (2 * config.steps + 1)
-        products += fits * 2 * config.steps
-    return gradients, products
+    estimator = make_optimizer(name, config, inner_optimizer=optax.identity()).estimator()
+    return estimator.cost(config.steps, size, episodes=config.episodes, period=FIT_PERIOD)
 
 
 def scorer(logits: Callable[[Any, Any], jax.Array]) -> Callable[[Any, DataBatch], np.ndarray]:
