@@ -51,8 +51,13 @@ def finite_difference(radius: float | None = None, gamma: float = 0.0) -> Estima
     return lookahead(partial(difference_product, radius=radius), gamma)
 
 
-def difference_product(dynamics, inner, lam, batch, alpha, *, radius: float | None) -> Hyper:
-    """`alpha B = c + q M`, the mixed part by central differences in the weights."""
+def difference_product(dynamics, inner, lam, batch, *, radius: float | None):
+    """The step with `alpha B = c + q M`, the mixed part by central differences in the weights."""
+    mixed = partial(_mixed, dynamics, inner, lam, batch, radius=radius)
+    return dynamics.step(inner, lam, batch), mixed
+
+
+def _mixed(dynamics, inner, lam, batch, alpha, *, radius: float | None) -> Hyper:
     q, c = pull_through_update(dynamics, inner, lam, batch, alpha)
     train_loss = dynamics.parts.train_loss
     warn_of_custom_rules(train_loss, inner, lam, batch, "finite_difference")

@@ -29,8 +29,8 @@ from gradhpo.utils.validation import check_fraction
 
 __all__ = ["AverageMemory", "Product", "exact_product", "lookahead", "one_step"]
 
-Product = Callable[..., Hyper]
-"""`(dynamics, inner, lam, batch, alpha) -> alpha B`, B taken at `inner`."""
+Product = Callable[..., tuple[InnerState, Callable[[InnerState], Hyper]]]
+"""`(dynamics, inner, lam, batch) -> (s_t, alpha -> alpha B)`, the step and B taken at `inner`."""
 
 
 class AverageMemory(NamedTuple):
@@ -52,9 +52,10 @@ def one_step(gamma: float = 0.0) -> Estimator:
     return lookahead(exact_product, gamma)
 
 
-def exact_product(dynamics, inner, lam, batch, alpha) -> Hyper:
-    """`alpha B` by automatic differentiation."""
-    return linearize(dynamics, inner, lam, batch)[1](alpha)[1]
+def exact_product(dynamics, inner, lam, batch):
+    """The step with `alpha B` by automatic differentiation."""
+    new, pullback = linearize(dynamics, inner, lam, batch)
+    return new, lambda alpha: pullback(alpha)[1]
 
 
 def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
@@ -66,13 +67,15 @@ def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
         return fresh_average(inner, lam) if gamma else ()
 
     def estimate(problem, memory, inner, lam, window):
-        batch = tree_last(window)
-        point = inner
+        dynamics, batch = problem.dynamics, tree_last(window)
         if gamma:
             memory, point = average(memory, inner, gamma)  # w*_t, from w_{t-1}
-        inner = problem.dynamics.step(inner, lam, batch.train)  # s_t
+            _, mixed = product(dynamics, point, lam, batch.train)
+            inner = dynamics.step(inner, lam, batch.train)  # s_t
+        else:
+            inner, mixed = product(dynamics, inner, lam, batch.train)
         loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
-        indirect = product(problem.dynamics, point, lam, batch.train, alpha)  # alpha_t B_t
+        indirect = mixed(alpha)  # alpha_t B_t
         hypergrad = optax.tree.add(direct, indirect)
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
