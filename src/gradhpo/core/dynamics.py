@@ -28,6 +28,7 @@ from gradhpo.core.types import (
     Hyper,
     LossFn,
     MakeOptimizer,
+    MetricDict,
     OptState,
     Params,
     PyTree,
@@ -40,6 +41,7 @@ __all__ = [
     "Dynamics",
     "InnerState",
     "Parts",
+    "Taken",
     "from_optax",
     "from_update",
     "gradient_and_products",
@@ -47,6 +49,7 @@ __all__ = [
     "join",
     "linearize",
     "pull_through_update",
+    "take",
     "zero_cotangent",
 ]
 
@@ -83,6 +86,14 @@ class Dynamics(NamedTuple):
 
 
 Pullback = Callable[[InnerState], tuple[InnerState, Hyper]]
+
+
+class Taken(NamedTuple):
+    """An inner step that was taken."""
+
+    state: InnerState  # s_t
+    pullback: Callable[[InnerState], Any]  # of a cotangent on s_t
+    reported: MetricDict  # what the training loss said at s_{t-1}; {}: an opaque step does not tell
 
 
 def from_update(update_fn: UpdateFn) -> Dynamics:
@@ -150,8 +161,8 @@ def from_optax(
 
     def step(inner, hyperparams, batch):
         w, loss = _loss_at(parts, inner, batch)
-        g, model_state = jax.grad(loss, has_aux=True)(w, hyperparams)
-        return _updated(parts, inner, hyperparams, g, model_state)[0]
+        g, said = jax.grad(loss, has_aux=True)(w, hyperparams)
+        return _updated(parts, inner, hyperparams, g, said.model_state)[0]
 
     return Dynamics(init, step, parts)
 
@@ -215,12 +226,12 @@ class _Constant(NamedTuple):
 
 
 def _loss_at(parts: Parts, inner: InnerState, batch: Batch) -> tuple[Params, Callable]:
-    """`w` and `(w, lam) -> (L_train, model state after the step)`, over the floating leaves."""
+    """The floating leaves `w` and `(w, lam) -> (L_train, all that the loss says)`."""
     w, rest = split(inner.params)
 
     def loss(w, lam):
         got = losses.train(parts.train_loss, merge(w, rest), lam, batch, inner.model_state)
-        return got.value, got.model_state
+        return got.value, got
 
     return w, loss
 
@@ -290,8 +301,16 @@ def linearize(
         `A_t` and `B_t` of Lee et al. (2022), eq. (3), with `w_t` replaced by
         `s_t = (w_t, z_t)` so that momentum is part of the state.
     """
+    taken = take(dynamics, inner, lam, batch, gradient)
+    return taken.state, taken.pullback
+
+
+def take(
+    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch, gradient: Params | None = None
+) -> Taken:
+    """`linearize`, with what the training loss said on the way."""
     if dynamics.parts is not None:
-        return _linearize_parts(dynamics.parts, inner, lam, batch, gradient)
+        return _take_parts(dynamics.parts, inner, lam, batch, gradient)
 
     floating, rest = split((inner.params, inner.opt_state))
 
@@ -306,28 +325,29 @@ def linearize(
         (a_w, a_z), alpha_b = pull((alpha.params, alpha.opt_state))
         return InnerState(a_w, a_z), alpha_b
 
-    return join(new_floating, new_rest, model_state), pullback
+    return Taken(join(new_floating, new_rest, model_state), pullback, {})
 
 
-def _linearize_parts(
+def _take_parts(
     parts: Parts, inner: InnerState, lam: Hyper, batch: Batch, gradient: Params | None
-) -> tuple[InnerState, Pullback]:
+) -> Taken:
     w, loss = _loss_at(parts, inner, batch)
-    g, model_state, products = gradient_and_products(loss, w, lam)
-    new, pull_update = _updated(parts, inner, lam, g if gradient is None else gradient, model_state)
+    g, said, products = gradient_and_products(loss, w, lam)
+    new, pull_update = _updated(
+        parts, inner, lam, g if gradient is None else gradient, said.model_state
+    )
 
     def pullback(alpha: InnerState) -> tuple[InnerState, Hyper]:
         q, a_w, a_z, c = pull_update((alpha.params, alpha.opt_state))
         q_hessian, q_mixed = products(q)
         return InnerState(optax.tree.add(a_w, q_hessian), a_z), optax.tree.add(c, q_mixed)
 
-    return new, pullback
+    return Taken(new, pullback, losses.reported("train", said.value, said.metrics))
 
 
-def pull_through_update(
-    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch, alpha: InnerState
-) -> tuple[Params, Hyper]:
-    """`(q, c)`: `alpha` pulled through the optimizer update alone, to the gradient and to `lam`.
+def pull_through_update(dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch) -> Taken:
+    """A step whose pullback is `alpha -> (q, c)`: through the optimizer update alone, to the
+    gradient and to `lam`.
 
     `alpha B = c + q M`, and `c` is exact and cheap: learning rates live there.
 
@@ -341,10 +361,14 @@ def pull_through_update(
             "exact product (one_step)."
         )
     w, loss = _loss_at(dynamics.parts, inner, batch)
-    g, model_state = jax.grad(loss, has_aux=True)(w, lam)
-    _, pull = _updated(dynamics.parts, inner, lam, g, model_state)
-    q, _, _, c = pull((alpha.params, alpha.opt_state))
-    return q, c
+    g, said = jax.grad(loss, has_aux=True)(w, lam)
+    new, pull_update = _updated(dynamics.parts, inner, lam, g, said.model_state)
+
+    def pullback(alpha: InnerState) -> tuple[Params, Hyper]:
+        q, _, _, c = pull_update((alpha.params, alpha.opt_state))
+        return q, c
+
+    return Taken(new, pullback, losses.reported("train", said.value, said.metrics))
 
 
 def join(floating: tuple[Any, Any], rest: tuple[Any, Any], model_state: PyTree) -> InnerState:

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradhpo.core.dynamics import InnerState, join, linearize
+from gradhpo.core.dynamics import InnerState, Taken, join, take
 from gradhpo.core.estimator import Estimate, Estimator, report
-from gradhpo.core.problem import outer_gradients
+from gradhpo.core.problem import judge
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
@@ -29,8 +29,8 @@ from gradhpo.utils.validation import check_fraction
 
 __all__ = ["AverageMemory", "Product", "exact_product", "lookahead", "one_step"]
 
-Product = Callable[..., tuple[InnerState, Callable[[InnerState], Hyper]]]
-"""`(dynamics, inner, lam, batch) -> (s_t, alpha -> alpha B)`, the step and B taken at `inner`."""
+Product = Callable[..., Taken]
+"""`(dynamics, inner, lam, batch) -> step`, whose pullback is `alpha -> alpha B`."""
 
 
 class AverageMemory(NamedTuple):
@@ -52,10 +52,10 @@ def one_step(gamma: float = 0.0) -> Estimator:
     return lookahead(exact_product, gamma)
 
 
-def exact_product(dynamics, inner, lam, batch):
-    """The step with `alpha B` by automatic differentiation."""
-    new, pullback = linearize(dynamics, inner, lam, batch)
-    return new, lambda alpha: pullback(alpha)[1]
+def exact_product(dynamics, inner, lam, batch) -> Taken:
+    """`alpha B` by automatic differentiation."""
+    taken = take(dynamics, inner, lam, batch)
+    return taken._replace(pullback=lambda alpha: taken.pullback(alpha)[1])
 
 
 def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
@@ -70,14 +70,14 @@ def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
         dynamics, batch = problem.dynamics, tree_last(window)
         if gamma:
             memory, point = average(memory, inner, gamma)  # w*_t, from w_{t-1}
-            _, mixed = product(dynamics, point, lam, batch.train)
-            inner = dynamics.step(inner, lam, batch.train)  # s_t
+            mixed = product(dynamics, point, lam, batch.train).pullback
+            inner, said = dynamics.step(inner, lam, batch.train), {}  # s_t
         else:
-            inner, mixed = product(dynamics, inner, lam, batch.train)
-        loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
+            inner, mixed, said = product(dynamics, inner, lam, batch.train)
+        loss, alpha, direct, judged = judge(problem, inner, lam, batch.val)
         indirect = mixed(alpha)  # alpha_t B_t
         hypergrad = optax.tree.add(direct, indirect)
-        return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
+        return Estimate(hypergrad, inner, memory, report(loss, direct, indirect), said | judged)
 
     def reset(memory, inner, lam):
         del memory
