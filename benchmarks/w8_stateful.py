@@ -63,7 +63,7 @@ def problem_of(model, opaque=False):
     if not opaque:
         dynamics = gh.from_optax(model.train_loss, adamw)
         problem = gh.BilevelProblem(dynamics, model.val_loss, model.train_loss)
-        return problem, dynamics.init(model.params, lam, model.model_state)
+        return problem, dynamics.init(model.params, lam)._replace(model_state=model.model_state)
     dynamics = gh.from_update(functools.partial(opaque_step, model))
     train_loss, val_loss = opaque_losses(model)
     packed = {"w": model.params, "state": model.model_state}
@@ -105,7 +105,9 @@ def our_step(problem, inner, lam, window):
     """One outer step of the functional form."""
     estimator = gh.one_step()
     step = gh.bilevel_step(estimator, OUTER)
-    state = gh.init_state(problem, estimator, OUTER, inner.params, lam, window)
+    state = gh.init_state(
+        problem, estimator, OUTER, inner.params, lam, window, model_state=inner.model_state
+    )
     return functools.partial(step, problem), (state, window)
 
 

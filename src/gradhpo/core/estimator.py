@@ -50,6 +50,9 @@ class Estimate(NamedTuple):
     inner: InnerState  # the state after the window
     memory: Memory
     info: Mapping[str, jax.Array]  # scalars worth looking at; see `report`
+    # What the losses said on the way, under the names of the state's metrics (train_loss at the
+    # window's first gradient). What is missing is evaluated for the report.
+    reported: Mapping[str, jax.Array] = {}
 
 
 class Cost(NamedTuple):

@@ -19,7 +19,7 @@ from gradhpo.core.types import Batch, Hyper, LossFn, MetricDict, Params, PyTree,
 from gradhpo.utils._calls import explain_call
 from gradhpo.utils._partition import is_differentiable
 
-__all__ = ["Evaluated", "has_model_state", "judge", "loss_value", "train"]
+__all__ = ["Evaluated", "has_model_state", "judge", "loss_value", "reported", "train"]
 
 
 class Evaluated(NamedTuple):
@@ -95,6 +95,15 @@ def loss_value(
     """
     got = _call("the loss", loss, params, lam, batch, model_state)
     return got[0] if isinstance(got, tuple) else got
+
+
+def reported(side: str, value: Scalar, metrics: MetricDict) -> MetricDict:
+    """What a loss says, under the names that it has in the metrics of a state.
+
+    >>> reported("val", 0.5, {"accuracy": 0.9})
+    {'val_loss': 0.5, 'val_accuracy': 0.9}
+    """
+    return {f"{side}_loss": value} | {f"{side}_{name}": x for name, x in metrics.items()}
 
 
 def _value_and_metrics(name: str, got: Any) -> tuple[Scalar, MetricDict]:

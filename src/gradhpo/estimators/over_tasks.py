@@ -61,7 +61,7 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
         if "status" in got.info:
             status = got.info["status"]
             info["status"] = status[jnp.argmax(status != Status.OK)]
-        return Estimate(hypergrad, got.inner, got.memory, info)
+        return Estimate(hypergrad, got.inner, got.memory, info, got.reported)
 
     made = estimator._replace(init=init, estimate=estimate, tasks=tasks)
     if (prepare := estimator.start) is not None:
