@@ -26,7 +26,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
 from gradhpo.core.types import PyTree
 from gradhpo.utils.gradients import tree_lerp
-from gradhpo.utils.validation import check_rate
+from gradhpo.utils.validation import check_rate, check_same_avals
 
 __all__ = [
     "ON_HOST",
@@ -68,6 +68,11 @@ def start_episode(
             the leading axis. None: a key that depends on `state.episode` alone.
         keep_phi: Keep a copy of the weights that the episode started from for `end_episode`, which
             needs them unless the Reptile rate is 1.
+
+    Raises:
+        TypeError: `begin` returns no `Start`.
+        ValueError: its params or model state are not shaped like those of the state, or its window
+            depends on the hyperparameters; the message names the leaf.
     """
     lam = state.hyperparams
     if draw is None and problem.begin is not None:
@@ -80,13 +85,15 @@ def start_episode(
     if window is not None and estimator.tasks is not None:
         window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
     inner = strengthen(inner)
+    _check_started(state.inner, inner)
     memory = state.memory
     if estimator.reset is not None:
         memory = estimator.reset(memory, inner, lam)
     one = origin
     if estimator.tasks is not None:
         one = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
-    sees = estimator.starts and started_hyperparams(problem, one, lam)
+    moved = started_hyperparams(problem, one, lam, differentiates=estimator.differentiates)
+    sees = estimator.starts and moved
     state = state.update(
         params=inner.params,
         inner_opt_state=inner.opt_state,
@@ -95,6 +102,17 @@ def start_episode(
         phi=origin.phi if keep_phi else (),
     )
     return Begun(state, origin if sees else None, window)
+
+
+def _check_started(before: InnerState, started: InnerState) -> None:
+    """An episode begins with the weights and the model state of one kind, whatever their values."""
+    old, new = ({"params": s.params, "model_state": s.model_state} for s in (before, started))
+    check_same_avals(
+        *jax.eval_shape(lambda: (old, new)),
+        rule="begin must return a Start of the structure, shapes and dtypes that init was given",
+        remedy="Give init params (and a model_state) like those that episodes begin with; a "
+        "hyperparameter wider than the parameters is cast inside begin.",
+    )
 
 
 def end_episode(
