@@ -8,7 +8,9 @@ import pytest
 
 from gradhpo import (
     BilevelProblem,
-    Window,
+    InOrder,
+    Start,
+    Task,
     amigo,
     drmad,
     es,
@@ -36,8 +38,11 @@ from gradhpo.testing.problems import (
     CONTRACTION_GAMMA,
     ZOO,
     at_minimum,
+    batch_norm,
     contraction,
     contraction_nonlinear,
+    initial_scale,
+    initial_weights,
     integer_leaves,
     learning_rates,
     outer_lam,
@@ -56,7 +61,7 @@ def small(make_optimizer, lam, steps):
     dynamics = from_optax(lambda w, lam, x: jnp.sum((w - x) ** 2) / 2, make_optimizer)
     problem = BilevelProblem(dynamics, lambda w, lam, v: jnp.sum((w - v) ** 2))
     lam = jnp.asarray(lam)
-    return problem, dynamics.init(jnp.array([1.0, -2.0, 0.5]), lam), lam, Window(x, v)
+    return Task(problem, jnp.array([1.0, -2.0, 0.5]), lam, InOrder(x), InOrder(v))
 
 
 def run_backwards(steps):
@@ -69,31 +74,69 @@ def three_pieces(steps):
     return small(lambda lam: optax.sgd(lambda count: lam[jnp.minimum(count, 2)]), rates, steps)
 
 
+def there_and_back(steps):
+    """A state that the loss reads and writes, and a start made of lam, by a reversible optimizer."""
+    draw = np.random.default_rng(6).standard_normal
+    x, v = (jnp.asarray(draw((steps, 5, 3))) for _ in range(2))
+
+    def train_loss(w, lam, x, state):
+        mean = 0.6 * state["mean"] + 0.4 * jnp.mean(x, axis=0)
+        loss = jnp.mean(jnp.tanh((x - mean) @ w["w"] + w["b"]) ** 2) + jnp.sum(jnp.cos(w["w"]))
+        return loss, ({"mean": mean, "seen": state["seen"] + 1}, {"seen": state["seen"]})
+
+    def val_loss(w, lam, v, state):
+        return jnp.mean((jnp.sin((v - state["mean"]) @ w["w"]) - w["b"]) ** 2)
+
+    def begin(params, lam, draw):
+        return Start({"w": jnp.exp(lam["log_scale"]) * params["w"], "b": lam["b"]})
+
+    dynamics = from_optax(train_loss, lambda lam: reversible_sgd(jnp.exp(lam["log_rate"]), 0.5))
+    lam = {"log_rate": jnp.array(-2.0), "log_scale": jnp.array(0.3), "b": jnp.array(0.4)}
+    return Task(
+        BilevelProblem(dynamics, val_loss, begin=begin),
+        {"w": jnp.asarray(draw(3)), "b": jnp.zeros(())},
+        lam,
+        InOrder(x),
+        InOrder(v),
+        model_state={"mean": jnp.zeros(3), "seen": jnp.zeros((), jnp.int32)},
+    )
+
+
 def only_part(batch):
     return 0
 
 
+NETWORKS = (batch_norm, initial_scale)
+DOORS = (*NETWORKS, initial_weights)  # a model state; starts that depend on lam
+
 # Every method of the registry: an estimator, where it is exact, a control where it must not be,
 # and where the rest of the contract is checked: one problem each, for every one is ten programs.
 ROWS = {
-    "fo": (first_order, [], [outer_lam], [contraction]),
-    "one_step": (one_step(), [ridge, integer_leaves], [(outer_lam, 3)], [integer_leaves]),
+    "fo": (first_order, [], [outer_lam, *DOORS], [contraction]),
+    # A start that depends on lam is a constant for it.
+    "one_step": (
+        one_step(),
+        [ridge, integer_leaves, batch_norm],
+        [(outer_lam, 3), (batch_norm, 3), initial_scale, initial_weights],
+        [integer_leaves, batch_norm],
+    ),
     "averaged": (one_step(0.5), [ridge], [(outer_lam, 3)], [outer_lam]),
     "t1t2": (finite_difference(), [ridge, learning_rates], [(outer_lam, 3)], [outer_lam]),
     "greedy": (greedy(GAMMA, 3), [contraction], [contraction_nonlinear], [outer_lam]),
     "hyperdistill": (
         lambda: hyperdistill(GAMMA),
         [(contraction_nonlinear, 4)],
-        [(outer_lam, 3)],
-        [integer_leaves],
+        [(outer_lam, 3), (batch_norm, 3), initial_scale],
+        [integer_leaves, batch_norm],
     ),
-    "reverse": (reverse(3), [integer_leaves], [], [integer_leaves]),
-    "segments": (reverse(3, memory="segments"), [integer_leaves], [], [contraction]),
-    "reversible": (reversible(3), [run_backwards], [], [run_backwards]),
-    "forward": (forward(3), [integer_leaves], [], [outer_lam]),
-    "rtho": (forward(online=True), [(integer_leaves, 3)], [], [contraction]),
+    "reverse": (reverse(3), [integer_leaves, *DOORS], [], [integer_leaves, batch_norm]),
+    "segments": (reverse(3, memory="segments"), [integer_leaves, *DOORS], [], [contraction]),
+    "reversible": (reversible(3), [run_backwards, there_and_back], [], [run_backwards]),
+    "forward": (forward(3), [integer_leaves, *DOORS], [], [outer_lam, batch_norm]),
+    "rtho": (forward(online=True), [(p, 3) for p in (integer_leaves, *DOORS)], [], [contraction]),
     "fds": (forward_sharing(3, 3, average=False), [three_pieces], [], [three_pieces]),
-    "drmad": (drmad(3), [straight_line], [outer_lam], [contraction]),
+    "drmad": (drmad(3), [straight_line, initial_weights], [outer_lam, *NETWORKS], [contraction]),
+    "drmad: T = 1": (drmad(1), [integer_leaves, *DOORS], [], []),
     "implicit_cg": (implicit(2, cg(1e-12)), [at_minimum], [outer_lam], [at_minimum]),
     "implicit_neumann": (implicit(1, neumann(60, 1.0)), [at_minimum], [], [at_minimum]),
     "implicit_nystrom": (implicit(1, nystrom()), [], [at_minimum], [at_minimum]),
@@ -206,12 +249,26 @@ def test_assert_trees_close_sees_small_leaves_and_nan():
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo_is_the_same_in_float32(name):
     """The same numbers, the default dtype, and windows of the length asked for."""
-    wide = ZOO[name](3)
-    assert all(x.dtype in (jnp.float64, jnp.int32) for x in jax.tree.leaves(wide[1:]))
+    wide = numbers_of(ZOO[name])
+    assert all(x.dtype in (jnp.float64, jnp.int32, jnp.uint32) for x in jax.tree.leaves(wide))
     jax.config.update("jax_enable_x64", False)
-    narrow = ZOO[name](3)
-    for a, b in zip(jax.tree.leaves(wide[1:]), jax.tree.leaves(narrow[1:]), strict=True):
-        assert b.dtype in (jnp.float32, jnp.int32)
+    narrow = numbers_of(ZOO[name])
+    for a, b in zip(jax.tree.leaves(wide), jax.tree.leaves(narrow), strict=True):
+        assert b.dtype in (jnp.float32, jnp.int32, jnp.uint32)
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
-    assert {x.shape[0] for x in jax.tree.leaves(narrow[3])} == {3}
-    assert np.isfinite(unrolled_loss(*narrow[:2], narrow[2], narrow[3]))
+    assert {x.shape[0] for x in jax.tree.leaves(narrow["window"])} == {3}
+    task = ZOO[name](3)
+    inner, window = task.begin(3)
+    assert np.isfinite(unrolled_loss(task.problem, inner, task.hyperparams, window))
+
+
+def numbers_of(problem_at):
+    """All that an episode of three steps begins with; of keys, their bits."""
+    task = problem_at(3)
+    inner, window = task.begin(3)
+
+    def bits(x):
+        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(x) if key else x
+
+    return jax.tree.map(bits, {"inner": inner, "lam": task.hyperparams, "window": window})
