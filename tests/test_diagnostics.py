@@ -284,7 +284,7 @@ def broken(loss=jnp.square, optimizer=None, start=-1.0, steps=3):
         (broken(), {"methods": ["two_step"]}, "unknown method 'two_step'; known: fo, one_st"),
         (broken(), {"methods": "one_step"}, "methods must be several"),
         (broken(), {"methods": one_step()}, "methods must be several"),
-        (broken(), {"truth": "reversed"}, "truth must be reverse, forward or differences"),
+        (broken(), {"truth": "reversed"}, "truth must be 'reverse', 'forward' or 'diff"),
         (broken(start=jnp.inf), {}, "the state that training starts from holds NaN"),
         (broken(jnp.log), {}, "validation loss after step 3 is nan"),
         (broken(lambda w: jnp.sqrt(w - w)), {}, "derivative of the validation loss itself"),

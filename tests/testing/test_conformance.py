@@ -75,7 +75,7 @@ def three_pieces(steps):
 
 
 def there_and_back(steps):
-    """A state that the loss reads and writes, and a start made of lam, by a reversible optimizer."""
+    """A state that the loss reads and writes, a start made of lam, a reversible optimizer."""
     draw = np.random.default_rng(6).standard_normal
     x, v = (jnp.asarray(draw((steps, 5, 3))) for _ in range(2))
 

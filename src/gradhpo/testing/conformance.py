@@ -22,7 +22,7 @@ from gradhpo.core.status import Status
 from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.testing._build import ProblemAt
 from gradhpo.testing.compare import assert_trees_close, relative_error, unrolled_loss
-from gradhpo.testing.problems import integer_leaves, mlp_momentum
+from gradhpo.testing.problems import batch_norm, integer_leaves, mlp_momentum
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_is_finite
 
@@ -37,7 +37,7 @@ def check_estimator(
     *,
     exact_on: Iterable[Case] = (),
     not_exact_on: Iterable[Case] = (),
-    problems: Iterable[ProblemAt] = (mlp_momentum, integer_leaves),
+    problems: Iterable[ProblemAt] = (mlp_momentum, integer_leaves, batch_norm),
     rtol: float = 1e-9,
     differs_by: float = 1e-2,
 ) -> None:
