@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_formulas import at, every_step, flat_state, whole_window, written_out
+from dense_formulas import at, every_step, flat_state, started, whole_window, written_out
 from jax.flatten_util import ravel_pytree
 
 from gradhpo import (
@@ -105,7 +105,7 @@ def test_differences_approach_the_exact_product(name):
 @pytest.mark.parametrize("problem_at", [nested, mlp_momentum, ridge])
 def test_reverse_against_differences_of_the_run(problem_at):
     """The whole training run, re-run at displaced hyperparameters."""
-    problem, inner, lam, window = case = problem_at(T)
+    problem, inner, lam, window = case = started(problem_at, T)
     got = whole_window(reverse(T), *case).hypergrad
     run = jax.jit(partial(unrolled_loss, problem, inner, window=window))
     assert_trees_close(got, central_difference(run, lam), 1e-7)
@@ -125,13 +125,13 @@ def test_one_step_against_differences_of_one_step():
 @pytest.mark.parametrize("problem_at", TUNES_OPTIMIZER, ids=lambda p: p.__name__)
 def test_mixed_mode_products_are_reverse_over_reverse(problem_at):
     """alpha A and alpha B, for a full cotangent on weights and slots."""
-    problem, inner, lam, window = problem_at(2)
+    problem, inner, lam, window = started(problem_at, 2)
     inner = problem.dynamics.step(inner, lam, at(window.train, 0))
     noise = np.random.default_rng(0)
     alpha = jax.tree.map(
         lambda x: jnp.asarray(noise.standard_normal(x.shape)), zero_cotangent(inner)
     )
-    plain = opaque(problem_at)(2)[0].dynamics
+    plain = opaque(problem_at)(2).problem.dynamics
     new, pullback = linearize(problem.dynamics, inner, lam, at(window.train, 1))
     other, reference = linearize(plain, inner, lam, at(window.train, 1))
     assert_trees_close(flat_state(new), flat_state(other), 1e-14)
@@ -140,8 +140,8 @@ def test_mixed_mode_products_are_reverse_over_reverse(problem_at):
 
 def test_velocity_inside_the_weights_changes_nothing():
     """The same momentum as Optax slots and as an update_fn: one hypergradient."""
-    slots = whole_window(reverse(T), *mlp_momentum(T))
-    own = whole_window(reverse(T), *mlp_update_fn(T))
+    slots = whole_window(reverse(T), *started(mlp_momentum, T))
+    own = whole_window(reverse(T), *started(mlp_update_fn, T))
     assert_trees_close(own.hypergrad, slots.hypergrad, 1e-12)
     assert_trees_close(own.inner.params["w"], slots.inner.params, 1e-13)
 
@@ -179,7 +179,7 @@ def test_mistakes_would_be_seen():
 
 def test_short_sighted_methods_are_not_exact_off_their_assumption():
     """The negative control of the matrix: no estimator but reverse is right on this."""
-    case = problem, inner, lam, window = outer_lam(T)
+    case = problem, inner, lam, window = started(outer_lam, T)
     exact = jax.jit(jax.grad(lambda x: unrolled_loss(problem, inner, x, window)))(lam)
     for estimator in (one_step(), one_step(0.9), hyperdistill(0.9, theta=1.0)):
         assert relative_error(every_step(estimator, *case)[-1].hypergrad, exact) > 1e-2
@@ -198,7 +198,7 @@ def test_float32_points_the_same_way(name):
         makers["finite_difference"] = finite_difference
 
     def gradient(estimator):
-        got = whole_window(estimator, *ZOO[name](estimator.window))
+        got = whole_window(estimator, *started(ZOO[name], estimator.window))
         return np.asarray(ravel_pytree(got.hypergrad)[0], np.float64)
 
     def gradients():
@@ -217,7 +217,7 @@ def test_float32_points_the_same_way(name):
 
 
 def test_outer_gradients_pad_the_slots_with_zeros():
-    problem, inner, lam, window = mlp_adam(1)
+    problem, inner, lam, window = started(mlp_adam, 1)
     loss, alpha, _ = outer_gradients(problem, inner, lam, at(window.val, 0))
     np.testing.assert_allclose(loss, problem.outer_loss(inner.params, lam, at(window.val, 0)))
     assert all(not np.any(x) for x in jax.tree.leaves(alpha.opt_state))

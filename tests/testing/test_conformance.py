@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradhpo import one_step, reverse
+from gradhpo import drmad, one_step, reverse
 from gradhpo.algorithms import METHODS
 from gradhpo.testing import (
     assert_trees_close,
@@ -14,14 +14,26 @@ from gradhpo.testing import (
     relative_error,
     unrolled_loss,
 )
-from gradhpo.testing.problems import ZOO, contraction, integer_leaves, outer_lam, ridge
+from gradhpo.testing.problems import (
+    ZOO,
+    batch_norm,
+    contraction,
+    initial_scale,
+    initial_weights,
+    integer_leaves,
+    outer_lam,
+    ridge,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
+
+DOORS = (batch_norm, initial_scale, initial_weights)  # a model state; starts that depend on lam
 
 # Settings of a method that make a method of its own: estimator, exact, control, the rest.
 MORE = {
     "averaged": (one_step(0.5), [ridge], [(outer_lam, 3)], [outer_lam]),
-    "segments": (reverse(3, memory="segments"), [integer_leaves], [], [contraction]),
+    "drmad: T = 1": (drmad(1), [integer_leaves, *DOORS], [], []),
+    "segments": (reverse(3, memory="segments"), [integer_leaves, *DOORS], [], [contraction]),
 }
 
 
@@ -121,12 +133,26 @@ def test_assert_trees_close_sees_small_leaves_and_nan():
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo_is_the_same_in_float32(name):
     """The same numbers, the default dtype, and windows of the length asked for."""
-    wide = ZOO[name](3)
-    assert all(x.dtype in (jnp.float64, jnp.int32) for x in jax.tree.leaves(wide[1:]))
+    wide = numbers_of(ZOO[name])
+    assert all(x.dtype in (jnp.float64, jnp.int32, jnp.uint32) for x in jax.tree.leaves(wide))
     jax.config.update("jax_enable_x64", False)
-    narrow = ZOO[name](3)
-    for a, b in zip(jax.tree.leaves(wide[1:]), jax.tree.leaves(narrow[1:]), strict=True):
-        assert b.dtype in (jnp.float32, jnp.int32)
+    narrow = numbers_of(ZOO[name])
+    for a, b in zip(jax.tree.leaves(wide), jax.tree.leaves(narrow), strict=True):
+        assert b.dtype in (jnp.float32, jnp.int32, jnp.uint32)
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
-    assert {x.shape[0] for x in jax.tree.leaves(narrow[3])} == {3}
-    assert np.isfinite(unrolled_loss(*narrow[:2], narrow[2], narrow[3]))
+    assert {x.shape[0] for x in jax.tree.leaves(narrow["window"])} == {3}
+    task = ZOO[name](3)
+    inner, window = task.begin(3)
+    assert np.isfinite(unrolled_loss(task.problem, inner, task.hyperparams, window))
+
+
+def numbers_of(problem_at):
+    """All that an episode of three steps begins with; of keys, their bits."""
+    task = problem_at(3)
+    inner, window = task.begin(3)
+
+    def bits(x):
+        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(x) if key else x
+
+    return jax.tree.map(bits, {"inner": inner, "lam": task.hyperparams, "window": window})

@@ -74,9 +74,9 @@ ENTRIES = (
         one_step,
         "exact one-step lookahead",
         Example(
-            problems=("integer_leaves",),
-            exact_on=("ridge", "integer_leaves"),
-            not_exact_on=(("outer_lam", 3),),
+            problems=("integer_leaves", "batch_norm"),
+            exact_on=("ridge", "integer_leaves", "batch_norm"),
+            not_exact_on=(("outer_lam", 3), ("batch_norm", 3), "initial_scale"),
         ),
         Summary(
             "one step",

@@ -132,9 +132,9 @@ ENTRIES = (
         hyperdistill,
         "HyperDistill: online hypergradient distillation",
         Example(
-            problems=("integer_leaves",),
+            problems=("integer_leaves", "batch_norm"),
             exact_on=(("contraction_nonlinear", 4),),
-            not_exact_on=(("outer_lam", 3),),
+            not_exact_on=(("outer_lam", 3), "initial_scale"),
             settings={"gamma": 0.8},
             of_class={"gamma": 0.9, "estimation_period": 2},
         ),

@@ -198,7 +198,11 @@ ENTRIES = (
         ReverseOptimizer,
         reverse,
         "reverse mode: exact, T stored states",
-        Example(problems=("integer_leaves",), exact_on=("integer_leaves",), settings={"T": 3}),
+        Example(
+            problems=("integer_leaves", "batch_norm"),
+            exact_on=("integer_leaves", "batch_norm", "initial_scale", "initial_weights"),
+            settings={"T": 3},
+        ),
         Summary(
             "reverse",
             "reverse",
@@ -216,7 +220,7 @@ ENTRIES = (
         "reverse mode, SGD with momentum run backwards: exact, bits stored",
         Example(
             problems=("run_backwards",),
-            exact_on=("run_backwards",),
+            exact_on=("run_backwards", "there_and_back"),
             settings={"T": 3},
             trained_by=lambda rate: reversible_sgd(rate, momentum=0.5),
         ),
@@ -234,7 +238,11 @@ ENTRIES = (
         ForwardOptimizer,
         forward,
         "forward mode: exact, one product per hyperparameter",
-        Example(problems=("outer_lam",), exact_on=("integer_leaves",), settings={"T": 3}),
+        Example(
+            problems=("outer_lam",),
+            exact_on=("integer_leaves", "batch_norm", "initial_scale", "initial_weights"),
+            settings={"T": 3},
+        ),
         _FORWARD,
         usual=True,
     ),
@@ -243,7 +251,10 @@ ENTRIES = (
         ForwardOptimizer,
         forward,
         "forward mode while the hyperparameters move (RTHO)",
-        Example(problems=("contraction",), exact_on=(("integer_leaves", 3),)),
+        Example(
+            problems=("contraction",),
+            exact_on=(("integer_leaves", 3), ("batch_norm", 3), ("initial_scale", 3)),
+        ),
         _FORWARD,
         settings={"online": True},
     ),
@@ -276,8 +287,8 @@ ENTRIES = (
         "reverse mode along a straight line, two stored states",
         Example(
             problems=("contraction",),
-            exact_on=("straight_line",),
-            not_exact_on=("outer_lam",),
+            exact_on=("straight_line", "initial_weights"),
+            not_exact_on=("outer_lam", "batch_norm", "initial_scale"),
             settings={"T": 3},
         ),
         Summary(
