@@ -45,6 +45,7 @@ def unrolled_loss(
     if origin is not None:
         inner, _ = begin_episode(problem, origin, lam)
         inner = inner._replace(model_state=lax.stop_gradient(inner.model_state))
+    assert inner is not None, "without an origin training begins at `inner`"
     step = jax.jit(problem.dynamics.step)
     steps = jax.tree.leaves(window.train)[0].shape[0]
     for t in range(steps):
