@@ -31,7 +31,8 @@ import jax  # noqa: E402
 import jax.monitoring  # noqa: E402
 import pytest  # noqa: E402
 
-from gradhpo.algorithms import _programs, _recompilation  # noqa: E402
+from gradhpo import clear_caches  # noqa: E402
+from gradhpo.driver import _recompilation  # noqa: E402
 
 # Sent wherever JAX asks for an executable, also where the cache on disk then has it: the count
 # means "another program" and does not depend on what ran before.
@@ -57,10 +58,10 @@ def _default_float(wide: bool):
     programs of the two settings apart; the facade's count of compilations must not add them."""
     before = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", wide)
-    _programs.programs.cache_clear()
+    clear_caches()
     yield
     jax.config.update("jax_enable_x64", before)
-    _programs.programs.cache_clear()
+    clear_caches()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ and `scan`.
 """
 
 from gradhpo.algorithms.baselines import FOOptimizer, OneStepOptimizer
-from gradhpo.algorithms.caches import clear_caches
 from gradhpo.algorithms.evolution import ESOptimizer, PESOptimizer
 from gradhpo.algorithms.greedy import GreedyOptimizer
 from gradhpo.algorithms.implicit import ImplicitOptimizer
@@ -40,6 +39,9 @@ from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.core.task import Task
 from gradhpo.core.types import DataBatch, LossFn, LossFunctions, MetricDict, PyTree
 from gradhpo.diagnostics import HypergradientCheck, check_hypergradient
+from gradhpo.driver.caches import clear_caches
+from gradhpo.driver.hooks import StopRun
+from gradhpo.driver.tune import tune
 from gradhpo.estimators.amigo import amigo
 from gradhpo.estimators.distill import hyperdistill
 from gradhpo.estimators.drmad import drmad
@@ -110,6 +112,7 @@ __all__ = [
     "Start",
     "Status",
     "StocBiOOptimizer",
+    "StopRun",
     "T1T2Optimizer",
     "Task",
     "Unrolled",
@@ -160,6 +163,7 @@ __all__ = [
     "tree_normalize",
     "tree_zeros_like",
     "unrolled_gradients",
+    "tune",
     "update_w_star",
     "vjp_wrt_both",
     "vjp_wrt_lambda",

@@ -1,5 +1,7 @@
 """One small problem and every method on it, for the tests of the classes."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,14 +89,17 @@ def run(opt, state, M=2, lr_hyper=0.1, losses=(train_loss, val_loss), dtype=np.f
     if opt.outer_optimizer is not None:
         lr_hyper = None
     sources = {"get_train_batch": Source(1, dtype), "get_val_batch": Source(2, dtype)}
-    return opt.run(
-        state,
-        M,
-        **{**sources, **more},
-        train_loss_fn=losses[0],
-        val_loss_fn=losses[1],
-        lr_hyper=lr_hyper,
-    )
+    with warnings.catch_warnings():
+        # Some methods are inaccurate here, with the settings that their names stand for.
+        warnings.filterwarnings("ignore", message=r".*: 0 of the \d+ updates of this run")
+        return opt.run(
+            state,
+            M,
+            **{**sources, **more},
+            train_loss_fn=losses[0],
+            val_loss_fn=losses[1],
+            lr_hyper=lr_hyper,
+        )
 
 
 def step(opt, state, seed=0, lr_hyper=0.1, losses=(train_loss, val_loss)):

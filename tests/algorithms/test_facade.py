@@ -23,7 +23,7 @@ from facade_cases import (
     val_loss,
 )
 
-from gradhpo import Resident, greedy, one_step, reverse
+from gradhpo import GradhpoWarning, Resident, greedy, one_step, reverse
 from gradhpo.testing import assert_trees_close
 
 ALL = pytest.mark.parametrize("name", METHODS)
@@ -255,7 +255,8 @@ def test_a_run_that_meets_nan_says_so_and_goes_on():
 
     for name in KINDS:
         opt = method(name)
-        state = run(opt, opt.init(*start()), get_train_batch=Poisoned(1))
+        with pytest.warns(GradhpoWarning, match=r"1 of the \d updates of this run were rejected"):
+            state = run(opt, opt.init(*start()), get_train_batch=Poisoned(1))
         assert int(state.metadata["n_rejected"]) == 1, name
         assert int(state.metadata["first_bad_step"]) == 2 // opt.estimator().window, name
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(floats(state))), name

@@ -1,5 +1,6 @@
 """What used to pass in silence: nothing tuned, all rejected, compiled again and again."""
 
+import contextlib
 import functools
 import gc
 import warnings
@@ -13,7 +14,7 @@ import optax
 import pytest
 from facade_cases import batch, method, run, sgd, start, step, train_loss, val_loss
 
-from gradhpo import GradhpoWarning, Resident, clear_caches
+from gradhpo import GradhpoWarning, Resident, Status, clear_caches
 
 # -- a validation loss that training cannot change ------------------------------------------------
 
@@ -148,16 +149,36 @@ def with_nan(*which):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_run_that_was_rejected_says_so(strict):
-    """A warning also if strict: the state of a whole run must not be lost."""
+    """A warning also if strict: the state of a whole run must not be lost. Every status counts,
+    also of updates that good ones have followed, and those of earlier runs do not."""
     opt = method("one_step", strict=strict)
-    state = run(opt, opt.init(*start()), get_train_batch=with_nan(2))  # one of eight: no word
+    with pytest.warns(GradhpoWarning, match="1 of the 8 updates.*NONFINITE_TRAIN_STATE 1"):
+        state = run(opt, opt.init(*start()), get_train_batch=with_nan(2))
     message = r"8 of the 8 updates of this run were rejected; the first ever at step 2\..*"
     with pytest.warns(GradhpoWarning, match=message + "NONFINITE_TRAIN_STATE.*NaN in the train"):
         after = run(opt, state, get_train_batch=with_nan(*range(8)))
-    assert int(after.metadata["n_rejected"]) == 9  # of which this run's are counted
-    run(opt, after, get_train_batch=with_nan(*range(4)))  # half of them: no word
-    with pytest.warns(GradhpoWarning, match=r"5 of the 8 updates.*status is OK"):
-        run(opt, after, get_train_batch=with_nan(*range(5)))
+    assert int(after.metadata["n_rejected"]) == 9
+    run(opt, after)  # nothing to say
+
+
+@pytest.mark.parametrize("inaccurate, said", [(4, False), (5, True)])
+def test_a_run_that_was_mostly_inaccurate_says_so(inaccurate, said):
+    """Updates that were taken, but not as they should be: from one half of them on. Both kinds go
+    into one warning, with the remedy for the more frequent."""
+    from gradhpo.driver.summary import summarise
+
+    opt = method("one_step")
+    before = opt.init(*start())
+    code = Status.LINEAR_SOLVE_INACCURATE
+    counts = np.zeros_like(before.counts)
+    counts[code], counts[Status.OK] = inaccurate, 8 - inaccurate
+    message = "0 of the 8 updates.*LINEAR_SOLVE_INACCURATE 5.*Allow more iterations"
+    with pytest.warns(GradhpoWarning, match=message) if said else contextlib.nullcontext():
+        summarise("name", before, before.update(counts=counts))
+    counts[Status.NONFINITE_VAL_LOSS] = 1
+    both = f"1 of the 9 updates.*INACCURATE {inaccurate}, NONFINITE_VAL_LOSS 1.*Allow more"
+    with pytest.warns(GradhpoWarning, match=both):
+        summarise("name", before, before.update(counts=counts))
 
 
 def test_adam_that_rejects_every_update_names_eps_root():

@@ -1,6 +1,7 @@
 """The one body of `init`, `step`, `compute_hypergradient` and `run`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,30 +11,30 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from gradhpo.algorithms._findings import complain_of, complain_of_rejections, inspect, resolve
-from gradhpo.algorithms._programs import Programs, dynamics_of, initializer, problem_of, programs
-from gradhpo.algorithms._recompilation import note_compilation, note_shapes
 from gradhpo.core import loop as loops
 from gradhpo.core.base import BilevelOptimizer
-from gradhpo.core.dynamics import is_optimizer
+from gradhpo.core.dynamics import from_optax, from_update, is_optimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import Outer, check_outer
-from gradhpo.core.problem import Begin, BilevelProblem, Window, check_window
-from gradhpo.core.source import BatchSource, Resident, as_arrays, check_source, draw, fetch, owned
+from gradhpo.core.problem import Begin, BilevelProblem, Window
+from gradhpo.core.source import BatchSource, as_arrays
 from gradhpo.core.state import BilevelState
-from gradhpo.core.step import with_metrics
+from gradhpo.core.step import init_state
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
+from gradhpo.driver import single
+from gradhpo.driver.caches import kept
+from gradhpo.driver.data import Data
+from gradhpo.driver.run import Plan
+from gradhpo.driver.setup import Setup, check_length
+from gradhpo.driver.tune import checked_run, found_again
 from gradhpo.estimators.over_tasks import over_tasks
-from gradhpo.utils._partition import scalar_dtype
-from gradhpo.utils.gradients import avals
+from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
-    check_batch,
     check_callable,
     check_choice,
     check_count,
     check_fraction,
     check_hyperparams,
-    check_outer_step,
     check_params,
 )
 
@@ -189,7 +190,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         if train_batch is not None:
             train = jax.tree.map(lambda x: jnp.asarray(x)[None], as_arrays(train_batch))
             window = Window(train, ())
-        return initializer(self)(params, hyperparams, window, model_state=model_state)
+        return _initializer(self)(params, hyperparams, window, model_state=model_state)
 
     def step(
         self,
@@ -212,23 +213,8 @@ class EstimatorOptimizer(BilevelOptimizer):
         Returns:
             The new state; `metadata["status"]` says what happened.
         """
-        check_outer_step(type(self).__name__, self.outer_optimizer, lr_hyper)
-        state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
-        rate = _rate(lr_hyper, scalar_dtype(state.hyperparams))
-        compiled = self._noted(train_loss_fn, val_loss_fn, self.loop)
-        if not compiled.findings:
-            check_batch("train_batch", train_batch)
-            check_batch("val_batch", val_batch)
-            problem = problem_of(self, train_loss_fn, val_loss_fn)
-            batch = jax.eval_shape(
-                lambda: jax.tree.map(jnp.asarray, Window(train_batch, val_batch))
-            )
-            window = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((self.method().window, *x.shape), x.dtype), batch
-            )
-            compiled.findings.append(inspect(self, problem, state, window))
-        state = with_metrics(state, compiled.findings[0].metrics)
-        return compiled.step(state, train_batch, val_batch, rate)
+        setup = self._setup(train_loss_fn, val_loss_fn)
+        return single.step(setup, state, train_batch, val_batch, lr_hyper)
 
     def compute_hypergradient(
         self,
@@ -239,14 +225,12 @@ class EstimatorOptimizer(BilevelOptimizer):
         val_loss_fn: LossFn,
     ) -> Hyper:
         """The very hypergradient that `step` would apply; the state is untouched."""
-        state, train_batch, val_batch = self._check_call(state, train_batch, val_batch)
-        compiled = self._noted(train_loss_fn, val_loss_fn, self.loop)
-        return compiled.hypergradient(state, train_batch, val_batch)
+        setup = self._setup(train_loss_fn, val_loss_fn)
+        return single.hypergradient(setup, state, train_batch, val_batch)
 
     def start_episode(self, state: BilevelState) -> BilevelState:
         """For a loop of your own around `step`: fresh slots and memory, phi kept."""
-        problem = BilevelProblem(dynamics_of(self, None), None, begin=self.begin)  # type: ignore[arg-type]
-        return loops.start_episode(self.method("scan"), problem, state).state
+        return loops.start_episode(self.method(), _problem(self, None, None), state).state
 
     def end_episode(self, state: BilevelState, lr_reptile: float = 1.0) -> BilevelState:
         """For a loop of your own: move from phi towards w_T (1: go on from w_T; 0: restart)."""
@@ -263,31 +247,42 @@ class EstimatorOptimizer(BilevelOptimizer):
         M: int,
         *,
         T: int | None = None,
-        get_train_batch: BatchSource,
-        get_val_batch: BatchSource,
+        of: int | None = None,
+        get_train_batch: BatchSource | None = None,
+        get_val_batch: BatchSource | None = None,
+        get_task: Callable[[], Any] | None = None,
         train_loss_fn: LossFn,
         val_loss_fn: LossFn,
         lr_reptile: float = 1.0,
         lr_hyper: float | None = None,
         callback: Callable[[int, BilevelState], Any] | None = None,
+        logger: MetricLogger | None = None,
+        natural: Callable[[Hyper], Any] | None = None,
+        progress: bool | None = None,
     ) -> BilevelState:
         """M episodes of T inner steps, the hyperparameters tuned all along.
 
         Every episode starts with fresh optimizer slots and a fresh memory (theta and keys
-        survive) and is one compiled call. It draws exactly T train and T validation batches,
-        alternately and in order, so all methods see the same batches from the same sources.
+        survive). It draws exactly T train and T validation batches, alternately and in order, so
+        all methods see the same batches from the same sources. This is `gradhpo.tune` for a class;
+        the arguments not explained here are explained there.
 
         Args:
-            state: From `init` or an earlier run; it stays valid.
-            M: Episodes; callbacks count them from 1.
+            state: From `init` or an earlier run, or `error.state` of one that was interrupted; it
+                stays valid.
+            M: Episodes of this run.
             T: Inner steps per episode; overrides the constructor's.
-            get_train_batch, get_val_batch: Functions of no argument returning one batch, or
-                `gradhpo.Resident` data sets. All batches of one shape.
+            of: `run(M=4)` is `run(M=2, of=4)` twice, bit for bit.
+            get_train_batch, get_val_batch: Functions of no argument returning one batch,
+                `gradhpo.Resident` or `gradhpo.InOrder` data sets; left out where `begin` returns
+                the batches. All batches of one shape.
             train_loss_fn, val_loss_fn: `(params, hyperparams, batch) -> scalar`.
             lr_reptile: Where the next episode starts: 1 at w_T, 0 where this one did.
-            lr_hyper: Outer rate in episode m is `lr_hyper (1 - (m - 1) / M)`. Either this or
-                `outer_optimizer`, which is never decayed.
-            callback: `callback(m, state)` after every episode, with `state.params = w_T`.
+            lr_hyper: Outer rate, in episode m of this run `lr_hyper (1 - (m - 1) / M)`. Either
+                this or `outer_optimizer`, which is never decayed.
+            callback: `callback(episode, state)` after every episode, with `state.params = w_T`;
+                False ends the run.
+            get_task, logger, natural, progress: See `gradhpo.tune`.
 
         Returns:
             The final state; its `params` are phi (equal to w_T at `lr_reptile=1`).
@@ -296,155 +291,72 @@ class EstimatorOptimizer(BilevelOptimizer):
             TypeError, ValueError: at the first call, naming what is wrong and the remedy.
 
         Warns:
-            GradhpoWarning: what `strict` lists; at the end, if more than half of the updates of
-                this run were rejected (never an error: the state would be lost).
+            GradhpoWarning: what `strict` lists; at the end, if updates of this run were rejected
+                or many inaccurate (never an error: the state would be lost).
         """
-        M = check_count("M", M)
-        T = self._episode_length(T)
-        check_outer_step(type(self).__name__, self.outer_optimizer, lr_hyper)
-        lr_hyper = None if lr_hyper is None else float(lr_hyper)
-        lr_reptile = check_fraction("lr_reptile", lr_reptile)
-        check_source("get_train_batch", get_train_batch)
-        check_source("get_val_batch", get_val_batch)
-        if callback is not None:
-            check_callable("callback", callback, "(episode, state)")
-        _check_state(state)
-        problem = self._cached(problem_of, train_loss_fn, val_loss_fn)
+        return checked_run(
+            self._setup(train_loss_fn, val_loss_fn, run=True),
+            state,
+            Plan(M, self.T if T is None else T, of, lr_hyper, lr_reptile),
+            Data(get_train_batch, get_val_batch, get_task, self.tasks),
+            callback=callback,
+            logger=logger,
+            natural=natural,
+            progress=progress,
+        )
 
-        keep_phi = lr_reptile != 1
-        sources = (get_train_batch, get_val_batch)
-        resident = Window(*(s.data if isinstance(s, Resident) else None for s in sources))
-        dtype = scalar_dtype(state.hyperparams)
-        estimator = self.method("scan")
-        rejected = int(state.metadata["n_rejected"])
-        taken = int(state.step) * estimator.window  # inner steps, so that all methods agree
-        loop, compiled, fit, drawn, shapes = "scan", None, None, None, resident
-        seen: set[Any] = set()
-        for m in range(1, M + 1):
-            window = draw(get_train_batch, get_val_batch, taken + (m - 1) * T, T)
-            rate = None if lr_hyper is None else _rate(lr_hyper * (1 - (m - 1) / M), dtype)
-            if avals(window) != drawn:
-                drawn = avals(window)
-                shapes = jax.eval_shape(fetch, resident, window)
-                note_shapes(self, seen, shapes, strict=False)  # the state so far would be lost
-                if estimator.room is not None:
-                    state = state.update(memory=estimator.room.make(state.memory, shapes))
-            if compiled is None or fit is None:
-                state = _copy(state)
-                findings = inspect(self, problem, state, shapes)
-                complain_of(self, findings)
-                state = with_metrics(state, findings.metrics)
-                loop = resolve(self.loop, findings)
-                compiled = self._noted(train_loss_fn, val_loss_fn, loop, run=True)
-                # A host loop for its own sake is one over the updates; the fit needs none.
-                inside = loop if findings.convolves else resolve("auto", findings)
-                fit = self._cached(programs, train_loss_fn, val_loss_fn, inside).prepare_episode
-            if estimator.start is not None and (m - 1) % self.estimation_interval == 0:
-                state = fit(state, window, None, resident)
-            state = self._episode(compiled, loop, state, window, rate, resident, keep_phi)
-            if callback is not None:
-                callback(m, _copy(state))
-            if keep_phi or self.tasks:
-                state = _end_episode(state, lr_reptile, tasks=self.tasks)
-        complain_of_rejections(self, state, rejected, M * T // estimator.window)
-        return state
+    def _episode_length(self, T: int) -> int:
+        return check_length(type(self).__name__, self.method().window, T)
 
-    def _episode(
-        self,
-        compiled: Programs,
-        loop: Loop,
-        state: BilevelState,
-        window: Window,
-        rate: Any,
-        resident: Window,
-        keep_phi: bool,
-    ) -> BilevelState:
-        if loop != "host":
-            return compiled.episode(state, window, None, rate, resident, keep_phi=keep_phi)
-        state, origin, _ = compiled.start_episode(state, None, keep_phi=keep_phi)
-        state = _copy(state)
-        windows = loops.in_windows(window, self.method(loop).window)
-        for i in range(jax.tree.leaves(windows)[0].shape[0]):
-            part = jax.tree.map(lambda x: x[i], windows)  # noqa: B023
-            state = compiled.window_step(state, part, rate, resident, origin)
-            origin = None
-        return loops.finished(state, check_window(window))
+    def _setup(self, train_loss: LossFn, val_loss: LossFn, *, run: bool = False) -> Setup:
+        """The method on a pair of losses, with what has been compiled for it.
 
-    # -- what the above share ---------------------------------------------------------------
-
-    def _noted(
-        self, train_loss: LossFn, val_loss: LossFn, loop: Loop, *, run: bool = False
-    ) -> Programs:
-        """The programs, with a warning when call after call brings new functions."""
-        before = programs.cache_info().misses
-        compiled = self._cached(programs, train_loss, val_loss, loop)
-        missed = programs.cache_info().misses > before
-        note_compilation(self, train_loss, val_loss, missed, run=run)
-        return compiled
-
-    def _cached(self, make: Callable, train_loss: LossFn, val_loss: LossFn, *loop: Loop) -> Any:
+        Args:
+            run: A call of `run`, which compiles once for many episodes. A search over settings
+                makes a new optimizer for each of its runs, so only new losses are worth a warning;
+                and it is no error.
+        """
         check_callable("train_loss_fn", train_loss, LOSS)
         check_callable("val_loss_fn", val_loss, LOSS)
-        try:
-            return make(self, train_loss, val_loss, *loop)
-        except TypeError as error:
-            if "unhashable" in str(error):
-                error.add_note(
-                    "gradhpo: settings and losses are static under jit and must be hashable; wrap "
-                    "the one that is not in a function."
-                )
-            raise
-
-    def _episode_length(self, T: int | None) -> int:
-        T = self.T if T is None else check_count("T", T)
-        window = self.method("scan").window
-        if T is None:
-            raise ValueError(
-                f"{type(self).__name__} does not know how many inner steps an episode has: give "
-                "T= to the constructor or to run (T=20, say)."
-            )
-        if T % window:
-            raise ValueError(
-                f"T must be a multiple of the {window} steps this method unrolls, got T={T}."
-            )
-        return T
-
-    def _check_call(self, state: Any, train_batch: Batch, val_batch: Batch):
-        _check_state(state)
-        train_batch, val_batch = owned(train_batch), owned(val_batch)
-        room = self.method("scan").room
-        if room is not None and room.missing(state.memory):
-            if any(isinstance(x, Tracer) for x in jax.tree.leaves((state, train_batch))):
-                raise ValueError(
-                    f"{type(self).__name__} keeps a batch in its memory, whose shape must be known "
-                    "before step is traced by jit, vmap or scan: make the state by "
-                    "init(params, hyperparams, train_batch)."
-                )
-            one = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((1, *np.shape(x)), jnp.result_type(x)), train_batch
-            )
-            state = state.update(memory=room.make(state.memory, Window(one, ())))
-        return state, train_batch, val_batch
+        functions: dict[str, Any] = {"train_loss_fn": train_loss, "val_loss_fn": val_loss}
+        if not run:
+            own = ("update_fn", "inner_optimizer", "outer_optimizer")
+            functions |= {name: getattr(self, name) for name in own}
+        strict = self.strict and not run
+        return found_again(_setup, (self, train_loss, val_loss), functions, strict=strict)
 
 
-def _check_state(state: Any) -> None:
-    if not isinstance(state, BilevelState):
-        raise TypeError(f"state must be a BilevelState from init, got {type(state).__name__}.")
+def _problem(
+    optimizer: EstimatorOptimizer, train_loss: LossFn | None, val_loss: LossFn | None
+) -> BilevelProblem:
+    """The problem that a class and its losses make; `init` does not know them yet."""
+    if optimizer.update_fn is not None:
+        dynamics = from_update(optimizer.update_fn)
+    else:
+        dynamics = from_optax(train_loss, optimizer.inner_optimizer)  # type: ignore[arg-type]
+    return BilevelProblem(dynamics, val_loss, train_loss, optimizer.begin)  # type: ignore[arg-type]
 
 
-def _rate(lr_hyper: Any, dtype: Any) -> Any:
-    """One dtype whatever the user passes, so that every value is the same program."""
-    if lr_hyper is None:
-        return None
-    if isinstance(lr_hyper, jax.Array):
-        return lr_hyper if lr_hyper.dtype == dtype else lr_hyper.astype(dtype)
-    return np.asarray(lr_hyper, dtype)
+@kept
+def _setup(optimizer: EstimatorOptimizer, train_loss: LossFn, val_loss: LossFn) -> Setup:
+    """One for equal optimizers and the same losses."""
+    return Setup(
+        type(optimizer).__name__,
+        _problem(optimizer, train_loss, val_loss),
+        optimizer.method,
+        optimizer.outer_optimizer,
+        optimizer.estimation_interval,
+        optimizer.loop,
+        optimizer.strict,
+        optimizer.remarks,
+    )
 
 
-@jax.jit
-def _copy(state: BilevelState) -> BilevelState:
-    """Buffers of their own for every leaf: a run donates its state, the caller keeps theirs."""
-    return jax.tree.map(jnp.copy, state)
-
-
-_end_episode = jax.jit(loops.end_episode, static_argnames="tasks")
+@kept
+def _initializer(optimizer: EstimatorOptimizer) -> Callable[..., BilevelState]:
+    """`(params, hyperparams, window, model_state=) -> state`, jitted: helpers such as zeros compile
+    as one."""
+    problem = _problem(optimizer, None, None)
+    return jax.jit(
+        functools.partial(init_state, problem, optimizer.method(), optimizer.outer_optimizer)
+    )

@@ -4,13 +4,15 @@ import dataclasses
 from typing import Any
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
-from gradhpo.algorithms._programs import programs
 from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.loop import ON_HOST
 from gradhpo.core.problem import Window
 from gradhpo.core.source import as_arrays, stack
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, LossFn
+from gradhpo.driver._programs import programs
+from gradhpo.driver.setup import resolve
 from gradhpo.estimators.distill import has_examples, hyperdistill
 from gradhpo.utils.validation import check_count, leaves_with_names
 
@@ -118,11 +120,10 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
             )
         batches: list[Any] = [as_arrays(batch) for batch in train_batches]
         vals = [as_arrays(val_batch)] * len(batches)
-        loop: Loop = "scan" if self.loop == "auto" else self.loop
-        compiled = self._cached(programs, train_loss_fn, val_loss_fn, loop)
-        return compiled.prepare_episode(
-            state, Window(stack("train_batches", batches), stack("val_batch", vals))
-        )
+        looped = resolve(self.loop, convolves=self.loop == "host")  # as told, without a look
+        fit = programs(self._setup(train_loss_fn, val_loss_fn), looped).fit
+        window = Window(stack("train_batches", batches), stack("val_batch", vals))
+        return fit(state, window, None, ON_HOST)
 
 
 ENTRIES = (

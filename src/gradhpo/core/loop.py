@@ -31,6 +31,7 @@ from gradhpo.utils.validation import check_rate, check_same_avals
 __all__ = [
     "ON_HOST",
     "Begun",
+    "begin",
     "end_episode",
     "episode_data",
     "finished",
@@ -75,16 +76,7 @@ def start_episode(
             depends on the hyperparameters; the message names the leaf.
     """
     lam = state.hyperparams
-    if draw is None and problem.begin is not None:
-        draw = jax.random.fold_in(jax.random.key(0), state.episode)
-        if estimator.tasks is not None:
-            draw = jax.random.split(draw, estimator.tasks)
-    origin = Origin(state.inner._replace(opt_state=()), draw)
-    begin = per_task(estimator, lambda origin: begin_episode(problem, origin, lam))
-    inner, window = begin(origin)
-    if window is not None and estimator.tasks is not None:
-        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
-    inner = strengthen(inner)
+    origin, inner, window = begin(estimator, problem, state, draw)
     _check_started(state.inner, inner)
     memory = state.memory
     if estimator.reset is not None:
@@ -113,6 +105,23 @@ def _check_started(before: InnerState, started: InnerState) -> None:
         remedy="Give init params (and a model_state) like those that episodes begin with; a "
         "hyperparameter wider than the parameters is cast inside begin.",
     )
+
+
+def begin(
+    estimator: Estimator, problem: BilevelProblem, state: BilevelState, draw: Any = None
+) -> tuple[Origin, InnerState, Window | None]:
+    """What an episode is made from, its s_0, and the data that come with it; see
+    `start_episode`."""
+    if draw is None and problem.begin is not None:
+        draw = jax.random.fold_in(jax.random.key(0), state.episode)
+        if estimator.tasks is not None:
+            draw = jax.random.split(draw, estimator.tasks)
+    origin = Origin(state.inner._replace(opt_state=()), draw)
+    one = per_task(estimator, lambda origin: begin_episode(problem, origin, state.hyperparams))
+    inner, window = one(origin)
+    if window is not None and estimator.tasks is not None:
+        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
+    return origin, strengthen(inner), window
 
 
 def end_episode(

@@ -1,11 +1,11 @@
 """Warnings of what is compiled again and again: new function objects, changing batch shapes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from gradhpo.core.problem import Window
-from gradhpo.core.types import LossFn
 from gradhpo.utils.validation import complain
 
 __all__ = ["compilations", "note_compilation", "note_shapes"]
@@ -18,26 +18,19 @@ SAID = [None]
 """In their place once the warning has been given."""
 
 
-def note_compilation(
-    optimizer: Any, train_loss: LossFn, val_loss: LossFn, compiled: bool, *, run: bool
-) -> None:
-    """Warn when call after call of `step` or `run` brings its functions as new objects.
+def note_compilation(name: str, named: Mapping[str, Any], compiled: bool, *, strict: bool) -> None:
+    """Warn when call after call brings its functions as new objects.
 
     Counted are compilations in a row: a call that finds its program starts the count anew, so
     several problems made by one piece of code do not add up.
 
     Args:
-        run: A call of `run`, which compiles once for many episodes. A search over settings makes a
-            new optimizer for each of its runs, so only the losses count; and it is no error.
+        name: Of the method.
+        named: The functions that it was called with.
+        compiled: Whether there was no program for them.
+        strict: Raise instead.
     """
-    named = {"train_loss_fn": train_loss, "val_loss_fn": val_loss}
-    if not run:
-        named |= {
-            "update_fn": optimizer.update_fn,
-            "inner_optimizer": optimizer.inner_optimizer,
-            "outer_optimizer": optimizer.outer_optimizer,
-        }
-    key = (type(optimizer), *(_source(f) for f in named.values()))
+    key = (name, *(_source(f) for f in named.values()))
     if not compiled:
         compilations.pop(key, None)
         return
@@ -48,8 +41,8 @@ def note_compilation(
     if len(known) < MANY_COMPILATIONS:
         return
     changing = [
-        name
-        for name, values in zip(named, zip(*known, strict=True), strict=True)
+        function
+        for function, values in zip(named, zip(*known, strict=True), strict=True)
         if len(set(values)) == len(known)
     ]
     known.pop(0)
@@ -57,11 +50,11 @@ def note_compilation(
         known[:] = SAID
         objects = "is a new object" if len(changing) == 1 else "are new objects"
         complain(
-            f"{type(optimizer).__name__} has been compiled {MANY_COMPILATIONS} times, because "
+            f"{name} has been compiled {MANY_COMPILATIONS} times, because "
             f"{' and '.join(changing)} {objects} every time. Functions are known by identity: "
             "define them once, outside the loop, and pass the same ones. Data that change go into "
             "the batches.",
-            optimizer.strict and not run,
+            strict,
         )
 
 
@@ -71,8 +64,8 @@ def _source(function: Any) -> Any:
     return getattr(update, "__code__", type(update))
 
 
-def note_shapes(optimizer: Any, seen: set[Any], window: Window, *, strict: bool) -> None:
-    """Warn once when an optimizer keeps being compiled for new batch shapes.
+def note_shapes(name: str, seen: set[Any], window: Window, *, strict: bool) -> None:
+    """Warn once when a method keeps being compiled for new batch shapes.
 
     Args:
         seen: The shapes so far; this window's are added. The number of steps is none of them.
@@ -84,7 +77,7 @@ def note_shapes(optimizer: Any, seen: set[Any], window: Window, *, strict: bool)
     seen.add(shapes)
     if len(seen) == MANY_COMPILATIONS:
         complain(
-            f"{type(optimizer).__name__} has been compiled {MANY_COMPILATIONS} times; the "
+            f"{name} has been compiled {MANY_COMPILATIONS} times; the "
             f"batch shapes were {sorted(seen)}. Keep shapes and dtypes fixed: drop or pad the last "
             "partial batch.",
             strict,

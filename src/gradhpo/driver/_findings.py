@@ -1,37 +1,33 @@
 """A first look at a problem and a state: what does not fit, and what will have no effect."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from gradhpo.core.estimator import Estimator, Loop
-from gradhpo.core.inspect import check_problem, has_convolution, reach, untrained_params
+from gradhpo.core.inspect import (
+    check_problem,
+    has_convolution,
+    reach,
+    started_hyperparams,
+    untrained_params,
+)
 from gradhpo.core.outer import as_outer
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.problem import Window
+from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState
-from gradhpo.core.status import status_message
 from gradhpo.core.step import one_task, per_task
+from gradhpo.driver.setup import Setup
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import complain, difference
 
-__all__ = [
-    "Findings",
-    "complain_of",
-    "complain_of_rejections",
-    "inspect",
-    "look",
-    "remembered",
-    "resolve",
-]
-
-CACHED_FINDINGS = 64
+__all__ = ["Findings", "complain_of", "look"]
 
 
 class Findings(NamedTuple):
     """What a look at the problem's jaxpr says; see `complain_of`."""
 
-    ignored: list[str]
+    ignored: list[str]  # leaves of lam whose hypergradient is identically zero
+    started: list[str]  # those among them that enter the start, which the method does not see
     direct: list[str]
     judged: bool
     untrained: list[str]
@@ -40,47 +36,54 @@ class Findings(NamedTuple):
     metrics: tuple[str, ...]
 
 
-def look(optimizer: Any, problem: BilevelProblem, state: BilevelState, window: Window) -> Findings:
-    """Check a problem at its first call and see what it ignores.
+def look(
+    setup: Setup, state: BilevelState, window: Window, origin: Origin | None = None
+) -> Findings:
+    """Check a problem at its first call and see what it ignores; for `Setup.remember_shapes`.
 
     Args:
         state, window: Arrays, tracers or their shapes; nothing is computed.
+        origin: What an episode of a run begins with; None for a single step, which begins none.
     """
-    estimator = optimizer.method("scan")
-    _check_state(optimizer, estimator, problem, state, window)
+    problem, estimator = setup.problem, setup.estimator
+    _check_state(setup, state, window)
     inner, lam, window = one_task(estimator, state, window)
     metrics = check_problem(problem, inner, lam, window)
     batch = jax.eval_shape(tree_last, window)
+    reached = reach(
+        problem,
+        inner,
+        lam,
+        batch,
+        indirect=estimator.indirect,
+        differentiates=estimator.differentiates,
+    )
+    started: list[str] = []
+    if origin is not None and reached.ignored:
+        if estimator.tasks is not None:
+            origin = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
+        started = [x for x in started_hyperparams(problem, origin, lam) if x in reached.ignored]
+    ignored = [x for x in reached.ignored if x not in started or not estimator.starts]
     return Findings(
-        *reach(
-            problem,
-            inner,
-            lam,
-            batch,
-            indirect=estimator.indirect,
-            differentiates=estimator.differentiates,
-        ),
+        ignored,
+        [x for x in started if x in ignored],
+        reached.direct,
+        reached.judged,
         untrained_params(problem, inner, lam, batch.train),
         has_convolution(problem, inner, lam, batch.train),
-        optimizer.remarks(batch.train),
+        setup.remarks(batch.train),
         metrics,
     )
 
 
-def _check_state(
-    optimizer: Any,
-    estimator: Estimator,
-    problem: BilevelProblem,
-    state: BilevelState,
-    window: Window,
-) -> None:
+def _check_state(setup: Setup, state: BilevelState, window: Window) -> None:
     """The slots and the memory must be those that the optimizer's own `init` would make."""
-    name = type(optimizer).__name__
+    name, problem, estimator = setup.name, setup.problem, setup.estimator
     remedy = (
         "Make the state by the init of the optimizer that uses it; to go on from these weights, by "
         "init(state.params, state.hyperparams)."
     )
-    lam, outer = state.hyperparams, optimizer.outer_optimizer
+    lam, outer = state.hyperparams, setup.outer
     slots = jax.eval_shape(
         lambda params, lam: per_task(estimator, lambda w: problem.dynamics.init(w, lam))(params),
         state.params,
@@ -112,30 +115,9 @@ def _check_state(
         )
 
 
-def inspect(optimizer: Any, problem: BilevelProblem, state: BilevelState, window: Window):
-    """`look`, remembered by shapes, so that a second `run` traces nothing."""
-    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda: (state, window)))
-    return remembered(optimizer, problem, structure, tuple(leaves))
-
-
-@functools.lru_cache(maxsize=CACHED_FINDINGS)
-def remembered(optimizer, problem, structure, leaves) -> Findings:
-    state, window = jax.tree.unflatten(structure, leaves)
-    return look(optimizer, problem, state, window)
-
-
-def resolve(loop: Loop | str, findings: Findings, *, window: bool = False) -> Loop:
-    """What "auto" means here: on CPU a convolution must stay out of compiled loops."""
-    if loop != "auto":
-        return "unroll" if window and loop == "host" else loop
-    if findings.convolves and jax.default_backend() == "cpu":
-        return "unroll" if window else "host"
-    return "scan"
-
-
-def complain_of(optimizer: Any, findings: Findings) -> None:
+def complain_of(setup: Setup, findings: Findings) -> None:
     """Warn of what cannot be tuned, judged or trained (or raise)."""
-    name, estimator = type(optimizer).__name__, optimizer.method("scan")
+    name, estimator = setup.name, setup.estimator
     if estimator.indirect and not findings.judged:
         path, cause = "path to the weights", "a constant, or weights closed over, not passed in?"
         remedy = "Judge the weights that are passed in"
@@ -152,42 +134,34 @@ def complain_of(optimizer: Any, findings: Findings) -> None:
         complain(
             f"{name}: val_loss_fn has no {path} ({cause}), so nothing of the training reaches the "
             f"hyperparameters: {moves}. {remedy}.",
-            optimizer.strict,
+            setup.strict,
         )
-    if findings.ignored:
+    if findings.started:
+        complain(
+            f"{name}: the hypergradient of leaf {', '.join(findings.started)} is identically zero, "
+            "because it enters the start of an episode alone, which this method takes for a "
+            "constant. It will never move. Methods that see the start are reverse, reversible, "
+            "forward, drmad, es and pes.",
+            setup.strict,
+        )
+    if unused := [x for x in findings.ignored if x not in findings.started]:
         reaches = (
             "the training step or the validation loss"
             if estimator.indirect
             else "the validation loss, and a first-order method sees nothing else"
         )
         complain(
-            f"{name}: the hypergradient of leaf {', '.join(findings.ignored)} is identically zero, "
+            f"{name}: the hypergradient of leaf {', '.join(unused)} is identically zero, "
             f"because it does not enter {reaches}. It will never move. Is it closed over instead "
             "of passed in, behind a stop_gradient, or is this the wrong method for it?",
-            optimizer.strict,
+            setup.strict,
         )
     if findings.untrained:
         complain(
             f"{name}: train_loss_fn has no gradient path to params leaf "
             f"{', '.join(findings.untrained)} (stop_gradient, argmax, a cast to integers?); it is "
             "not trained by this loss.",
-            optimizer.strict,
+            setup.strict,
         )
     for remark in findings.remarks:
-        complain(f"{name}: {remark}", optimizer.strict)
-
-
-def complain_of_rejections(optimizer: Any, state: BilevelState, before: int, updates: int) -> None:
-    """Warn where most of the updates of a run were rejected, and say why the last one was.
-
-    Never an error, also if strict: the run is over, and its state would be lost.
-    """
-    rejected = int(state.metadata["n_rejected"]) - before
-    if 2 * rejected <= updates:
-        return
-    complain(
-        f"{type(optimizer).__name__}: {rejected} of the {updates} updates of this run were "
-        f"rejected; the first ever at step {int(state.metadata['first_bad_step'])}. The last one's "
-        f"status is {status_message(int(state.metadata['status']))}.",
-        strict=False,
-    )
+        complain(f"{name}: {remark}", setup.strict)

@@ -1,0 +1,1 @@
+"""Runs: many episodes, what looks on, and how they end early."""

@@ -1,0 +1,104 @@
+"""The compiled programs of a run and of single steps: one set for each way to loop."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradhpo.core import loop as loops
+from gradhpo.core.problem import check_window
+from gradhpo.core.source import fetch
+from gradhpo.core.state import BilevelState
+from gradhpo.core.step import bilevel_step
+from gradhpo.driver.setup import Loops, Setup
+
+__all__ = ["Programs", "end_episode", "programs"]
+
+
+class Programs(NamedTuple):
+    """Functions of a run. None donates the state that it is given: every state that a caller has
+    seen stays valid, at the price of holding two of them while an episode runs."""
+
+    fit: Callable[..., BilevelState]  # (state, window, draw, resident)
+    episode: Callable[..., BilevelState]  # (state, window, draw, rate, resident, keep_phi)
+    episodes: Callable[..., BilevelState] | None
+    # (state, n, windows, rates, resident): the first n of the windows; None on the host
+
+
+def programs(setup: Setup, looped: Loops) -> Programs:
+    """The programs of a setup, looped so; they are made once."""
+    return setup.remember(looped, lambda: _programs(setup, looped))
+
+
+def _programs(setup: Setup, looped: Loops) -> Programs:
+    problem, fitting = setup.problem, setup.method(looped.fit)
+
+    def fit(state, window, draw, resident):
+        return loops.prepare_episode(fitting, problem, state, window, draw, resident)
+
+    fit = fit if looped.fit == "host" else jax.jit(fit)
+    if looped.episode == "host":
+        return Programs(fit, _on_host(setup, looped), None)
+    estimator, outer = setup.method(looped.window), setup.outer
+
+    def episode(state, window, draw, rate, resident, keep_phi):
+        return loops.run_episode(
+            estimator,
+            outer,
+            problem,
+            state,
+            window,
+            rate,
+            draw=draw,
+            resident=resident,
+            keep_phi=keep_phi,
+            loop=looped.episode,
+        )
+
+    def episodes(state, n, windows, rates, resident):
+        def body(k, state):
+            window, rate = jax.tree.map(lambda x: x[k], (windows, rates))
+            return episode(state, window, None, rate, resident, keep_phi=False)
+
+        return lax.fori_loop(0, n, body, state)
+
+    return Programs(fit, jax.jit(episode, static_argnames="keep_phi"), jax.jit(episodes))
+
+
+def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
+    """An episode as a Python loop over one compiled update."""
+    problem, estimator = setup.problem, setup.method(looped.window)
+    step = bilevel_step(estimator, setup.outer)
+
+    def begin(state, window, draw, resident, keep_phi):
+        begun = loops.start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
+        window, resident = loops.episode_data(window, begun.window, resident)
+        state = loops.finished(begun.state, check_window(window))  # counted at once, in here
+        # Buffers of its own, which the updates may donate.
+        state = jax.tree.map(jnp.copy, state)
+        windows = loops.in_windows(window, estimator.window)
+        return (jnp.zeros((), jnp.int32), state), windows, begun.origin
+
+    def advance(carry, windows, rate, resident, origin):
+        i, state = carry
+        window = fetch(resident, jax.tree.map(lambda x: x[i], windows))
+        return i + 1, step(problem, state, window, rate, origin)
+
+    begin = jax.jit(begin, static_argnames="keep_phi")
+    advance = jax.jit(advance, donate_argnums=0)
+
+    def episode(state, window, draw, rate, resident, keep_phi):
+        carry, windows, origin = begin(state, window, draw, resident, keep_phi=keep_phi)
+        resident = loops.ON_HOST if window is None else resident
+        rate = rate if rate is None else jax.device_put(rate)
+        for _ in range(check_window(windows)):
+            carry = advance(carry, windows, rate, resident, origin)
+            origin = None  # the first window alone looks back at the start
+        return carry[1]
+
+    return episode
+
+
+end_episode = jax.jit(loops.end_episode, static_argnames="tasks")

@@ -1,0 +1,89 @@
+"""The data of a run, one or more episodes at a time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gradhpo.core.problem import Window
+from gradhpo.core.source import BatchSource, Resident, as_arrays, check_source, draw, owned, stack
+from gradhpo.utils.validation import check_callable
+
+__all__ = ["Data", "Drawn", "in_one"]
+
+AT_ONCE = 16  # episodes in one call, at most
+INDEX_BYTES = 2**18  # of the indices of such a call, at most
+
+
+class Drawn(NamedTuple):
+    """What an episode takes."""
+
+    window: Window | None  # batches or indices; None: they come with the start
+    draw: Any  # for `begin`
+
+
+class Data(NamedTuple):
+    """Where an episode takes its batches and its draw from."""
+
+    train: BatchSource | None  # None: the batches come with the start
+    val: BatchSource | None
+    task: Callable[[], Any] | None = None  # the draw for `begin`; None: a key by the episode
+    tasks: int | None = None  # so many draws, stacked
+
+    def check(self, begin: Any) -> None:
+        """Sources that fit how an episode begins.
+
+        Raises:
+            TypeError: a source is none.
+            ValueError: there is no `begin` that a draw, or missing sources, would need.
+        """
+        if begin is None or self.train is not None or self.val is not None:
+            check_source("get_train_batch", self.train)
+            check_source("get_val_batch", self.val)
+        if self.task is not None:
+            check_callable("get_task", self.task, "() -> a task or a PRNG key")
+            if begin is None:
+                raise ValueError(
+                    "get_task= is the draw for begin=, which has not been given: give begin=, a "
+                    "function (params, hyperparams, draw) -> gradhpo.Start."
+                )
+
+    @property
+    def resident(self) -> Window:
+        """Data sets that stay on the device."""
+        sides = (self.train, self.val)
+        return Window(*(s.data if isinstance(s, Resident) else None for s in sides))
+
+    def at_once(self, T: int) -> int:
+        """How many episodes can go into one call: several where indices say it all."""
+        if self.task is not None:
+            return 1
+        if self.train is None and self.val is None:
+            return AT_ONCE
+        if not (isinstance(self.train, Resident) and isinstance(self.val, Resident)):
+            return 1
+        each = 4 * T * (self.train.batch_size + self.val.batch_size)
+        return max(1, min(AT_ONCE, INDEX_BYTES // each))
+
+    def draw(self, first: int, T: int | None) -> Drawn:
+        """What the episode that begins with inner step `first` takes."""
+        task = None
+        if self.task is not None and self.tasks is None:
+            task = owned(self.task())
+        elif self.task is not None:
+            task = stack("get_task", [as_arrays(self.task()) for _ in range(self.tasks or 1)])
+        if self.train is None or self.val is None or T is None:
+            return Drawn(None, task)
+        return Drawn(draw(self.train, self.val, first, T), task)
+
+
+def in_one(drawn: list[Drawn], room: int) -> Window | None:
+    """The windows of several episodes on a new leading axis of that length, zeros at its end."""
+
+    def place(*rows: Any) -> np.ndarray:
+        rooms = np.zeros((room, *rows[0].shape), rows[0].dtype)
+        np.stack(rows, out=rooms[: len(rows)])
+        return rooms
+
+    return jax.tree.map(place, *(each.window for each in drawn))

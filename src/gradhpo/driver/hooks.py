@@ -1,0 +1,127 @@
+"""What looks on after every episode: the user's callback, loggers, the progress line.
+
+A hook is a function `(episode, state)` of the number of the episode, counted from 1 over all runs,
+and of the state after it with `state.params = w_T`. It ends the run by returning False or raising
+`StopRun`.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradhpo.core.state import BilevelState
+from gradhpo.core.types import Hyper
+from gradhpo.utils._loggers import to_float
+from gradhpo.utils.logging import MetricLogger, ProgressLogger
+
+__all__ = ["Hook", "Progress", "StopRun", "log_to", "stops"]
+
+Hook = Callable[[int, BilevelState], Any]
+
+
+class StopRun(Exception):
+    """Raised by a callback to end the run after this episode; `run` returns the state."""
+
+
+def stops(answer: Any) -> bool:
+    """Whether a hook wants the run to end: False, as Python, NumPy or JAX have it."""
+    if not isinstance(answer, bool | np.bool_ | np.ndarray | jax.Array):
+        return False
+    answer = np.asarray(answer)
+    return answer.ndim == 0 and answer.dtype == np.bool_ and not answer
+
+
+def log_to(logger: MetricLogger, natural: Callable[[Hyper], Any] | None = None) -> Hook:
+    """A hook that logs the metrics and the hyperparameters, under the step `state.step`.
+
+    Args:
+        natural: The hyperparameters as they shall be logged; None: as they are stored.
+    """
+
+    def hook(episode: int, state: BilevelState) -> None:
+        del episode
+        lam = state.hyperparams if natural is None else natural(state.hyperparams)
+        metadata, lam, step = jax.device_get((state.metadata, lam, state.step))
+        logger.log(numbers(metadata) | scalars("hyperparams", lam), int(step))
+
+    return hook
+
+
+def numbers(metadata: Any) -> dict[str, float]:
+    """The entries that are single numbers."""
+    found = {}
+    for name, value in metadata.items():
+        with suppress(TypeError):
+            found[name] = to_float(value)
+    return found
+
+
+def scalars(name: str, tree: Any) -> dict[str, float]:
+    """The leaves of a tree by name; of a leaf with several numbers its mean, least and largest.
+
+    >>> scalars("hyperparams", {"rate": 0.5, "decay": np.arange(3.0)})["hyperparams/decay/mean"]
+    1.0
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path = "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
+        values = np.asarray(leaf)
+        if values.size == 1:
+            found[path] = float(values.item())
+        elif values.size:
+            of = {"mean": np.mean, "min": np.min, "max": np.max}
+            found |= {f"{path}/{word}": float(f(values)) for word, f in of.items()}
+    return found
+
+
+class Progress:
+    """The progress line of a run on stderr; a hook.
+
+    Args:
+        episodes: Of this run.
+        first: The number of episodes before it.
+        show: Whether there is a line; None: where stderr is a terminal.
+    """
+
+    EVERY = 0.1  # seconds between two looks at the metrics, each of which waits for the device
+    PATIENCE = 1.0  # seconds before a compilation is mentioned
+
+    def __init__(self, episodes: int, first: int, show: bool | None):
+        if show is None:
+            show = sys.stderr is not None and sys.stderr.isatty()
+        self.last, self.first, self.show, self.due = first + episodes, first, show, 0.0
+        self.logger = ProgressLogger(total=episodes, disable=not show)
+
+    def __call__(self, episode: int, state: BilevelState) -> None:
+        if not self.show or (time.monotonic() < self.due and episode < self.last):
+            return
+        metrics = numbers(jax.device_get(state.metadata))
+        losses = {name: x for name, x in metrics.items() if name in ("train_loss", "val_loss")}
+        self.logger.log(losses or metrics, episode - self.first)
+        self.due = time.monotonic() + self.EVERY
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Say so if what happens within takes long."""
+        if not self.show:
+            yield
+            return
+        timer = threading.Timer(
+            self.PATIENCE, print, ("compiling ...",), {"file": sys.stderr, "flush": True}
+        )
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self.logger.close()

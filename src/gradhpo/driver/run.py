@@ -1,0 +1,197 @@
+"""The driver: prepare once, then episode after episode.
+
+a first look at the problem, one set of programs, room for kept batches      once
+for each episode:
+    batches and draw            from the sources, at the position `state.drawn`
+    memory <- start(memory)     every period-th, by `state.episode`
+    s, lam, memory <- episode   one compiled call, or a Python loop over its updates
+    phi <- (1 - r) phi + r w_T
+    hooks                       callback, logger, progress line
+one summary of what went wrong                                               at the end
+
+The state alone says where a run stands, so a run that is cut in two is the same run. Several
+episodes go into one call where nothing happens on the host between them.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, nullcontext, suppress
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gradhpo.core import loop as loops
+from gradhpo.core.problem import Window, check_window
+from gradhpo.core.source import fetch
+from gradhpo.core.start import Origin
+from gradhpo.core.state import BilevelState
+from gradhpo.core.step import strengthen, with_metrics
+from gradhpo.driver._findings import complain_of, look
+from gradhpo.driver._programs import Programs, end_episode, programs
+from gradhpo.driver._recompilation import note_shapes
+from gradhpo.driver.data import Data, Drawn, in_one
+from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
+from gradhpo.driver.interruption import Kept, handing_back, patient_interrupts
+from gradhpo.driver.setup import Setup, resolve
+from gradhpo.driver.single import as_rate
+from gradhpo.driver.summary import summarise
+from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.gradients import avals
+from gradhpo.utils.validation import difference
+
+__all__ = ["Plan", "run"]
+
+PATIENCE = 0.25  # seconds for one call of several episodes: Ctrl-C waits for its end
+
+
+class Plan(NamedTuple):
+    """How far a run goes."""
+
+    episodes: int
+    T: int | None = None  # inner steps of an episode; None: as many as come with its start
+    of: int | None = None  # episodes that the decay of the rate refers to; None: those of this run
+    lr_hyper: float | None = None
+    lr_reptile: float = 1.0
+
+    def rates(self, first: int, dtype: Any) -> list[Any]:
+        """The outer rate of every episode of a run that begins with episode `first`."""
+        if self.lr_hyper is None:
+            return [None] * self.episodes
+        before, of = (0, self.episodes) if self.of is None else (first, self.of)
+        return [
+            as_rate(self.lr_hyper * (1 - (before + m) / of), dtype) for m in range(self.episodes)
+        ]
+
+
+def run(
+    setup: Setup,
+    state: BilevelState,
+    plan: Plan,
+    data: Data,
+    hooks: tuple[Hook, ...] = (),
+    progress: bool | None = None,
+) -> BilevelState:
+    """The state after `plan.episodes` more episodes; see `gradhpo.tune`."""
+    kept = Kept(state)
+    line = Progress(plan.episodes, int(state.episode), progress)
+    with patient_interrupts() as interrupted, handing_back(kept), closing(line):
+        with suppress(StopRun):
+            for episode, seen in _episodes(setup, kept, plan, data, line, bool(hooks)):
+                stopped = [stops(hook(episode, seen)) for hook in (*hooks, line)]
+                if any(stopped) or interrupted.is_set():
+                    break
+        kept.wait()
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+    summarise(setup.name, state, kept.good)
+    return kept.good
+
+
+def _episodes(
+    setup: Setup, kept: Kept, plan: Plan, data: Data, line: Progress, one_by_one: bool
+) -> Iterator[tuple[int, BilevelState]]:
+    """`(episode, state with params = w_T)` after every call; the state to go on from is kept."""
+    state, estimator, resident = kept.good, setup.estimator, data.resident
+    first, position = int(state.episode), int(state.drawn)
+    rates = plan.rates(first, scalar_dtype(state.hyperparams))
+    keep_phi = plan.lr_reptile != 1
+    ends = keep_phi or estimator.tasks is not None
+    ready, layout, seen = None, None, set()
+    done, n, called = 0, 1, 0.0
+    while done < plan.episodes:
+        T = plan.T if ready is None else ready.T
+        drawn = [data.draw(position + k * (T or 0), T) for k in range(n)]
+        kept.wait()  # draws while the last call runs, which is the only one that does
+        state, took = kept.good, time.monotonic() - called
+        if avals(drawn[0]) != layout:
+            layout = avals(drawn[0])
+            shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
+            note_shapes(setup.name, seen, shapes.window, strict=False)  # the state is worth more
+            if estimator.room is not None:
+                state = state.update(memory=estimator.room.make(state.memory, shapes.window))
+            if ready is None:
+                state, ready = _prepare(setup, plan, state, shapes)
+        fits = estimator.start is not None and (first + done) % setup.period == 0
+        at_once = 1 if ends or ready.programs.episodes is None else data.at_once(ready.T)
+        called = time.monotonic()
+        with nullcontext() if done else line.compiling():
+            window, draw = drawn[0]
+            if fits:
+                state = ready.programs.fit(state, window, draw, resident)
+            if at_once == 1:
+                state = ready.programs.episode(
+                    state, window, draw, rates[done], resident, keep_phi=keep_phi
+                )
+            else:
+                state = ready.programs.episodes(
+                    state,
+                    np.int32(n),
+                    in_one(drawn, at_once),
+                    _padded(rates[done : done + n], at_once),
+                    resident,
+                )
+        kept.put(end_episode(state, plan.lr_reptile, tasks=estimator.tasks) if ends else state)
+        done, position = done + n, position + n * ready.T
+        yield first + done, state
+        n = 1 if one_by_one or took > PATIENCE / 2 else 2 * n
+        n = min(n, at_once, plan.episodes - done)
+        if estimator.start is not None:
+            n = min(n, setup.period - (first + done) % setup.period)
+
+
+class Shapes(NamedTuple):
+    """What an episode looks like."""
+
+    origin: Origin
+    window: Window  # of batches
+
+
+def _shapes(setup: Setup, state: BilevelState, resident: Window, drawn: Drawn) -> Shapes:
+    """For `Setup.remember_shapes`.
+
+    Raises:
+        ValueError: the start changes the weights' shapes, or the batches come twice or not at all.
+    """
+    origin, inner, own = jax.eval_shape(
+        lambda state, draw: loops.begin(setup.estimator, setup.problem, state, draw),
+        state,
+        drawn.draw,
+    )
+    if where := difference(inner.params, state.params):
+        raise ValueError(
+            f"begin must return weights like those it is given, but {where}: give init weights of "
+            "the shapes that begin makes."
+        )
+    window, resident = loops.episode_data(drawn.window, own, resident)
+    return Shapes(origin, jax.eval_shape(fetch, resident, window))
+
+
+class Ready(NamedTuple):
+    """What a run has found out before its first episode."""
+
+    programs: Programs
+    T: int
+
+
+def _prepare(
+    setup: Setup, plan: Plan, state: BilevelState, shapes: Shapes
+) -> tuple[BilevelState, Ready]:
+    """A first look: complaints, the programs, and a state of its final structure."""
+    T = check_window(shapes.window)
+    if plan.T not in (None, T):
+        raise ValueError(
+            f"T={plan.T}, but the windows that begin returns hold {T} steps: leave T out, or give "
+            "the same."
+        )
+    state = state.update(phi=())
+    findings = setup.remember_shapes(look, state, shapes.window, shapes.origin)
+    complain_of(setup, findings)
+    state = with_metrics(strengthen(state), findings.metrics)
+    return state, Ready(programs(setup, resolve(setup.loop, findings.convolves)), T)
+
+
+def _padded(rates: list[Any], length: int) -> np.ndarray | None:
+    if rates[0] is None:
+        return None
+    return np.concatenate([rates, np.zeros(length - len(rates), rates[0].dtype)])

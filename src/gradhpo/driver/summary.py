@@ -1,0 +1,34 @@
+"""What a run that is over has to say of its updates."""
+
+import numpy as np
+
+from gradhpo.core.state import BilevelState
+from gradhpo.core.status import Status, status_message
+from gradhpo.utils.validation import complain
+
+__all__ = ["summarise"]
+
+DOUBTFUL = 0.5
+"""The share of updates that were taken, but not as they should be, from which a run says so."""
+
+
+def summarise(name: str, before: BilevelState, after: BilevelState) -> None:
+    """One warning for all updates between two states that were rejected, or too often inaccurate.
+
+    Never an error, also if strict: the run is over, and its state would be lost.
+    """
+    counts = np.asarray(after.counts) - np.asarray(before.counts)
+    found = {code: int(counts[code]) for code in Status if code and counts[code]}
+    rejected = sum(n for code, n in found.items() if code.rejects)
+    updates = int(counts.sum())
+    if not rejected and sum(found.values()) <= DOUBTFUL * updates:
+        return
+    ranked = sorted(found, key=lambda code: -found[code])
+    first = int(after.metadata["first_bad_step"])
+    where = f"; the first ever at step {first}" if rejected else ""
+    complain(
+        f"{name}: {rejected} of the {updates} updates of this run were rejected{where}. Statuses "
+        f"other than OK: {', '.join(f'{code.name} {found[code]}' for code in ranked)}. The most "
+        f"frequent, {status_message(ranked[0])}.",
+        strict=False,
+    )

@@ -1,0 +1,210 @@
+"""A whole run of a task by an estimator, without a class."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.outer import check_outer
+from gradhpo.core.state import BilevelState
+from gradhpo.core.step import OuterOptimizer, init_state
+from gradhpo.core.task import Task
+from gradhpo.core.types import Hyper
+from gradhpo.driver._recompilation import note_compilation
+from gradhpo.driver.caches import kept
+from gradhpo.driver.data import Data
+from gradhpo.driver.hooks import Hook, log_to
+from gradhpo.driver.run import Plan, run
+from gradhpo.driver.setup import Setup, check_length, check_state
+from gradhpo.utils.logging import MetricLogger
+from gradhpo.utils.validation import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_outer_step,
+)
+
+__all__ = ["checked_run", "found_again", "tune"]
+
+
+def tune(
+    task: Task,
+    estimator: Estimator | Callable[[Loop], Estimator],
+    outer: OuterOptimizer = None,
+    *,
+    episodes: int,
+    T: int | None = None,
+    of: int | None = None,
+    lr_hyper: float | None = None,
+    lr_reptile: float = 1.0,
+    estimation_period: int = 1,
+    state: BilevelState | None = None,
+    get_task: Callable[[], Any] | None = None,
+    callback: Hook | None = None,
+    logger: MetricLogger | None = None,
+    natural: Callable[[Hyper], Any] | None = None,
+    progress: bool | None = None,
+    loop: str = "auto",
+    strict: bool = False,
+) -> BilevelState:
+    """Tune the hyperparameters of a task while its model trains: so many episodes of T steps.
+
+    Every episode starts with fresh optimizer slots and a fresh memory (theta and keys survive),
+    draws T batches of either kind, alternately and in order, and is one compiled call or less: with
+    neither callback nor logger several episodes go into one. At most two states are held at a time,
+    and none is donated.
+
+    Args:
+        task: What is tuned. Its sources of batches are used from `state.drawn` on; functions go on
+            by themselves.
+        estimator: The method, such as `gradhpo.reverse(20)`, or a function from the kind of loop
+            to the estimator, for problems with convolutions: `lambda loop: reverse(20, loop=loop)`.
+            Programs are kept by its identity: make it once.
+        outer: An Optax optimizer, a `gradhpo.Outer`, or None with `lr_hyper`.
+        episodes: Of this call.
+        T: Inner steps of an episode; left out where `begin` returns the batches.
+        of: Episodes that the decay refers to, counted from `init`: `episodes=4` is
+            `episodes=2, of=4` twice, bit for bit. None: those of this call, starting anew.
+        lr_hyper: Outer rate; it is `lr_hyper (1 - m / of)` in an episode that follows m others.
+        lr_reptile: Where the next episode starts: 1 at w_T, 0 where this one did.
+        estimation_period: Episodes between two fits of methods that have one (HyperDistill).
+        state: Where to go on from: the result of an earlier call, `error.state` of one that was
+            interrupted, or a callback's. None: the task's own start.
+        get_task: The draw for `problem.begin`, once an episode: a tree of arrays or a PRNG key;
+            with `over_tasks(estimator, n)` it is called n times and stacked. None: a key that
+            depends on the number of the episode alone.
+        callback: `callback(episode, state)` after every episode, counted from 1 over all calls,
+            with `state.params = w_T`. Returning False, or raising `gradhpo.StopRun`, ends the run.
+        logger: Gets the metrics and the hyperparameters after every episode, at `state.step`; what
+            is not one number by its mean, least and largest. Closing it is up to the caller.
+        natural: The hyperparameters as they shall be logged; None: by `task.natural`.
+        progress: A progress line on stderr; None: where that is a terminal.
+        loop: "scan", "unroll", "host" or "auto"; see `gradhpo.EstimatorOptimizer`.
+        strict: Raise where others are warned before the first episode.
+
+    Returns:
+        The final state; its `params` are where the next episode would start.
+
+    Raises:
+        TypeError, ValueError: before or at the first episode, naming what is wrong and the remedy.
+        KeyboardInterrupt: after the episode that a first Ctrl-C fell into, or at the second.
+            Whatever is raised while the run is on has the last good state as `error.state`.
+
+    Warns:
+        GradhpoWarning: of what cannot be tuned or trained; at the end of updates that were
+            rejected, or of more than half that were inaccurate.
+
+    >>> import jax.numpy as jnp
+    >>> from gradhpo import InOrder, from_update, one_step
+    >>> problem = BilevelProblem(
+    ...     from_update(lambda w, lam, batch: w - lam * (w - batch)), lambda w, lam, batch: w**2
+    ... )
+    >>> task = Task(problem, 2.0, 0.5, InOrder(jnp.ones(20)), InOrder(jnp.zeros(20)))
+    >>> state = tune(task, one_step(), episodes=2, T=10, lr_hyper=0.01)
+    >>> print(int(state.step), state.hyperparams)
+    20 0.48...
+    """
+    name = "tune"
+    given = _as_it_is(estimator) if isinstance(estimator, Estimator) else estimator
+    check_callable("estimator", given, "loop -> gradhpo.Estimator, or an Estimator")
+    check_choice("loop", loop, ("auto", "scan", "unroll", "host"))
+    if outer is not None:
+        check_outer("outer", outer)
+    period = check_count("estimation_period", estimation_period)
+    losses = {"task.problem.outer_loss": task.problem.outer_loss}
+    settings = (name, task.problem, given, outer, period, loop, strict)
+    setup = found_again(_setup, settings, losses, strict=False)
+    if state is None:
+        state = init_state(
+            task.problem,
+            setup.estimator,
+            outer,
+            task.params,
+            task.hyperparams,
+            model_state=task.model_state,
+        )
+    return checked_run(
+        setup,
+        state,
+        Plan(episodes, T, of, lr_hyper, lr_reptile),
+        Data(task.train, task.val, get_task, setup.estimator.tasks),
+        callback=callback,
+        logger=logger,
+        natural=natural or task.natural,
+        progress=progress,
+    )
+
+
+@kept
+def _as_it_is(estimator: Estimator) -> Callable[[Loop], Estimator]:
+    return lambda loop: estimator
+
+
+@kept
+def _setup(*settings: Any) -> Setup:
+    name, problem, method, outer, period, loop, strict = settings
+    return Setup(name, problem, method, outer, period, loop, strict)
+
+
+def found_again(make: Any, arguments: tuple, functions: dict[str, Any], *, strict: bool) -> Setup:
+    """The setup for these arguments, with a warning when call after call brings new functions.
+
+    Args:
+        make: A function that keeps what it has made, see `kept`; its first argument is a setting
+            or the name of a method.
+        functions: Those by which it is known, by their names.
+    """
+    before = make.cache_info().misses
+    try:
+        setup = make(*arguments)
+    except TypeError as error:
+        if "unhashable" in str(error):
+            error.add_note(
+                "gradhpo: settings and losses are static under jit and must be hashable; wrap "
+                "the one that is not in a function."
+            )
+        raise
+    missed = make.cache_info().misses > before
+    note_compilation(setup.name, functions, missed, strict=strict)
+    return setup
+
+
+def checked_run(
+    setup: Setup,
+    state: BilevelState,
+    plan: Plan,
+    data: Data,
+    *,
+    callback: Hook | None = None,
+    logger: MetricLogger | None = None,
+    natural: Callable[[Hyper], Any] | None = None,
+    progress: bool | None = None,
+) -> BilevelState:
+    """`run` with arguments as users give them; see `tune`."""
+    episodes = check_count("episodes" if setup.name == "tune" else "M", plan.episodes)
+    data.check(setup.problem.begin)
+    T = plan.T
+    if T is not None or data.train is not None:
+        T = check_length(setup.name, setup.estimator.window, T)
+    check_outer_step(setup.name, setup.outer, plan.lr_hyper)
+    plan = plan._replace(
+        episodes=episodes,
+        T=T,
+        lr_hyper=None if plan.lr_hyper is None else float(plan.lr_hyper),
+        lr_reptile=check_fraction("lr_reptile", plan.lr_reptile),
+    )
+    if callback is not None:
+        check_callable("callback", callback, "(episode, state)")
+    if natural is not None:
+        check_callable("natural", natural, "hyperparams -> dictionary")
+    check_state(state)
+    if plan.of is not None:
+        end = int(state.episode) + plan.episodes
+        if end > check_count("of", plan.of):
+            raise ValueError(
+                f"this run would end after episode {end}, beyond of={plan.of}, where the outer "
+                "rate has decayed to zero."
+            )
+    hooks = [] if logger is None else [log_to(logger, natural)]
+    hooks += [] if callback is None else [callback]
+    return run(setup, state, plan, data, tuple(hooks), progress)
