@@ -48,7 +48,7 @@ def test_one_file_with_one_entry_is_all_it_takes(restored, capsys):
     assert cli.main(["list"]) == 0
     assert re.search(f"^  {name} +{method.description}$", capsys.readouterr().out, re.M)
     assert name in known_methods()
-    row = check_hypergradient(*ridge(3), [name]).rows[name]
+    row = check_hypergradient(ridge(3), 3, [name]).rows[name]
     assert (row.gradients, row.products) == (7, 3) == method.estimator(3).cost(3, size=1)
     check_method(method)  # as tests/testing/test_conformance.py does
     assert f"| `{name}` | `DiscountedSumOptimizer` |" in cost_table()

@@ -112,7 +112,7 @@ class Estimator(_Method):
             problem: Dynamics and validation loss.
             memory: From `init`, or of the last estimate.
             inner: s_0 of the window; lam: hyperparameters.
-            window: `self.window` train and validation batches, stacked along the leading axis.
+            window: `self.window` train and validation batches, along a leading axis.
             origin: Of an episode that begins at `inner`, where `inner` depends on lam. Its
                 derivative `alpha_0 ds_0/dlam` is added by methods that carry alpha to s_0
                 (`self.starts`); for the others s_0 is a constant.

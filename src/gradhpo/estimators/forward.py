@@ -143,7 +143,7 @@ def forward_sharing(
     budget = check_count("budget", budget)
     loop = check_loop(loop)
     if steps % pieces:
-        raise ValueError(f"steps must be a multiple of the {pieces} pieces, got {steps}.")
+        raise ValueError(f"T must be a multiple of the {pieces} pieces, got {steps}.")
 
     def init(inner, lam, window):
         del window
