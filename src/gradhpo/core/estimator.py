@@ -6,6 +6,7 @@ sees plus what its memory carries.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ __all__ = [
     "fold",
     "report",
     "roll",
+    "whole",
 ]
 
 
@@ -230,10 +232,25 @@ def fold(
     steps = range(jax.tree.leaves(xs)[0].shape[0])
     ys = []
     for t in reversed(steps) if reverse else steps:
-        carry, y = compiled(problem, consts, carry, jax.tree.map(lambda x: x[t], xs))  # noqa: B023
+        carry, y = compiled(problem, consts, carry, _entry(xs, t))
         ys.append(y)
-    ys = ys[::-1] if reverse else ys
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys) if ys else None
+    return carry, _stacked(ys[::-1] if reverse else ys) if ys else None
+
+
+@jax.jit
+def _entry(xs, t):
+    return jax.tree.map(lambda x: x[t], xs)
+
+
+@jax.jit
+def _stacked(ys):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def whole(function: Callable, loop: Loop) -> Callable:
+    """A part `function(problem, …)` of an estimate between two loops, with a lasting identity: of
+    the host loop it is a program of its own."""
+    return jax.jit(function, static_argnums=0) if loop == "host" else function
 
 
 def roll(

@@ -34,6 +34,7 @@ from gradhpo.utils.validation import check_outer_step
 
 __all__ = [
     "OuterOptimizer",
+    "apply_estimate",
     "bilevel_step",
     "copies",
     "init_state",
@@ -173,12 +174,12 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
                 problem, state.memory, state.inner, state.hyperparams, window, origin
             )
         outer = as_outer(outer_optimizer, lr_hyper)
-        return _apply(estimator, outer, problem, state, estimate, window)
+        return apply_estimate(estimator, outer, problem, state, estimate, window)
 
     return step
 
 
-def _apply(
+def apply_estimate(
     estimator: Estimator,
     outer: Outer,
     problem: BilevelProblem,

@@ -31,7 +31,16 @@ from gradhpo.core.curvature import (
     training_loss,
 )
 from gradhpo.core.dynamics import InnerState, linearize, zero_cotangent
-from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, report, roll
+from gradhpo.core.estimator import (
+    Cost,
+    Estimate,
+    Estimator,
+    Loop,
+    check_loop,
+    report,
+    roll,
+    whole,
+)
 from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
@@ -144,7 +153,7 @@ def implicit(
     def estimate(problem, memory, inner, lam, window):
         inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
         # Compiled by the identity of `differentiate`: the solvers make new functions at each call.
-        found = jax.jit(differentiate, static_argnums=0) if loop == "host" else differentiate
+        found = whole(differentiate, loop)
         return Estimate(
             inner=inner, **found(problem, memory, inner, lam, Window(*tree_last(window)))
         )
