@@ -26,7 +26,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
 from gradhpo.core.types import PyTree
 from gradhpo.utils.gradients import tree_lerp
-from gradhpo.utils.validation import check_rate, check_same_avals
+from gradhpo.utils.validation import check_rate, check_same_avals, leaves_with_names
 
 __all__ = [
     "ON_HOST",
@@ -80,6 +80,9 @@ def start_episode(
         if estimator.tasks is not None:
             draw = jax.random.split(draw, estimator.tasks)
     origin = Origin(state.inner._replace(opt_state=()), draw)
+    if estimator.tasks is not None:
+        _check_tasks("the state's weights", origin.phi, estimator.tasks)
+        _check_tasks("draw", draw, estimator.tasks)
     begin = per_task(estimator, lambda origin: begin_episode(problem, origin, lam))
     inner, window = begin(origin)
     if window is not None and estimator.tasks is not None:
@@ -102,6 +105,16 @@ def start_episode(
         phi=origin.phi if keep_phi else (),
     )
     return Begun(state, origin if sees else None, window)
+
+
+def _check_tasks(what: str, tree: PyTree, tasks: int) -> None:
+    for name, leaf in leaves_with_names(tree):
+        if jnp.shape(leaf)[:1] != (tasks,):
+            raise ValueError(
+                f"every leaf of {what} needs the {tasks} tasks along its leading axis; but leaf "
+                f"{name} has the shape {jnp.shape(leaf)}. A state is made by init with the same "
+                "number of tasks; a draw is one for each task, stacked."
+            )
 
 
 def _check_started(before: InnerState, started: InnerState) -> None:
