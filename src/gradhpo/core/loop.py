@@ -75,20 +75,7 @@ def start_episode(
             depends on the hyperparameters; the message names the leaf.
     """
     lam = state.hyperparams
-    if draw is None and problem.begin is not None:
-        draw = jax.random.fold_in(jax.random.key(0), state.episode)
-        if estimator.tasks is not None:
-            draw = jax.random.split(draw, estimator.tasks)
-    origin = Origin(state.inner._replace(opt_state=()), draw)
-    if estimator.tasks is not None:
-        _check_tasks("the state's weights", origin.phi, estimator.tasks)
-        _check_tasks("draw", draw, estimator.tasks)
-    begin = per_task(estimator, lambda origin: begin_episode(problem, origin, lam))
-    inner, window = begin(origin)
-    if window is not None and estimator.tasks is not None:
-        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
-    inner = strengthen(inner)
-    _check_started(state.inner, inner)
+    origin, inner, window = begin(estimator, problem, state, draw)
     memory = state.memory
     if estimator.reset is not None:
         memory = estimator.reset(memory, inner, lam)
@@ -105,6 +92,29 @@ def start_episode(
         phi=origin.phi if keep_phi else (),
     )
     return Begun(state, origin if sees else None, window)
+
+
+def begin(
+    estimator: Estimator, problem: BilevelProblem, state: BilevelState, draw: Any = None
+) -> tuple[Origin, InnerState, Window | None]:
+    """What an episode is made from, its s_0, and the data that come with it; see
+    `start_episode`."""
+    tasks = estimator.tasks
+    if draw is None and problem.begin is not None:
+        draw = jax.random.fold_in(jax.random.key(0), state.episode)
+        if tasks is not None:
+            draw = jax.random.split(draw, tasks)
+    origin = Origin(state.inner._replace(opt_state=()), draw)
+    if tasks is not None:
+        _check_tasks("the state's weights", origin.phi, tasks)
+        _check_tasks("draw", draw, tasks)
+    one = per_task(estimator, lambda origin: begin_episode(problem, origin, state.hyperparams))
+    inner, window = one(origin)
+    if window is not None and tasks is not None:
+        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
+    inner = strengthen(inner)
+    _check_started(state.inner, inner)
+    return origin, inner, window
 
 
 def _check_tasks(what: str, tree: PyTree, tasks: int) -> None:
