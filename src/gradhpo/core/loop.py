@@ -31,6 +31,7 @@ from gradhpo.utils.validation import check_rate, check_same_avals, leaves_with_n
 __all__ = [
     "ON_HOST",
     "Begun",
+    "begin",
     "end_episode",
     "episode_data",
     "finished",
