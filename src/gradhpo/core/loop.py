@@ -26,7 +26,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
 from gradhpo.core.types import PyTree
 from gradhpo.utils.gradients import tree_lerp
-from gradhpo.utils.validation import check_rate, check_same_avals
+from gradhpo.utils.validation import check_rate, check_same_avals, leaves_with_names
 
 __all__ = [
     "ON_HOST",
@@ -77,7 +77,6 @@ def start_episode(
     """
     lam = state.hyperparams
     origin, inner, window = begin(estimator, problem, state, draw)
-    _check_started(state.inner, inner)
     memory = state.memory
     if estimator.reset is not None:
         memory = estimator.reset(memory, inner, lam)
@@ -94,6 +93,39 @@ def start_episode(
         phi=origin.phi if keep_phi else (),
     )
     return Begun(state, origin if sees else None, window)
+
+
+def begin(
+    estimator: Estimator, problem: BilevelProblem, state: BilevelState, draw: Any = None
+) -> tuple[Origin, InnerState, Window | None]:
+    """What an episode is made from, its s_0, and the data that come with it; see
+    `start_episode`."""
+    tasks = estimator.tasks
+    if draw is None and problem.begin is not None:
+        draw = jax.random.fold_in(jax.random.key(0), state.episode)
+        if tasks is not None:
+            draw = jax.random.split(draw, tasks)
+    origin = Origin(state.inner._replace(opt_state=()), draw)
+    if tasks is not None:
+        _check_tasks("the state's weights", origin.phi, tasks)
+        _check_tasks("draw", draw, tasks)
+    one = per_task(estimator, lambda origin: begin_episode(problem, origin, state.hyperparams))
+    inner, window = one(origin)
+    if window is not None and tasks is not None:
+        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
+    inner = strengthen(inner)
+    _check_started(state.inner, inner)
+    return origin, inner, window
+
+
+def _check_tasks(what: str, tree: PyTree, tasks: int) -> None:
+    for name, leaf in leaves_with_names(tree):
+        if jnp.shape(leaf)[:1] != (tasks,):
+            raise ValueError(
+                f"every leaf of {what} needs the {tasks} tasks along its leading axis; but leaf "
+                f"{name} has the shape {jnp.shape(leaf)}. A state is made by init with the same "
+                "number of tasks; a draw is one for each task, stacked."
+            )
 
 
 def _check_started(before: InnerState, started: InnerState) -> None:
