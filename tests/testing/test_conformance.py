@@ -9,7 +9,6 @@ import pytest
 from gradhpo import (
     BilevelProblem,
     InOrder,
-    Start,
     Task,
     amigo,
     drmad,
@@ -74,34 +73,6 @@ def three_pieces(steps):
     return small(lambda lam: optax.sgd(lambda count: lam[jnp.minimum(count, 2)]), rates, steps)
 
 
-def there_and_back(steps):
-    """A state that the loss reads and writes, a start made of lam, a reversible optimizer."""
-    draw = np.random.default_rng(6).standard_normal
-    x, v = (jnp.asarray(draw((steps, 5, 3))) for _ in range(2))
-
-    def train_loss(w, lam, x, state):
-        mean = 0.6 * state["mean"] + 0.4 * jnp.mean(x, axis=0)
-        loss = jnp.mean(jnp.tanh((x - mean) @ w["w"] + w["b"]) ** 2) + jnp.sum(jnp.cos(w["w"]))
-        return loss, ({"mean": mean, "seen": state["seen"] + 1}, {"seen": state["seen"]})
-
-    def val_loss(w, lam, v, state):
-        return jnp.mean((jnp.sin((v - state["mean"]) @ w["w"]) - w["b"]) ** 2)
-
-    def begin(params, lam, draw):
-        return Start({"w": jnp.exp(lam["log_scale"]) * params["w"], "b": lam["b"]})
-
-    dynamics = from_optax(train_loss, lambda lam: reversible_sgd(jnp.exp(lam["log_rate"]), 0.5))
-    lam = {"log_rate": jnp.array(-2.0), "log_scale": jnp.array(0.3), "b": jnp.array(0.4)}
-    return Task(
-        BilevelProblem(dynamics, val_loss, begin=begin),
-        {"w": jnp.asarray(draw(3)), "b": jnp.zeros(())},
-        lam,
-        InOrder(x),
-        InOrder(v),
-        model_state={"mean": jnp.zeros(3), "seen": jnp.zeros((), jnp.int32)},
-    )
-
-
 def only_part(batch):
     return 0
 
@@ -131,7 +102,7 @@ ROWS = {
     ),
     "reverse": (reverse(3), [integer_leaves, *DOORS], [], [integer_leaves, batch_norm]),
     "segments": (reverse(3, memory="segments"), [integer_leaves, *DOORS], [], [contraction]),
-    "reversible": (reversible(3), [run_backwards, there_and_back], [], [run_backwards]),
+    "reversible": (reversible(3), [run_backwards], [], [run_backwards]),
     "forward": (forward(3), [integer_leaves, *DOORS], [], [outer_lam, batch_norm]),
     "rtho": (forward(online=True), [(p, 3) for p in (integer_leaves, *DOORS)], [], [contraction]),
     "fds": (forward_sharing(3, 3, average=False), [three_pieces], [], [three_pieces]),

@@ -55,8 +55,9 @@ Loop: TypeAlias = str
 """How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
 "host" (a Python loop over one compiled step). The numbers are the same."""
 
-LossFn: TypeAlias = Callable[[Params, Hyper, Batch], Scalar]
-"""`loss(params, hyperparams, batch)`, a floating-point scalar."""
+LossFn: TypeAlias = Callable[..., Any]
+"""`loss(params, hyperparams, batch[, model_state])`: a floating-point scalar, or that with metrics
+and a model state; see `gradhpo.core.losses`."""
 
 UpdateFn: TypeAlias = Callable[[Params, Hyper, Batch], Params]
 """`update_fn(params, hyperparams, batch)`, one training step written by the user."""

@@ -122,7 +122,8 @@ def task(
 def main(M: int = 8) -> None:
     """Tune on digits in M > 1 training runs; of the first and the last: accuracy and strengths."""
     train, val, test = datasets.split(datasets.digits().train, [200, 400, 1197], 0)
-    mine, runs = task(0, train, val, test), []
+    mine: Any = task(0, train, val, test)
+    runs: list[gradhpo.BilevelState] = []
     # The exact hypergradient of a training run of 300 steps, once per run.
     optimizer = gradhpo.ReverseOptimizer(inner_optimizer=SGD, outer_optimizer=OUTER, T=300)
     optimizer.run(

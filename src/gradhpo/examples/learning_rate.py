@@ -67,11 +67,8 @@ def task(
     """The problem with these images and labels, which is validated on all at once; as in `mnist`.
 
     >>> data = datasets.digits().train
-    >>> {
-    ...     name: round(float(rate), 2)
-    ...     for name, rate in rates(task(0, data, data).hyperparams).items()
-    ... }
-    {'layer1': 0.01, 'layer2': 0.01, 'layer3': 0.01}
+    >>> f"{rates(task(0, data, data).hyperparams)['layer1']:.2f}"
+    '0.01'
     """
     return gradhpo.Task(
         PROBLEM,
@@ -87,7 +84,8 @@ def task(
 def main(M: int = 60) -> None:
     """Tune on digits in M > 1 training runs; of the first and the last: accuracy and rates."""
     train, val, test = datasets.split(datasets.digits().train, [400, 400, 997], 0)
-    mine, runs = task(0, train, val, test), []
+    mine: Any = task(0, train, val, test)
+    runs: list[gradhpo.BilevelState] = []
     # The exact hypergradient of a training run of 100 steps, once per run.
     optimizer = gradhpo.ReverseOptimizer(
         inner_optimizer=layerwise_sgd, outer_optimizer=OUTER, T=100

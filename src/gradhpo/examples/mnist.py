@@ -125,7 +125,7 @@ def main(M: int = 200) -> None:
     train, val, test = datasets.split(datasets.digits().train, [400, 400, 997], 0)
     labels, _ = datasets.corrupt_labels(0, train.targets, 0.2, 10)
     for name, outer in (("before", optax.set_to_zero()), ("after", OUTER)):
-        mine = task(0, gradhpo.DataBatch(train.inputs, labels), val, test)
+        mine: Any = task(0, gradhpo.DataBatch(train.inputs, labels), val, test)
         # One step ahead after every training step (T1-T2, Luketina et al. 2016).
         optimizer = gradhpo.OneStepOptimizer(inner_optimizer=SGD, outer_optimizer=outer, T=20)
         state = optimizer.run(

@@ -20,7 +20,7 @@ FLOOR = 1e-12
 
 def unrolled_loss(
     problem: BilevelProblem,
-    inner: InnerState | None,
+    inner: InnerState,
     lam: Hyper,
     window: Window,
     origin: Origin | None = None,
@@ -37,8 +37,8 @@ def unrolled_loss(
 
     >>> from gradhpo.testing.problems import initial_weights
     >>> task = initial_weights(3)
-    >>> _, window = task.begin(3)
-    >>> loss = lambda lam: unrolled_loss(task.problem, None, lam, window, task.origin())
+    >>> inner, window = task.begin(3)
+    >>> loss = lambda lam: unrolled_loss(task.problem, inner, lam, window, task.origin())
     >>> sorted(jax.grad(loss)(task.hyperparams))
     ['a', 'b']
     """
