@@ -15,8 +15,10 @@ from jax.flatten_util import ravel_pytree
 
 from gradhpo import (
     Window,
+    drmad,
     finite_difference,
     first_order,
+    forward,
     greedy,
     hyperdistill,
     linearize,
@@ -25,6 +27,7 @@ from gradhpo import (
     reverse,
 )
 from gradhpo.core.dynamics import InnerState, zero_cotangent
+from gradhpo.core.start import begin_episode
 from gradhpo.testing import (
     assert_trees_close,
     central_difference,
@@ -34,6 +37,9 @@ from gradhpo.testing import (
 )
 from gradhpo.testing.problems import (
     ZOO,
+    batch_norm,
+    initial_scale,
+    initial_weights,
     mlp_adam,
     mlp_chain,
     mlp_momentum,
@@ -214,6 +220,52 @@ def test_float32_points_the_same_way(name):
         assert cosine > 0.999, (k, cosine)
         rtol = 3e-2 if k == "finite_difference" else 1e-4
         np.testing.assert_allclose(np.linalg.norm(b), np.linalg.norm(a), rtol=rtol, err_msg=k)
+
+
+@pytest.mark.parametrize("problem_at", [batch_norm, initial_scale, initial_weights])
+def test_a_start_and_a_model_state_are_in_the_formula(problem_at):
+    """alpha_0 ds_0/dlam beside the sum of equation (1); the sum alone is the control."""
+    for steps, makers in {
+        T: (reverse, partial(reverse, memory="segments"), forward),
+        1: (drmad,),
+    }.items():
+        task = problem_at(steps)
+        case, dense = written_out(problem_at, steps)
+        lam, unravel = ravel_pytree(case.lam)
+        alpha = dense.alpha[-1]
+        for a in reversed(dense.A):
+            alpha = alpha @ a
+
+        def start(lam):
+            return flat_state(begin_episode(task.problem, task.origin(), unravel(lam))[0])  # noqa: B023
+
+        of_start = alpha @ jax.jacobian(start)(lam)
+        want = dense.tree(dense.reverse() + of_start)
+        for make in makers:
+            estimate = jax.jit(partial(make(steps).estimate, task.problem))
+            memory = make(steps).init(case.inner, case.lam, case.window)
+            got = estimate(memory, *case[1:], task.origin()).hypergrad
+            assert_trees_close(got, want, 1e-12)
+        alone = relative_error(dense.tree(dense.reverse()), want)
+        assert alone > 1e-2 or (problem_at is batch_norm and not jnp.any(of_start))
+
+
+def test_statistics_are_not_differentiated():
+    """The rule of `gradhpo.core.losses`: to differentiate through them is another number."""
+    task = batch_norm(T)
+    problem, lam, (inner, window) = task.problem, task.hyperparams, task.begin(T)
+
+    def through_all(lam):
+        s = inner
+        for t in range(T):
+            s = problem.dynamics.step(s, lam, at(window.train, t))
+        batch = at(window.val, T - 1)
+        return problem.outer_loss(s.params, lam, batch, s.model_state)[0]
+
+    got = whole_window(reverse(T), problem, inner, lam, window).hypergrad
+    exact = jax.jit(jax.grad(lambda x: unrolled_loss(problem, inner, x, window)))(lam)
+    assert_trees_close(got, exact, 1e-12)
+    assert relative_error(jax.jit(jax.grad(through_all))(lam), exact) > 1e-2
 
 
 def test_outer_gradients_pad_the_slots_with_zeros():

@@ -16,7 +16,6 @@ pytest.importorskip("scipy")
 
 import jax  # noqa: E402
 
-import gradhpo  # noqa: E402
 from gradhpo import (
     datasets,  # noqa: E402
     report,  # noqa: E402
@@ -109,7 +108,7 @@ def strengths_follow_the_exact_hypergradient(config, result, methods):
     example = augmentation_example
 
     def as_they_are(params, lam, batch):
-        return example.val_loss(params, lam, (batch.images, batch.labels))
+        return mnist_example.val_loss(params, lam, (batch.images, batch.labels))
 
     @partial(jax.jit, static_argnums=0)
     def train(loss, params, lam, batches):
@@ -123,16 +122,16 @@ def strengths_follow_the_exact_hypergradient(config, result, methods):
         return jax.lax.scan(step, (params, zeros), batches)[0][0]
 
     def after(lam, params, batches, val):
-        return example.val_loss(train(example.train_loss, params, lam, batches), lam, val)
+        return mnist_example.val_loss(train(example.train_loss, params, lam, batches), lam, val)
 
     slope = jax.jit(jax.grad(after))
     moved = read_rows(config.out / "hyperparameters.csv")
     for seed in range(2):
         part = parts(datasets.digits(), config, seed)
-        params = example.init(seed, part.train.inputs)
+        params = mnist_example.init(seed, part.train.inputs)
         source = example.batches(part.train, 2 * seed)
         batches = jax.tree.map(lambda *xs: np.stack(xs), *(source() for _ in range(5)))
-        plain = example.val_loss(train(as_they_are, params, None, batches), None, part.test)
+        plain = mnist_example.val_loss(train(as_they_are, params, None, batches), None, part.test)
         got = methods["none"]["metrics"]["test_loss"]["seeds"][seed]
         assert got == pytest.approx(float(plain), rel=1e-5)
         found = slope(example.HYPERPARAMS, params, batches, part.val)
@@ -237,18 +236,14 @@ def test_retraining_takes_the_batches_of_the_tuning_run():
     """With an outer optimizer that does not move, tuning and training end at the same weights."""
     import optax
 
-    from gradhpo.studies.shared.before_after import _trainer
+    from gradhpo.studies.shared.before_after import retrained
+    from gradhpo.studies.shared.images import tuned
 
     config = ImageConfig(train_size=100, val_size=100, episodes=3, steps=4)
     part = parts(datasets.digits(), config, seed=1)
-    params = mnist_example.init(1, part.train.inputs)
-    still = gradhpo.OneStepOptimizer(
-        inner_optimizer=mnist_example.OPTIMIZER.inner_optimizer,
-        outer_optimizer=optax.set_to_zero(),
-        T=4,
-    )
-    state = mnist_example.tune(params, part.train, part.val, 1, still, M=3)
-    again = _trainer(mnist_example, config)(params, mnist_example.HYPERPARAMS, part.train, 1)
+    fresh = partial(mnist_example.task, 1, part.train, part.val)
+    state = tuned(fresh(), "one_step", config, optax.set_to_zero(), lambda m, state: None)
+    again = retrained(fresh(), mnist_example.HYPERPARAMS, config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, again)
 
 
@@ -306,7 +301,7 @@ def test_every_strength_has_a_hypergradient():
     data = datasets.digits().train
     source = example.batches(data, seed=0)
     gradient = jax.jit(jax.grad(example.train_loss, argnums=1))
-    found = gradient(example.init(0, data.inputs), example.HYPERPARAMS, source())
+    found = gradient(mnist_example.init(0, data.inputs), example.HYPERPARAMS, source())
     assert sorted(found) == sorted(example.KINDS) and all(abs(g) > 1e-6 for g in found.values())
 
 

@@ -139,23 +139,6 @@ def _check_started(before: InnerState, started: InnerState) -> None:
     )
 
 
-def begin(
-    estimator: Estimator, problem: BilevelProblem, state: BilevelState, draw: Any = None
-) -> tuple[Origin, InnerState, Window | None]:
-    """What an episode is made from, its s_0, and the data that come with it; see
-    `start_episode`."""
-    if draw is None and problem.begin is not None:
-        draw = jax.random.fold_in(jax.random.key(0), state.episode)
-        if estimator.tasks is not None:
-            draw = jax.random.split(draw, estimator.tasks)
-    origin = Origin(state.inner._replace(opt_state=()), draw)
-    one = per_task(estimator, lambda origin: begin_episode(problem, origin, state.hyperparams))
-    inner, window = one(origin)
-    if window is not None and estimator.tasks is not None:
-        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
-    return origin, strengthen(inner), window
-
-
 def end_episode(
     state: BilevelState, lr_reptile: Any = 1.0, tasks: int | None = None
 ) -> BilevelState:

@@ -20,7 +20,7 @@ FLOOR = 1e-12
 
 def unrolled_loss(
     problem: BilevelProblem,
-    inner: InnerState | None,
+    inner: InnerState,
     lam: Hyper,
     window: Window,
     origin: Origin | None = None,
@@ -37,14 +37,14 @@ def unrolled_loss(
 
     >>> from gradhpo.testing.problems import initial_weights
     >>> task = initial_weights(3)
-    >>> _, window = task.begin(3)
-    >>> loss = lambda lam: unrolled_loss(task.problem, None, lam, window, task.origin())
+    >>> inner, window = task.begin(3)
+    >>> loss = lambda lam: unrolled_loss(task.problem, inner, lam, window, task.origin())
     >>> sorted(jax.grad(loss)(task.hyperparams))
     ['a', 'b']
     """
     if origin is not None:
-        inner, _ = begin_episode(problem, origin, lam)
-        inner = inner._replace(model_state=lax.stop_gradient(inner.model_state))
+        begun, _ = begin_episode(problem, origin, lam)
+        inner = begun._replace(model_state=lax.stop_gradient(begun.model_state))
     assert inner is not None, "without an origin training begins at `inner`"
     step = jax.jit(problem.dynamics.step)
     steps = jax.tree.leaves(window.train)[0].shape[0]

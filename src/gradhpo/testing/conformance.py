@@ -194,9 +194,9 @@ def _errors(estimator: Estimator, case: Case) -> list[float]:
     memory = estimator.init(inner, lam, _first(windows))
     if estimator.start is not None:
         memory = estimator.start(problem, memory, inner, lam, window)
-    errors = []
+    start, errors = inner, []
     estimate = jax.jit(partial(estimator.estimate, problem))
-    exact = jax.jit(jax.grad(lambda x, past: unrolled_loss(problem, None, x, past, origin)))
+    exact = jax.jit(jax.grad(lambda x, past: unrolled_loss(problem, start, x, past, origin)))
     for i in range(steps // estimator.window):
         first = (origin,) if i == 0 else ()
         got = estimate(memory, inner, lam, _first(windows, i), *first)

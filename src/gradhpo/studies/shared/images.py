@@ -1,4 +1,4 @@
-"""What the studies on images share: data and its parts, methods by name, their costs, scores."""
+"""What the studies on images share: data and its parts, tuning runs, their costs, scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ import optax
 
 from gradhpo import datasets
 from gradhpo.algorithms.registry import METHODS
+from gradhpo.core.state import BilevelState
+from gradhpo.core.task import Task
 from gradhpo.core.types import DataBatch
 from gradhpo.report.config import DataStudyConfig
 
-__all__ = ["ImageConfig", "Parts", "cost", "make_optimizer", "parts", "scorer"]
+__all__ = ["ImageConfig", "Parts", "cost", "parts", "scorer", "tuned"]
 
 FIT_PERIOD = 50  # episodes between two fits of HyperDistill's theta
 
@@ -85,6 +87,38 @@ def parts(data: datasets.Dataset, config: ImageConfig, seed: int) -> Parts:
         (train, val), test = datasets.split(data.train, sizes, seed), data.test
     noisy, _ = datasets.corrupt_labels(seed, train.targets, config.label_noise, data.num_classes)
     return Parts(DataBatch(train.inputs, noisy), val, test, noisy != train.targets)
+
+
+def tuned(
+    task: Task,
+    name: str,
+    config: ImageConfig,
+    outer: optax.GradientTransformation,
+    callback: Callable[[int, BilevelState], object],
+    lr_reptile: float = 1.0,
+) -> BilevelState:
+    """A tuning run by a registered method, with the settings of the study that concern it.
+
+    Args:
+        task: Its dynamics are those of an Optax optimizer.
+        name: Of the method.
+        outer: Moves the hyperparameters.
+        callback, lr_reptile: As of `run` of the classes.
+    """
+    dynamics = task.problem.dynamics
+    assert dynamics.parts is not None and task.train is not None and task.val is not None
+    inner = dynamics.parts.make_optimizer
+    optimizer = make_optimizer(name, config, inner_optimizer=inner, outer_optimizer=outer)
+    return optimizer.run(
+        optimizer.init(task.params, task.hyperparams),
+        M=config.episodes,
+        get_train_batch=task.train,
+        get_val_batch=task.val,
+        train_loss_fn=dynamics.parts.train_loss,
+        val_loss_fn=task.problem.outer_loss,
+        callback=callback,
+        lr_reptile=lr_reptile,
+    )
 
 
 def make_optimizer(name: str, config: ImageConfig, **common: Any) -> Any:
