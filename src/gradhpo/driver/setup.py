@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.problem import BilevelProblem
@@ -60,9 +62,15 @@ class Setup:
 
     def remember_shapes(self, function: Callable, *arguments: Any) -> Any:
         """What `function` says of these shapes: a second run with the same ones traces nothing."""
-        shapes = jax.eval_shape(lambda: arguments)
+        shapes = jax.tree.map(_shape_of, arguments)
         leaves, structure = jax.tree.flatten(shapes)
         return self.remember((function, structure, *leaves), lambda: function(self, *shapes))
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """As `jax.eval_shape`, without a trace."""
+    weak = getattr(x, "weak_type", isinstance(x, int | float | complex))
+    return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), weak_type=weak)
 
 
 class Loops(NamedTuple):
