@@ -6,7 +6,6 @@ sees plus what its memory carries.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
