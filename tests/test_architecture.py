@@ -15,7 +15,9 @@ FILES = {
 MODULES = {name.removesuffix(".__init__") for name in FILES}
 
 # Layer -> what it may import besides itself; an entry is a layer or one module of it.
-LOWER = {"utils", "core", "solvers", "estimators", "algorithms", "diagnostics", "transforms"}
+LOWER = set(
+    "utils core solvers estimators driver algorithms diagnostics transforms".split()
+)
 USER = LOWER | {"meta", "datasets"}
 ALLOWED = {
     "utils": set(),
@@ -24,7 +26,8 @@ ALLOWED = {
     "estimators": {"utils", "core", "solvers"},
     "transforms": {"utils", "core.types"},
     "datasets": {"utils", "core.types"},
-    "algorithms": {"utils", "core", "solvers", "estimators", "transforms"},
+    "driver": {"utils", "core"},
+    "algorithms": {"utils", "core", "solvers", "estimators", "driver", "transforms"},
     "diagnostics": {"utils", "core", "estimators", "algorithms"},
     "testing": LOWER,
     "meta": LOWER,
@@ -36,7 +39,7 @@ ALLOWED = {
     "gradhpo": USER,  # the package's own __init__
     "__main__": {"cli"},
 }
-CORE = ("utils", "core", "solvers", "estimators", "algorithms", "transforms")
+CORE = ("utils", "core", "solvers", "estimators", "driver", "algorithms", "transforms")
 OPTIONAL = set(
     "PIL chex equinox flax matplotlib orbax pooch scipy sklearn tensorboardX tqdm tyro".split()
 )

@@ -1,0 +1,165 @@
+"""Episodes that begin from hyperparameters, from a key or from a task, through the driver."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gradhpo import (
+    BilevelProblem,
+    GradhpoWarning,
+    OneStepOptimizer,
+    Resident,
+    ReverseOptimizer,
+    Start,
+    Task,
+    Window,
+    from_optax,
+    over_tasks,
+    reverse,
+    tune,
+)
+
+T = 3
+DATA = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
+SOURCES = {"get_train_batch": Resident(DATA, 4), "get_val_batch": Resident(DATA, 4, seed=1)}
+KEYS = jax.random.key(7)
+
+
+def loss(w, lam, batch):
+    return jnp.mean((w["w"] - batch) ** 2) / 2
+
+
+def judge(w, lam, batch):
+    return jnp.mean((w["w"] - batch) ** 2)
+
+
+def from_lam(params, lam, draw):
+    """Initial weights are hyperparameters."""
+    return Start({"w": lam["w"] + 0 * params["w"]})
+
+
+def of_a_task(params, lam, draw):
+    """A task of a key: its own centre, its own batches."""
+    centre, noise = jax.random.normal(draw, (2,)), jnp.arange(T * 4 * 2.0).reshape(T, 4, 2) / 10
+    return Start({"w": lam["w"]}, Window(centre + noise, centre - noise))
+
+
+def lam(dtype=jnp.float64):
+    return {"w": jnp.array([1.0, -2.0], dtype)}
+
+
+def params(dtype=jnp.float64):
+    return {"w": jnp.zeros(2, dtype)}
+
+
+def classy(cls, begin, **settings):
+    settings = {"T": T, "inner_optimizer": optax.sgd(0.3), "begin": begin, **settings}
+    return cls(outer_optimizer=optax.sgd(0.1), **settings)
+
+
+def written_out(lam, episodes=2):
+    """The same runs by hand: `jax.grad` of an episode, its batches from the sources."""
+    for m in range(episodes):
+        rows = [source.indices(m * T, T) for source in SOURCES.values()]
+
+        def after(lam, rows=rows):
+            w = lam
+            for t in range(T):
+                batch = jnp.asarray(DATA)[rows[0][t]]
+                w = jax.tree.map(lambda w, g: w - 0.3 * g, w, jax.grad(loss)(w, None, batch))
+            return judge(w, None, jnp.asarray(DATA)[rows[1][-1]])
+
+        lam = jax.tree.map(lambda x, g: x - 0.1 * g, lam, jax.grad(after)(lam))
+    return lam
+
+
+@pytest.mark.parametrize("loop", ["scan", "unroll", "host"])
+def test_every_loop_sees_the_start(loop, x64):
+    opt = classy(ReverseOptimizer, from_lam, loop=loop)
+    losses = {"train_loss_fn": loss, "val_loss_fn": judge}
+    got = opt.run(opt.init(params(), lam()), 2, **SOURCES, **losses)
+    np.testing.assert_allclose(got.hyperparams["w"], written_out(lam())["w"], rtol=1e-12)
+    reptile = opt.run(opt.init(params(), lam()), 2, **SOURCES, **losses, lr_reptile=0.5)
+    np.testing.assert_allclose(reptile.hyperparams["w"], got.hyperparams["w"], rtol=1e-12)
+
+
+def test_a_method_that_does_not_see_the_start_says_so(x64):
+    opt = classy(OneStepOptimizer, from_lam)
+    losses = {"train_loss_fn": loss, "val_loss_fn": judge}
+    message = r"leaf \['w'\] is identically zero, because it enters the start.*reverse, reversible"
+    with pytest.warns(GradhpoWarning, match=message) as caught:
+        opt.run(opt.init(params(), lam()), 1, **SOURCES, **losses)
+    assert len(caught) == 1
+    strict = classy(OneStepOptimizer, from_lam, strict=True)
+    with pytest.raises(ValueError, match=message):
+        strict.run(strict.init(params(), lam()), 1, **SOURCES, **losses)
+
+
+@pytest.mark.parametrize("tasks", [None, 3])
+@pytest.mark.parametrize("loop", ["scan", "host"])
+def test_tasks_are_drawn_once_an_episode(tasks, loop, x64):
+    """Their windows say how long an episode is; stacked for several tasks."""
+    opt = classy(ReverseOptimizer, of_a_task, tasks=tasks, loop=loop)
+    calls = iter(jax.random.split(KEYS, 100))
+    drawn = []
+
+    def get_task():
+        drawn.append(next(calls))
+        return drawn[-1]
+
+    def meta_loss(lam, key):
+        w, window = of_a_task(None, lam, key)[:2]
+        for t in range(T):
+            gradient = jax.grad(loss)(w, None, window.train[t])
+            w = jax.tree.map(lambda w, g: w - 0.3 * g, w, gradient)
+        return judge(w, None, window.val[-1])
+
+    got = opt.run(
+        opt.init(params(), lam()), 2, get_task=get_task, train_loss_fn=loss, val_loss_fn=judge
+    )
+    assert len(drawn) == 2 * (tasks or 1) and int(got.drawn) == 2 * T
+    want = lam()
+    for m in range(2):
+        keys = drawn[m * (tasks or 1) : (m + 1) * (tasks or 1)]
+        gradients = [jax.grad(meta_loss)(want, key) for key in keys]
+        mean = jax.tree.map(lambda *g: sum(g) / len(g), *gradients)
+        want = jax.tree.map(lambda x, g: x - 0.1 * g, want, mean)
+    np.testing.assert_allclose(got.hyperparams["w"], want["w"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("lr_reptile", [0.5, 1.0])
+def test_the_functional_form_draws_a_key_for_every_episode(lr_reptile, x64):
+    """Without get_task; in one call or in two, with somebody looking or not."""
+    problem = BilevelProblem(from_optax(loss, optax.sgd(0.3)), judge, begin=of_a_task)
+    task, estimator = Task(problem, params(), lam()), reverse(T)
+    more = {"lr_hyper": 0.1, "of": 4, "lr_reptile": lr_reptile}
+    whole = tune(task, estimator, episodes=4, **more)
+    half = tune(task, estimator, episodes=2, callback=lambda m, s: None, **more)
+    whole_again = tune(task, estimator, episodes=2, state=half, **more)
+    for a, b in zip(*map(jax.tree.leaves, (whole, whole_again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    several = tune(task, over_tasks(estimator, 2), episodes=2, lr_hyper=0.1)
+    assert several.params["w"].shape == (2, 2)
+
+
+def test_data_that_do_not_fit_the_start_are_refused(x64):
+    losses = {"train_loss_fn": loss, "val_loss_fn": judge}
+    opt = classy(ReverseOptimizer, of_a_task)
+    state = opt.init(params(), lam())
+    with pytest.raises(ValueError, match="both do"):
+        opt.run(state, 1, **SOURCES, **losses)
+    with pytest.raises(ValueError, match="T=6, but the windows that begin returns hold 3"):
+        opt.run(state, 1, T=6, **losses)
+    own = classy(ReverseOptimizer, from_lam)
+    with pytest.raises(ValueError, match="neither does"):
+        own.run(state, 1, **losses)
+    with pytest.raises(TypeError, match="get_val_batch must be a function"):
+        own.run(state, 1, get_train_batch=SOURCES["get_train_batch"], **losses)
+    none = classy(ReverseOptimizer, None)
+    with pytest.raises(ValueError, match="get_task= is the draw for begin="):
+        none.run(state, 1, get_task=lambda: 0.0, **SOURCES, **losses)
+    wide = classy(ReverseOptimizer, lambda w, lam, draw: Start({"w": jnp.zeros(3)}))
+    with pytest.raises(ValueError, match=r"begin must return weights like.*give init weights"):
+        wide.run(state, 1, **SOURCES, **losses)
