@@ -23,6 +23,7 @@ from gradhpo import (
 from gradhpo.examples import augmentation as augmentation_example  # noqa: E402
 from gradhpo.examples import learning_rate as learning_rate_example  # noqa: E402
 from gradhpo.examples import mnist as mnist_example  # noqa: E402
+from gradhpo.studies.hyper_cleaning import model  # noqa: E402
 from gradhpo.studies.hyper_cleaning import study as hyper_cleaning  # noqa: E402
 from gradhpo.studies.hyper_cleaning.study import detection  # noqa: E402
 from gradhpo.studies.registry import load  # noqa: E402
@@ -224,9 +225,9 @@ def test_detection():
 @pytest.mark.parametrize("side", [8, 28])
 def test_the_network_ends_with_four_by_four_pixels(side):
     images = np.zeros((2, side, side, 1), np.float32)
-    params = hyper_cleaning.init(0, images)
+    params = model.init(0, images)
     assert params["dense"]["w"].shape == (4 * 4 * 8, 10)
-    assert hyper_cleaning.logits(params, images).shape == (2, 10)
+    assert model.logits(params, images).shape == (2, 10)
 
 
 # -- the examples --------------------------------------------------------------------------
