@@ -1,4 +1,4 @@
-"""The recipes run and learn; a module that was not taken apart is refused and told which to read."""
+"""The recipes run and learn; a module that was not taken apart is refused, and a recipe named."""
 
 import importlib
 import re
