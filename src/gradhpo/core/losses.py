@@ -8,6 +8,10 @@ A model state (batch statistics, PRNG keys, counters) is declared by giving one 
 on every loss gets it as its fourth argument. Metrics are scalars by name. The model state is
 carried from step to step and never differentiated: no derivative goes through a statistic of an
 earlier step, whereas the batch statistics that a loss computes from its own batch are a part of it.
+
+Points beside the path of training (averages of weights, DrMAD's line, displaced weights) are
+evaluated at the model state that training has at that step. SOBA and SABA take products at the one
+before the step; implicit differentiation, AmIGO and StocBiO at the one that the window ends with.
 """
 
 from typing import Any, NamedTuple
