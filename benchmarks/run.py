@@ -25,6 +25,7 @@ WORKLOADS = (
     "w5_convolution",
     "w6_hypergradient_descent",
     "w7_reversible",
+    "w9_maml",
 )
 GROWTH = 1.02
 
