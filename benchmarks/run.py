@@ -26,6 +26,7 @@ WORKLOADS = (
     "w6_hypergradient_descent",
     "w7_reversible",
     "w8_stateful",
+    "w9_maml",
 )
 GROWTH = 1.02
 

@@ -1,5 +1,6 @@
 """Methods over several tasks: the mean of what they do on each, through every transformation."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -33,7 +34,8 @@ from gradhpo import (
     run_episodes,
 )
 from gradhpo.core.loop import prepare_episode, start_episode
-from gradhpo.testing import assert_trees_close
+from gradhpo.examples import maml
+from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.transforms import reversible_sgd
 
 N, T = 3, 2
@@ -235,3 +237,46 @@ def test_a_class_over_tasks(x64):
     mean = jax.tree.map(lambda *xs: sum(xs) / N, *each)
     assert_trees_close(state.outer_opt_state, mean, 1e-12)
     assert np.ptp(state.params["w"], axis=0).max() == 0  # an episode ends in the mean
+
+
+# -- MAML ----------------------------------------------------------------------------------------
+
+
+def test_maml_by_a_class_is_the_gradient_written_by_hand(x32):
+    """One meta-step of the example on its own tasks, in float32."""
+    weights = maml.init(0)
+    opt = dataclasses.replace(maml.OPTIMIZER, outer_optimizer=READ)
+    losses = {"train_loss_fn": maml.loss, "val_loss_fn": maml.loss}
+    state = opt.run(opt.init(weights, weights), 1, **losses)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), maml.TASKS)
+
+    def after_a_step(weights, key):
+        x, y = maml.sample(key, (2, 1, maml.POINTS))
+        step = jax.grad(maml.loss)(weights, None, (x[0, 0], y[0, 0]))
+        adapted = jax.tree.map(lambda w, g: w - maml.RATE * g, weights, step)
+        return maml.loss(adapted, None, (x[1, 0], y[1, 0]))
+
+    by_hand = jax.jit(
+        jax.value_and_grad(lambda w: jnp.mean(jax.vmap(after_a_step, (None, 0))(w, keys)))
+    )
+    loss, want = by_hand(weights)
+    assert relative_error(state.outer_opt_state, want) < 1e-6
+    np.testing.assert_allclose(state.get_metric("val_loss"), loss, rtol=1e-6)
+
+
+def test_episodes_of_several_tasks_in_one_call():
+    """Without a callback several episodes go into one call; with one, each has its own."""
+    weights = maml.init(0)
+    run = partial(
+        maml.OPTIMIZER.run,
+        maml.OPTIMIZER.init(weights, weights),
+        5,
+        train_loss_fn=maml.loss,
+        val_loss_fn=maml.loss,
+    )
+    seen = []
+    apart = run(callback=lambda m, state: seen.append(m))
+    together = run()
+    assert seen == [1, 2, 3, 4, 5] and int(together.episode) == 5
+    assert_trees_close(together.hyperparams, apart.hyperparams, 1e-5)
+    assert_trees_close(together.params, apart.params, 1e-5)

@@ -60,7 +60,8 @@ def _programs(setup: Setup, looped: Loops) -> Programs:
     def episodes(state, n, windows, rates, resident):
         def body(k, state):
             window, rate = jax.tree.map(lambda x: x[k], (windows, rates))
-            return episode(state, window, None, rate, resident, keep_phi=False)
+            state = episode(state, window, None, rate, resident, keep_phi=False)
+            return loops.end_episode(state, tasks=estimator.tasks)
 
         return lax.fori_loop(0, n, body, state)
 

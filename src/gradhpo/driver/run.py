@@ -113,7 +113,7 @@ def _episodes(
             if ready is None:
                 state, ready = _prepare(setup, plan, state, shapes)
         fits = estimator.start is not None and (first + done) % setup.period == 0
-        at_once = 1 if ends or ready.programs.episodes is None else data.at_once(ready.T)
+        at_once = 1 if keep_phi or ready.programs.episodes is None else data.at_once(ready.T)
         called = time.monotonic()
         with nullcontext() if done else line.compiling():
             window, draw = drawn[0]
@@ -131,7 +131,10 @@ def _episodes(
                     _padded(rates[done : done + n], at_once),
                     resident,
                 )
-        kept.put(end_episode(state, plan.lr_reptile, tasks=estimator.tasks) if ends else state)
+        if ends and at_once == 1:  # several episodes end in their call
+            kept.put(end_episode(state, plan.lr_reptile, tasks=estimator.tasks))
+        else:
+            kept.put(state)
         done, position = done + n, position + n * ready.T
         yield first + done, state
         n = 1 if one_by_one or took > PATIENCE / 2 else 2 * n
