@@ -25,6 +25,8 @@ WORKLOADS = (
     "w5_convolution",
     "w6_hypergradient_descent",
     "w7_reversible",
+    "w8_stateful",
+    "w9_maml",
 )
 GROWTH = 1.02
 

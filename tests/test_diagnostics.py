@@ -8,12 +8,37 @@ import numpy as np
 import optax
 import pytest
 
-from gradhpo import BilevelProblem, cli, from_optax, from_update, one_step, reverse
+from gradhpo import (
+    BilevelProblem,
+    Dynamics,
+    InnerState,
+    InOrder,
+    Start,
+    Task,
+    Window,
+    cli,
+    from_optax,
+    from_update,
+    one_step,
+    over_tasks,
+    reverse,
+)
 from gradhpo.algorithms.registry import METHODS
+from gradhpo.core.estimator import Cost
 from gradhpo.core.status import Status
 from gradhpo.diagnostics import check_hypergradient, known_methods
 from gradhpo.diagnostics.flops import arithmetic
-from gradhpo.testing.problems import integer_leaves, learning_rates, nested, ridge, straight_line
+from gradhpo.testing import assert_trees_close, relative_error
+from gradhpo.testing.problems import (
+    batch_norm,
+    initial_scale,
+    integer_leaves,
+    learning_rates,
+    mlp_momentum,
+    nested,
+    ridge,
+    straight_line,
+)
 
 
 def rescaled(factor):
@@ -53,7 +78,7 @@ def checked():
         "forgetful": one_leaf_missing(4),
         "five": reverse(5),
     }
-    return check_hypergradient(*integer_leaves(4), methods, truth="differences")
+    return check_hypergradient(integer_leaves(4), 4, methods, truth="differences")
 
 
 @pytest.mark.parametrize("name", ["forward", "rtho", "segments"])
@@ -90,7 +115,7 @@ def test_refusals_are_rows(checked):
 def test_costs(checked):
     row = checked.rows["forward"]  # a rate and a penalty
     assert (row.gradients, row.products) == (5, 8)
-    assert checked.rows["segments"].gradients is None
+    assert (checked.rows["segments"].gradients, checked.rows["segments"].products) == (13, 4)
     assert 1 <= checked.rows["fo"].flops < checked.rows["one_step"].flops < row.flops
     assert all(row.temp_bytes > 0 for row in checked.rows.values() if not row.refused)
     assert checked.hypergrad["rate"].dtype == np.float64
@@ -111,71 +136,174 @@ def test_plot(checked, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_truths_agree_and_weights_may_be_given_without_slots():
-    problem, inner, lam, window = straight_line(3)
-    a = check_hypergradient(problem, inner, lam, window, ["drmad"], truth="forward")
-    b = check_hypergradient(problem, inner.params, lam, window, ["reverse"])
-    assert a.rows["drmad"].relative_error < 1e-12 and b.rows["reverse"].relative_error == 0
-    assert a.hypergrad["slope"] == pytest.approx(float(b.hypergrad["slope"]))
+def test_truths_agree_and_a_run_may_be_under_way():
+    task = mlp_momentum(3)
+    inner, _ = task.begin(3)
+    a = check_hypergradient(task, 3, ["reverse"], truth="forward", inner=inner)
+    b = check_hypergradient(task, 3, ["reverse"])
+    assert a.rows["reverse"].relative_error < 1e-12 and b.rows["reverse"].relative_error == 0
+    assert_trees_close(a.hypergrad, b.hypergrad, 1e-12)
+    begun = inner._replace(opt_state=jax.tree.map(lambda x: x + 1, inner.opt_state))
+    c = check_hypergradient(task, 3, ["reverse"], inner=begun)
+    assert relative_error(c.hypergrad, b.hypergrad) > 1e-2
+
+
+TRUTHS = pytest.mark.parametrize("truth", ["reverse", "forward", "differences"])
+
+
+def pulled_to_one(dynamics_init, begin=None, **task):
+    """w <- 0.9 w + 0.1 for three steps, judged by w_3 squared: s_0 is all that lam acts on."""
+
+    def step(inner, lam, batch):
+        return inner._replace(params=inner.params - 0.1 * (inner.params - batch))
+
+    def judge(w, lam, batch):
+        return (w - batch) ** 2
+
+    problem = BilevelProblem(Dynamics(dynamics_init, step), judge, begin=begin)
+    return Task(problem, 1.0, 2.0, **task)
+
+
+def scaled(params, lam):
+    return InnerState(lam * params, ())
+
+
+def as_given(params, lam):
+    return InnerState(params, ())
+
+
+ONES_AND_ZEROS = {"train": InOrder(np.ones(3)), "val": InOrder(np.zeros(3))}
+# w_0 = 2, w_3 = 1 + 0.9^3 (2 - 1), so that dL/dlam = 2 w_3 0.9^3.
+TRUE_VALUE = 2 * (1 + 0.9**3) * 0.9**3
+BEGINNINGS = {
+    "Dynamics.init": pulled_to_one(scaled, **ONES_AND_ZEROS),
+    "begin": pulled_to_one(
+        as_given, lambda params, lam, key: Start(lam * params), **ONES_AND_ZEROS
+    ),
+    "begin with its batches": pulled_to_one(
+        as_given,
+        lambda params, lam, key: Start(lam * params, Window(jnp.ones(3), jnp.zeros(3))),
+    ),
+}
+
+
+@TRUTHS
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_initial_weights_are_hyperparameters(name, truth):
+    """By hand 2.52; the methods that see one step, or the minimum, see nothing of it."""
+    seeing = ["reverse", "forward", "rtho", "drmad"]
+    got = check_hypergradient(
+        BEGINNINGS[name], 3, [*seeing, "one_step", "hyperdistill"], truth=truth
+    )
+    assert round(TRUE_VALUE, 2) == 2.52
+    assert got.hypergrad == pytest.approx(TRUE_VALUE, rel=1e-9)
+    assert all(got.rows[method].relative_error < 1e-9 for method in seeing)
+    for method in ("one_step", "hyperdistill"):
+        assert got.rows[method].norm_ratio == 0 and not got.rows[method].refused
+
+
+def test_a_run_under_way_has_no_start():
+    """What s_0 once was made from is past: the same state as a constant has derivative zero."""
+    got = check_hypergradient(
+        BEGINNINGS["begin"], 3, ["reverse"], truth="differences", inner=InnerState(2.0, ())
+    )
+    assert got.hypergrad == 0 and got.val_loss == pytest.approx((1 + 0.9**3) ** 2)
+
+
+def test_the_draw_of_a_start():
+    def begin(params, lam, key):
+        return Start(lam * params * jax.random.uniform(key))
+
+    task = pulled_to_one(as_given, begin, **ONES_AND_ZEROS)
+    first, again, other = (
+        float(check_hypergradient(task, 3, ["reverse"], key=key).hypergrad)
+        for key in (None, jax.random.key(0), jax.random.key(1))
+    )
+    assert first == again != other
+
+
+def test_batches_that_depend_on_lam_are_refused():
+    def begin(params, lam, key):
+        return Start(params, Window(lam * jnp.ones(3), jnp.zeros(3)))
+
+    with pytest.raises(ValueError, match="the window that begin returns depends on"):
+        check_hypergradient(pulled_to_one(as_given, begin), 3, ["fo"])
+
+
+@TRUTHS
+@pytest.mark.parametrize("task", [batch_norm(4), initial_scale(4)], ids=["state", "start"])
+def test_model_states_and_starts_have_one_truth(task, truth):
+    got = check_hypergradient(task, 4, ["reverse", "forward", "one_step"], truth=truth)
+    for name in ("reverse", "forward"):
+        assert got.rows[name].relative_error < 1e-9, name
+    assert got.rows["one_step"].relative_error > 1e-2
+
+
+def test_estimators_over_tasks_are_refused():
+    got = check_hypergradient(ridge(3), 3, {"mean": over_tasks(reverse(3), 2)})
+    assert got.rows["mean"].refused.startswith("it is over several tasks")
 
 
 def test_implicit_methods_refuse_learning_rates():
-    problem, inner, lam, window = learning_rates(2)
-    row = check_hypergradient(problem, inner, lam, window, ["implicit_cg"]).rows["implicit_cg"]
+    row = check_hypergradient(learning_rates(2), 2, ["implicit_cg"]).rows["implicit_cg"]
     assert "cannot tune the leaf" in row.refused
 
 
 def test_a_solver_that_fails_says_so():
     """On a line without curvature, where the Hessian is singular."""
-    got = check_hypergradient(*straight_line(2), ["implicit_neumann"])
+    got = check_hypergradient(straight_line(2), 2, ["implicit_neumann"])
     assert "implicit_neumann status LINEAR_SOLVE_INACCURATE" in str(got)
     assert got.rows["implicit_neumann"].info["linear_iterations"] == 20
 
 
 def test_float64_lasts_for_the_check_only(x32):
-    problem, inner, lam, window = nested(2)
-    got = check_hypergradient(problem, inner, lam, window, ["one_step"])
+    task = nested(2)
+    got = check_hypergradient(task, 2, ["one_step"])
     assert got.hypergrad["rate"]["decoder"].dtype == np.float64
     assert jnp.ones(1).dtype == jnp.float32 and not jax.config.read("jax_enable_x64")
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((inner, lam)))
+    inner, window = task.begin(2)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((inner, task.hyperparams)))
     with pytest.raises(ValueError, match="at step 2 of 2"):
         bad = jax.tree.map(lambda x: x.at[1].set(jnp.nan), window.train)
-        check_hypergradient(problem, inner, lam, window._replace(train=bad), ["one_step"])
+        check_hypergradient(task.replace(train=InOrder(bad)), 2, ["one_step"])
     assert jnp.ones(1).dtype == jnp.float32
 
 
-def broken(loss=jnp.square, optimizer=None):
+def broken(loss=jnp.square, optimizer=None, start=-1.0, steps=3):
     """One weight on the parabola `w**2 lam`, judged by `loss`."""
     dynamics = from_optax(lambda w, lam, batch: lam * w**2 + 0 * batch, optimizer or optax.sgd(0.1))
-    return BilevelProblem(dynamics, lambda w, lam, batch: loss(w) + 0 * batch)
+    problem = BilevelProblem(dynamics, lambda w, lam, batch: loss(w) + 0 * batch)
+    batches = InOrder(np.ones(steps))
+    return Task(problem, start, 0.5, batches, batches)
 
 
 @pytest.mark.parametrize(
-    "problem, window, keywords, message",
+    "task, keywords, message",
     [
-        (broken(), (np.ones((0, 2)), np.ones((0, 2))), {}, "the window is empty"),
-        (broken(), ((), ()), {}, "the window is empty"),
-        (broken(), (1.0, np.ones(3)), {}, r"3 in window\.val; but window\.train has"),
-        (broken(), (np.ones(3), np.ones(2)), {}, r"3 in window\.train; .*val has the shape \(2,\)"),
-        (broken(), None, {"methods": ["two_step"]}, "unknown method 'two_step'; known: fo, one_st"),
-        (broken(), None, {"methods": "one_step"}, "methods must be several"),
-        (broken(), None, {"methods": one_step()}, "methods must be several"),
-        (broken(), None, {"truth": "reversed"}, "truth must be one of reverse, forward"),
-        (broken(jnp.log), None, {}, "validation loss after step 3 is nan"),
-        (broken(lambda w: jnp.sqrt(w - w)), None, {}, "derivative of the validation loss itself"),
-        (broken(optimizer=optax.sgd(1e200)), None, {}, "in the state at step 2 of 3"),
+        (broken(), {"steps": 0}, "steps must be at least 1, got 0"),
+        (broken(), {"steps": 4}, "holds the batches of 3 steps, and step 4 is asked for"),
+        (broken(), {"methods": ["two_step"]}, "unknown method 'two_step'; known: fo, one_st"),
+        (broken(), {"methods": "one_step"}, "methods must be several"),
+        (broken(), {"methods": one_step()}, "methods must be several"),
+        (broken(), {"truth": "reversed"}, "truth must be 'reverse', 'forward' or 'diff"),
+        (broken(start=jnp.inf), {}, "the state that training starts from holds NaN"),
+        (broken(jnp.log), {}, "validation loss after step 3 is nan"),
+        (broken(lambda w: jnp.sqrt(w - w)), {}, "derivative of the validation loss itself"),
+        (broken(optimizer=optax.sgd(1e200)), {}, "in the state at step 2 of 3"),
+        (broken(optimizer=optax.adam, start=0.0), {}, r"step 3 of 3 is not.*eps_root"),
     ],
 )
-def test_bad_input(problem, window, keywords, message):
-    window = (np.ones(3), np.ones(3)) if window is None else window
+def test_bad_input(task, keywords, message):
     with pytest.raises(ValueError, match=message):
-        check_hypergradient(problem, -1.0, 0.5, window, **{"methods": ["fo"], **keywords})
+        check_hypergradient(task, **{"steps": 3, "methods": ["fo"], **keywords})
 
 
-def test_a_derivative_that_breaks_names_its_step():
-    problem = broken(optimizer=lambda lam: optax.adam(lam))
-    with pytest.raises(ValueError, match=r"derivative of step 3 of 3 is not.*eps_root"):
-        check_hypergradient(problem, 0.0, 0.5, (np.ones(3), np.ones(3)), ["fo"])
+def test_what_is_no_task_is_named():
+    task = broken()
+    with pytest.raises(TypeError, match=r"takes a gradhpo.Task, got BilevelProblem: Task\(problem"):
+        check_hypergradient(task.problem, 3)
+    with pytest.raises(TypeError, match=r"inner must be a gradhpo.InnerState.*got float; weights"):
+        check_hypergradient(task, 3, inner=-1.0)
 
 
 def test_an_error_of_the_user_is_not_a_refusal():
@@ -186,7 +314,7 @@ def test_an_error_of_the_user_is_not_a_refusal():
 
     with pytest.raises(TypeError, match="oops"):
         mine = one_step()._replace(estimate=estimate)
-        check_hypergradient(broken(), -1.0, 0.5, (np.ones(2), np.ones(2)), {"mine": mine})
+        check_hypergradient(broken(), 2, {"mine": mine})
 
 
 def test_no_forward_mode_is_a_refusal():
@@ -198,8 +326,9 @@ def test_no_forward_mode_is_a_refusal():
     problem = BilevelProblem(
         from_update(lambda w, lam, batch: w - lam * square(w)), lambda w, lam, batch: w
     )
-    window = (np.ones(2), np.ones(2))
-    got = check_hypergradient(problem, 1.0, 0.1, window, ["reverse", "forward"])
+    batches = InOrder(np.ones(2))
+    task = Task(problem, 1.0, 0.1, batches, batches)
+    got = check_hypergradient(task, 2, ["reverse", "forward"])
     assert "no forward mode" in got.rows["forward"].refused
     assert not got.rows["reverse"].refused
 
@@ -249,9 +378,8 @@ def test_the_study(tmp_path):
 @pytest.mark.parametrize("steps", [1, 10, 13, 15])
 def test_any_length_of_run(steps):
     """Windowed methods take the longest window, up to ten, that divides it."""
-    problem, inner, lam, window = ridge(steps)
     methods = ["reverse", "pes", "amigo", "stocbio", "f2sa"]
-    rows = check_hypergradient(problem, inner, lam, window, methods).rows
+    rows = check_hypergradient(ridge(steps), steps, methods).rows
     assert not any(row.refused for row in rows.values())
     pieces = {1: 1, 10: 1, 13: 13, 15: 3}[steps]
     assert rows["reverse"].gradients == 2 * steps + 1
@@ -267,12 +395,12 @@ def test_a_registered_method_is_known(monkeypatch, capsys):
     monkeypatch.setitem(METHODS, "whole", METHODS["greedy"])
     monkeypatch.setitem(METHODS, "choosy", one._replace(needs=("rank",)))
     assert known_methods()[-2:] == ("mine", "whole")
-    rows = check_hypergradient(*ridge(3), ["mine", "one_step", "whole"]).rows
+    rows = check_hypergradient(ridge(3), 3, ["mine", "one_step", "whole"]).rows
     assert rows["mine"].relative_error == rows["one_step"].relative_error > 0
     assert (rows["mine"].gradients, rows["mine"].products) == (6, 3)
     assert not rows["whole"].refused  # all three steps in one window
     with pytest.raises(ValueError, match="unknown method 'choosy'"):
-        check_hypergradient(*ridge(3), ["choosy"])
+        check_hypergradient(ridge(3), 3, ["choosy"])
     assert cli.main(["list"]) == 0
     assert "mine alone" in capsys.readouterr().out
 
@@ -283,17 +411,22 @@ def test_nan_is_not_ok():
         return got._replace(hypergrad=optax.tree.scale(jnp.nan, got.hypergrad))
 
     mine = {"mine": reverse(3)._replace(estimate=estimate)}
-    row = check_hypergradient(*ridge(3), mine).rows["mine"]
+    row = check_hypergradient(ridge(3), 3, mine).rows["mine"]
     assert row.status == Status.NONFINITE_HYPERGRAD
 
 
-def test_the_registry_knows_the_price(monkeypatch):
+def test_estimators_state_their_price():
     """Of the fit before an episode and of the iterations of a solver, by no method's name."""
     steps = 4
-    fitted = METHODS["one_step"]._replace(fit=lambda T: (100 * T, 10 * T))
-    monkeypatch.setitem(METHODS, "mine", fitted)
-    names = ["mine", "hyperdistill", "implicit_cg", "implicit_neumann"]
-    rows = check_hypergradient(*ridge(steps), names).rows
+    fitted = one_step()._replace(
+        start=lambda problem, memory, *episode: memory,
+        start_price=lambda T: Cost(100 * T, 10 * T),
+    )
+    unknown = one_step()._replace(price=None)
+    named = {name: name for name in ("hyperdistill", "implicit_cg", "implicit_neumann")}
+    chosen = {"mine": fitted, "unknown": unknown, **named}
+    rows = check_hypergradient(ridge(steps), steps, chosen).rows
+    assert rows["unknown"].gradients is None and rows["unknown"].products is None
     assert (rows["mine"].gradients, rows["mine"].products) == (102 * steps, 11 * steps)
     distilled = rows["hyperdistill"]
     assert (distilled.gradients, distilled.products) == (4 * steps + 1, 3 * steps)

@@ -30,7 +30,6 @@ from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.dynamics import Dynamics, InnerState, from_optax, from_update, linearize
 from gradhpo.core.estimator import Estimate, Estimator, Unrolled
 from gradhpo.core.loop import linear_decay, run_episode, run_episodes
-from gradhpo.core.outer import Outer
 from gradhpo.core.problem import BilevelProblem, Start, Window, outer_gradients
 from gradhpo.core.source import InOrder, Resident
 from gradhpo.core.state import BilevelState
@@ -59,6 +58,7 @@ from gradhpo.estimators.reversible import Reversed, reversible, reversible_gradi
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
+from gradhpo.outer import Outer
 from gradhpo.solvers import cg, cgls, dense, gmres, identity, minres, neumann, nystrom
 from gradhpo.utils.gradients import (
     tree_dot,

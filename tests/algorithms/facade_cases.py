@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradhpo.algorithms.registry import METHODS as REGISTRY
-from gradhpo.transforms import reversible_sgd
+from gradhpo.algorithms import METHODS as REGISTRY
 
 T = 4
 
@@ -28,51 +27,36 @@ def update_fn(w, lam, batch):
     return {"w": w["w"] - jnp.exp(jnp.sum(lam["rate"])) * gradient["w"]}
 
 
-def sgd(lam):
-    return optax.sgd(jnp.exp(jnp.sum(lam["rate"])))
+def trained_by(optimizer):
+    """What a class trains with: this optimizer, at a learning rate that is tuned."""
+    return lambda lam: optimizer(jnp.exp(jnp.sum(lam["rate"])))
 
 
-def reversible(lam):
-    return reversible_sgd(jnp.exp(jnp.sum(lam["rate"])), momentum=0.5)
+sgd = trained_by(optax.sgd)
 
 
-def the_only_part(batch):
-    return 0
+def own(entry):
+    """What a method wants beside T; the rest takes its default settings."""
+    settings = dict(entry.example.of_class)
+    if entry.example.trained_by is not None:
+        settings["inner_optimizer"] = trained_by(entry.example.trained_by)
+    return settings
 
 
-# What a method wants beside T; the rest of the registry takes its default settings. A method
-# that is registered is tested, whether it has a line here or not.
-OWN = {
-    "greedy": {"unroll_steps": 2},
-    "hyperdistill": {"gamma": 0.9, "estimation_period": 2},
-    "reversible": {"inner_optimizer": reversible},
-    "fds": {"pieces": 1},
-    "es": {"pairs": 2, "sigma": 0.3},
-    "pes": {"unroll_steps": 2, "pairs": 2, "sigma": 0.3},
-    "saba": {
-        "inner_optimizer": sgd,
-        "train_batches": 1,
-        "val_batches": 1,
-        "index": the_only_part,
-    },
-    "amigo": {"unroll_steps": 2},
-    "stocbio": {"unroll_steps": 2},
-    "f2sa": {"inner_optimizer": sgd, "unroll_steps": 2},
-}
 METHODS = {
-    **{name: (entry, OWN.get(name, {})) for name, entry in REGISTRY.items()},
+    **{name: (entry, own(entry)) for name, entry in REGISTRY.items()},
     "t1t2_averaged": (REGISTRY["t1t2"], {"gamma": 0.9}),
 }
 KINDS = ("fo", "one_step", "greedy", "hyperdistill", "reverse", "pes", "implicit_cg", "saba")
 """One per kind of window and memory: for what depends on the class alone, not on its method."""
 
-ANY_STEP = tuple(name for name, (_, own) in METHODS.items() if "inner_optimizer" not in own)
+ANY_STEP = tuple(name for name, (_, x) in METHODS.items() if "inner_optimizer" not in x)
 """Methods that take an `update_fn`."""
 
 
 def method(name, **settings):
-    entry, own = METHODS[name]
-    settings = {"T": T, **own, **settings}
+    entry, wanted = METHODS[name]
+    settings = {"T": T, **wanted, **settings}
     if "inner_optimizer" not in settings:
         settings.setdefault("update_fn", update_fn)
     return entry.make(**settings)

@@ -29,7 +29,6 @@ from facade_cases import (
     ],
 )
 def test_hyperparameters_are_floating_point(lam, error, message):
-    """Row 50."""
     with pytest.raises(error, match=message):
         method("one_step").init({"w": jnp.ones(2)}, lam)
 
@@ -40,7 +39,7 @@ def test_params_need_something_to_train():
 
 
 def test_integer_frozen_and_missing_parts_pass_through():
-    """Row 51: integers, keys, None beside the weights, with either way of training."""
+    """Integers, keys, None beside the weights, with either way of training."""
     params, lam = start()
     params = {**params, "count": jnp.int32(3), "key": jax.random.key(1), "bias": None}
 
@@ -100,7 +99,7 @@ def test_line_search_optimizers_are_refused_by_name():
 
 
 def test_another_batch_size_after_a_run():
-    """Row 53: every episode starts a new D*, so a run of other batches works; a step inside an
+    """Every episode starts a new D*, so a run of other batches works; a step inside an
     episode cannot mix two sizes, and says so."""
     opt = method("hyperdistill")
     state = run(opt, opt.init(*start()))
@@ -129,7 +128,7 @@ def test_ending_an_episode_that_never_began():
 
 
 def test_side_effects_and_printing_do_not_crash():
-    """Row 58, and row 57: a legacy key in the batch is data like any other."""
+    """A legacy key in the batch is data like any other."""
     calls = []
 
     def noisy(w, lam, batch):

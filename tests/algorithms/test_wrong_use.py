@@ -173,7 +173,6 @@ BAD_LOSSES = {
 @pytest.mark.parametrize("which", ["train_loss_fn", "val_loss_fn"])
 @pytest.mark.parametrize("call", ["step", "run", "compute_hypergradient"])
 def test_losses_must_be_scalars(kind, which, call):
-    """Row 47."""
     bad, message = BAD_LOSSES[kind]
     losses = (bad, val_loss) if which == "train_loss_fn" else (train_loss, bad)
     opt = method("one_step")
@@ -217,7 +216,7 @@ def stopped(w, lam, batch):
         ((ignores_scale, ignores_scale), r"leaf \['scale'\] is identically zero"),
         ((stopped, val_loss), r"no gradient path to params leaf \['w'\]"),
     ],
-    ids=["row 48", "row 49"],
+    ids=["a hyperparameter", "a parameter"],
 )
 def test_what_has_no_effect_is_named_once_per_run(losses, message):
     opt = method("one_step", inner_optimizer=optax.sgd(0.1))
@@ -237,7 +236,7 @@ def test_what_has_no_effect_is_named_once_per_run(losses, message):
 
 
 def test_a_flat_loss_is_not_an_ignored_hyperparameter():
-    """Row 46: a zero that is not structural is no reason to complain."""
+    """A zero that is not structural is no reason to complain."""
 
     def flat(w, lam, batch):
         return jnp.sum(jnp.maximum(w["w"] + lam["scale"] + lam["rate"] - 100.0, 0.0))
@@ -248,7 +247,7 @@ def test_a_flat_loss_is_not_an_ignored_hyperparameter():
 
 
 def test_a_new_lambda_every_call_is_named():
-    """Row 54: one warning, at the fourth compilation, with the argument that changes."""
+    """One warning, at the fourth compilation, with the argument that changes."""
     opt = method("one_step")
     state = opt.init(*start())
     with pytest.warns(GradhpoWarning, match="compiled 4 times, because val_loss_fn") as caught:

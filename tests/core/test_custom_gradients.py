@@ -15,6 +15,8 @@ import pytest
 from gradhpo import (
     BilevelProblem,
     ImplicitOptimizer,
+    InOrder,
+    Task,
     Window,
     check_hypergradient,
     drmad,
@@ -63,14 +65,25 @@ RULES = {
 
 def with_rule(problem_at, rule):
     """A problem of the zoo, its training loss at weights of which a part goes through `rule`."""
-    problem, inner, lam, window = problem_at(T)
-    loss, make_optimizer = problem.dynamics.parts
+    task = problem_at(T)
+    loss, make_optimizer = task.problem.dynamics.parts
 
-    def ruled(w, lam, batch):
-        return loss(jax.tree.map(lambda x: 0.3 * x + 0.7 * rule(x), w), lam, batch)
+    def ruled(w, *arguments):
+        return loss(jax.tree.map(lambda x: 0.3 * x + 0.7 * rule(x), w), *arguments)
 
     dynamics = from_optax(ruled, make_optimizer)
-    return problem._replace(dynamics=dynamics), inner, lam, window
+    return task.replace(problem=task.problem._replace(dynamics=dynamics))
+
+
+def started(task, steps=T):
+    """The start of an episode and its data."""
+    inner, window = task.begin(steps)
+    return task.problem, inner, task.hyperparams, window
+
+
+def opaque_step(task):
+    """The problem of a task with dynamics that are one unknown step."""
+    return opaque(lambda steps: task)(T).problem
 
 
 UPDATE_FNS = {"nested", "integer_leaves", "mlp_update_fn"}
@@ -90,17 +103,18 @@ CASES += [(name, "jvp") for name in WITH_JVP]
 def test_exact_methods_are_the_gradient_of_the_written_out_run(name, rule):
     """With `inner_optimizer` and with `update_fn` (opaque) alike."""
     ruled = {"vjp": every_vjp, "jvp": _straight}[rule]
-    problem, inner, lam, window = with_rule(ZOO[name], ruled)
-    unknown = opaque(lambda steps: (problem, inner, lam, window))(T)[0]
+    task = with_rule(ZOO[name], ruled)
+    problem, inner, lam, window = started(task)
 
     @jax.jit
-    def everything(lam):
-        exact = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)
+    def everything(lam, origin):
+        exact = jax.grad(lambda x: unrolled_loss(problem, inner, x, window, origin))(lam)
         return exact, [
-            reverse(T).estimate(p, (), inner, lam, window).hypergrad for p in (problem, unknown)
+            reverse(T).estimate(p, (), inner, lam, window, origin).hypergrad
+            for p in (problem, opaque_step(task))
         ]
 
-    exact, estimates = everything(lam)
+    exact, estimates = everything(lam, task.origin())
     for got in estimates:
         assert_trees_close(got, exact, 1e-9)
 
@@ -120,15 +134,16 @@ def small(steps=T, rule="clipped", make_optimizer=None):
     problem = BilevelProblem(from_optax(loss, make_optimizer), judge, loss)
     lam = jnp.array([-1.0, 0.3])
     w = {"a": jnp.array([0.5, -1.0]), "b": jnp.array([1.5, -2.0])}
-    window = Window(jnp.linspace(-1, 1, steps), jnp.linspace(2, 1, steps))
-    return problem, problem.dynamics.init(w, lam), lam, window
+    train, val = jnp.linspace(-1, 1, steps), jnp.linspace(2, 1, steps)
+    return Task(problem, w, lam, InOrder(train), InOrder(val))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_method_agrees_with_itself_on_an_opaque_step(rule):
     """The same training as `inner_optimizer` and as `update_fn`, exact methods and others."""
-    problem, inner, lam, window = small(rule=rule)
-    unknown = opaque(lambda steps: (problem, inner, lam, window))(T)[0]
+    task = small(rule=rule)
+    problem, inner, lam, window = started(task)
+    unknown = opaque_step(task)
     last = jax.tree.map(lambda x: x[-1:], window)
     methods = {
         "reverse": (reverse(T), window),
@@ -141,7 +156,7 @@ def test_every_method_agrees_with_itself_on_an_opaque_step(rule):
     }
 
     # The negative control: the rule matters.
-    plain, *_ = small(rule="reversal" if rule == "clipped" else "clipped")
+    plain = small(rule="reversal" if rule == "clipped" else "clipped").problem
 
     @jax.jit
     def everything(inner, lam):
@@ -175,15 +190,16 @@ def test_methods_with_their_own_way_back():
         (lambda lam: momentum_sgd(0.2, 0.5), reverse(T), 1e-12),
         (lambda lam: reversible_sgd(0.2, 0.5), reversible(T), 1e-9),
     ):
-        problem, inner, lam, window = small(make_optimizer=make)
-        unknown = opaque(lambda steps: (problem, inner, lam, window))(T)[0]  # noqa: B023
+        task = small(make_optimizer=make)
+        problem, inner, lam, window = started(task)
+        unknown = opaque_step(task)
         got = compiled(estimator, problem, inner, lam, window)
         assert_trees_close(got, compiled(reverse(T), unknown, inner, lam, window), tolerance)
 
 
 def test_single_loop_products_are_the_pullback():
     """q H and q M of a loss whose gradient's derivative is not symmetric."""
-    problem, inner, lam, window = small(rule="reversal")
+    problem, inner, lam, window = started(small(rule="reversal"))
     batch = window.train[0]
     q = {"a": jnp.array([1.0, -0.5]), "b": jnp.array([0.3, 2.0])}
     got = curvature(problem.train_loss, inner, lam, batch).products(q)
@@ -214,11 +230,10 @@ def test_implicit_differentiation_of_a_game():
 
 @pytest.mark.parametrize("truth", ["reverse", "forward", "differences"])
 def test_the_truth_of_a_check_is_the_truth(truth):
-    problem, inner, lam, window = small()
+    task = small()
+    problem, inner, lam, window = started(task)
     with pytest.warns(GradhpoWarning, match="finite_difference .* custom gradients"):
-        got = check_hypergradient(
-            problem, inner.params, lam, window, ["reverse", "t1t2"], truth=truth
-        )
+        got = check_hypergradient(task, T, ["reverse", "t1t2"], truth=truth)
     exact = jax.jit(jax.grad(lambda x: unrolled_loss(problem, inner, x, window)))(lam)
     assert_trees_close(got.hypergrad, np.asarray(exact), 1e-8)
     assert got.rows["reverse"].relative_error < 1e-8
@@ -226,7 +241,7 @@ def test_the_truth_of_a_check_is_the_truth(truth):
 
 @pytest.mark.parametrize("estimator", [finite_difference(), f2sa(1, 2.0)])
 def test_methods_that_need_derivatives_to_commute_warn(estimator):
-    problem, inner, lam, window = small(1)
+    problem, inner, lam, window = started(small(1), 1)
     memory = estimator.init(inner, lam, window)
     with pytest.warns(GradhpoWarning, match=r"custom gradients \(<lambda> at .*\.py:\d+\)"):
         jax.eval_shape(lambda: estimator.estimate(problem, memory, inner, lam, window))

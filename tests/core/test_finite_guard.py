@@ -1,4 +1,4 @@
-"""NaN and infinity are undone and reported, wherever they come from (row 36)."""
+"""NaN and infinity are undone and reported, wherever they come from."""
 
 from functools import partial
 
@@ -179,7 +179,7 @@ def test_a_nan_in_model_state_is_undone():
 
 
 def test_a_diverging_inner_loop_never_moves_lam_to_nan():
-    """Row 37: lr = e^400, an outer rate of 1, twenty steps."""
+    """lr = e^400, an outer rate of 1, twenty steps."""
     lam = {"rate": jnp.array(400.0), "scale": jnp.array(0.1)}
     for name in ("one_step", "hyperdistill", "greedy", "reverse"):
         estimator = ESTIMATORS[name]

@@ -140,8 +140,14 @@ def test_the_functional_form_draws_a_key_for_every_episode(lr_reptile, x64):
     whole_again = tune(task, estimator, episodes=2, state=half, **more)
     for a, b in zip(*map(jax.tree.leaves, (whole, whole_again)), strict=True):
         np.testing.assert_array_equal(a, b)
-    several = tune(task, over_tasks(estimator, 2), episodes=2, lr_hyper=0.1)
-    assert several.params["w"].shape == (2, 2)
+    seen, several = [], over_tasks(estimator, 2)
+    looked = tune(task, several, episodes=3, callback=lambda m, s: seen.append(s), **more)
+    for a, b in zip(
+        *map(jax.tree.leaves, (tune(task, several, episodes=3, **more), looked)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    w_T = seen[-1].params["w"]  # of each task; the run goes on from a mean of them
+    assert not np.array_equal(w_T[0], w_T[1]) and np.array_equal(*looked.params["w"])
 
 
 def test_data_that_do_not_fit_the_start_are_refused(x64):

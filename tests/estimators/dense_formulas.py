@@ -4,14 +4,31 @@ Nothing here uses the library's own products: A_t and B_t are matrices, sums are
 """
 
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from gradhpo import InnerState
+from gradhpo import BilevelProblem, InnerState, Window
+from gradhpo.core.losses import loss_value
 from gradhpo.utils._partition import merge, split
+
+
+class Case(NamedTuple):
+    """What an estimator is called with beside its memory."""
+
+    problem: BilevelProblem
+    inner: InnerState
+    lam: Any
+    window: Window
+
+
+def started(problem_at, steps):
+    """The start of an episode of a problem of the zoo, and its data."""
+    task = problem_at(steps)
+    inner, window = task.begin(steps)
+    return Case(task.problem, inner, task.hyperparams, window)
 
 
 def at(tree, i):
@@ -45,7 +62,8 @@ def outer(problem, inner, lam, batch):
     lam, unravel = ravel_pytree(lam)
 
     def loss(s, lam):
-        return problem.outer_loss(with_flat(inner, s).params, unravel(lam), batch)
+        weights = with_flat(inner, s).params
+        return loss_value(problem.outer_loss, weights, unravel(lam), batch, inner.model_state)
 
     return jax.grad(loss, argnums=(0, 1))(flat_state(inner), lam)
 
@@ -163,20 +181,20 @@ def written_out(problem_at, steps):
 
     For float64 alone: the numbers are those of the first call's default.
     """
-    case = problem_at(steps)
+    case = started(problem_at, steps)
     return case, Dense.of(*case)
 
 
 def equal_batches(problem_at, steps):
     """The problem with one train batch used at every step: D* is that batch."""
-    problem, inner, lam, window = problem_at(steps)
+    problem, inner, lam, window = started(problem_at, steps)
     train = jax.tree.map(lambda x: jnp.repeat(x[:1], steps, axis=0), window.train)
     return problem, inner, lam, window._replace(train=train)
 
 
 def without_slots(problem_at, steps):
     """The problem with a number beside its batch, so that there is no example axis."""
-    problem, inner, lam, window = problem_at(steps)
+    problem, inner, lam, window = started(problem_at, steps)
     dynamics = problem.dynamics
     dynamics = dynamics._replace(
         step=lambda s, lam, b: problem.dynamics.step(s, lam, b[0]), parts=None

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_formulas import Dense, at, episode, equal_batches, flat_state, without_slots
+from dense_formulas import Dense, at, episode, equal_batches, flat_state, started, without_slots
 from scipy import stats
 
 from gradhpo import (
@@ -57,7 +57,7 @@ def test_recurrences_are_the_closed_forms(gamma):
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99, 1.0])
 def test_memory_follows_the_closed_form(gamma):
     """w*_t weighs s_{i-1} by gamma^(t-i) / S_t; over slots as well as weights."""
-    case = mlp_momentum(4)
+    case = started(mlp_momentum, 4)
     dense = Dense.of(*case)
     estimator = hyperdistill(gamma, theta=1.0)
     memory = estimator.init(*case[1:])
@@ -69,7 +69,7 @@ def test_memory_follows_the_closed_form(gamma):
 
 def test_gamma_zero_is_one_step_over_an_episode():
     """Equal to the last bit that two programs share."""
-    problem, inner, lam, window = mlp_momentum(4)
+    problem, inner, lam, window = started(mlp_momentum, 4)
     distill, one = hyperdistill(0.0, theta=1.0), one_step()
     memory = distill.init(inner, lam, window)
     got = episode(distill, problem, memory, inner, lam, window)
@@ -83,7 +83,7 @@ def test_gamma_zero_is_one_step_over_an_episode():
 
 
 def test_reset_restarts_the_episode_and_keeps_the_rest():
-    problem, inner, lam, window = outer_lam(3)
+    problem, inner, lam, window = started(outer_lam, 3)
     estimator = hyperdistill(0.9)
     memory = estimator.init(inner, lam, window)._replace(theta=jnp.array(0.25))
     after = episode(estimator, problem, memory, inner, lam, window)[-1].memory
@@ -219,7 +219,7 @@ def test_gamma_one_is_the_plain_mean():
 
 def test_a_bad_first_batch_is_not_remembered():
     """A state made without a batch allocates D* at its first step; NaN must not stay there."""
-    problem, inner, lam, window = outer_lam(3)
+    problem, inner, lam, window = started(outer_lam, 3)
     estimator = hyperdistill(0.9, theta=1.0)
     step = jax.jit(bilevel_step(estimator), static_argnums=0)
     state = init_state(problem, estimator, None, inner.params, lam)  # no window
@@ -235,7 +235,7 @@ def test_a_bad_first_batch_is_not_remembered():
 
 def test_unknown_batch_shape_in_a_scan_is_explained():
     """A1 of section 3: scanning needs a state that knows the batch; the error says so."""
-    problem, inner, lam, window = outer_lam(3)
+    problem, inner, lam, window = started(outer_lam, 3)
     estimator = hyperdistill(0.9, theta=1.0)
     state = init_state(problem, estimator, None, inner.params, lam)
     with pytest.raises(ValueError, match="batch"):
@@ -243,8 +243,8 @@ def test_unknown_batch_shape_in_a_scan_is_explained():
 
 
 def test_a_batch_of_another_size_is_explained():
-    """Row 53: never a silent broadcast of a kept batch of one example to the new size."""
-    problem, inner, lam, window = outer_lam(2)
+    """Never a silent broadcast of a kept batch of one example to the new size."""
+    problem, inner, lam, window = started(outer_lam, 2)
     estimator = hyperdistill(0.9, theta=1.0)
     small = Window(*jax.tree.map(lambda x: x[:1, :1], tuple(window)))
     state = init_state(problem, estimator, None, inner.params, lam, small)

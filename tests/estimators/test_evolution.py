@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_formulas import at, whole_window
+from dense_formulas import at, started, whole_window
 
 from gradhpo import BilevelProblem, ESOptimizer, PESOptimizer, Window, es, from_update, pes, reverse
 from gradhpo.core.dynamics import InnerState
@@ -127,7 +127,7 @@ def test_an_episode_starts_the_particles_anew_and_goes_on_drawing():
 
 @pytest.mark.parametrize("make", [es, pes])
 def test_integer_leaves_and_structure(make):
-    problem, inner, lam, window = integer_leaves(4)
+    problem, inner, lam, window = started(integer_leaves, 4)
     estimator = make(4, pairs=2)
     memory = estimator.init(inner, lam, None)
     got = estimator.estimate(problem, memory, inner, lam, window)

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_formulas import at, every_step, flat_state, whole_window, written_out
+from dense_formulas import at, every_step, flat_state, started, whole_window, written_out
 from jax.flatten_util import ravel_pytree
 
 from gradhpo import (
     Window,
+    drmad,
     finite_difference,
     first_order,
+    forward,
     greedy,
     hyperdistill,
     linearize,
@@ -25,6 +27,7 @@ from gradhpo import (
     reverse,
 )
 from gradhpo.core.dynamics import InnerState, zero_cotangent
+from gradhpo.core.start import begin_episode
 from gradhpo.testing import (
     assert_trees_close,
     central_difference,
@@ -34,6 +37,9 @@ from gradhpo.testing import (
 )
 from gradhpo.testing.problems import (
     ZOO,
+    batch_norm,
+    initial_scale,
+    initial_weights,
     mlp_adam,
     mlp_chain,
     mlp_momentum,
@@ -105,7 +111,7 @@ def test_differences_approach_the_exact_product(name):
 @pytest.mark.parametrize("problem_at", [nested, mlp_momentum, ridge])
 def test_reverse_against_differences_of_the_run(problem_at):
     """The whole training run, re-run at displaced hyperparameters."""
-    problem, inner, lam, window = case = problem_at(T)
+    problem, inner, lam, window = case = started(problem_at, T)
     got = whole_window(reverse(T), *case).hypergrad
     run = jax.jit(partial(unrolled_loss, problem, inner, window=window))
     assert_trees_close(got, central_difference(run, lam), 1e-7)
@@ -125,13 +131,13 @@ def test_one_step_against_differences_of_one_step():
 @pytest.mark.parametrize("problem_at", TUNES_OPTIMIZER, ids=lambda p: p.__name__)
 def test_mixed_mode_products_are_reverse_over_reverse(problem_at):
     """alpha A and alpha B, for a full cotangent on weights and slots."""
-    problem, inner, lam, window = problem_at(2)
+    problem, inner, lam, window = started(problem_at, 2)
     inner = problem.dynamics.step(inner, lam, at(window.train, 0))
     noise = np.random.default_rng(0)
     alpha = jax.tree.map(
         lambda x: jnp.asarray(noise.standard_normal(x.shape)), zero_cotangent(inner)
     )
-    plain = opaque(problem_at)(2)[0].dynamics
+    plain = opaque(problem_at)(2).problem.dynamics
     new, pullback = linearize(problem.dynamics, inner, lam, at(window.train, 1))
     other, reference = linearize(plain, inner, lam, at(window.train, 1))
     assert_trees_close(flat_state(new), flat_state(other), 1e-14)
@@ -140,8 +146,8 @@ def test_mixed_mode_products_are_reverse_over_reverse(problem_at):
 
 def test_velocity_inside_the_weights_changes_nothing():
     """The same momentum as Optax slots and as an update_fn: one hypergradient."""
-    slots = whole_window(reverse(T), *mlp_momentum(T))
-    own = whole_window(reverse(T), *mlp_update_fn(T))
+    slots = whole_window(reverse(T), *started(mlp_momentum, T))
+    own = whole_window(reverse(T), *started(mlp_update_fn, T))
     assert_trees_close(own.hypergrad, slots.hypergrad, 1e-12)
     assert_trees_close(own.inner.params["w"], slots.inner.params, 1e-13)
 
@@ -179,7 +185,7 @@ def test_mistakes_would_be_seen():
 
 def test_short_sighted_methods_are_not_exact_off_their_assumption():
     """The negative control of the matrix: no estimator but reverse is right on this."""
-    case = problem, inner, lam, window = outer_lam(T)
+    case = problem, inner, lam, window = started(outer_lam, T)
     exact = jax.jit(jax.grad(lambda x: unrolled_loss(problem, inner, x, window)))(lam)
     for estimator in (one_step(), one_step(0.9), hyperdistill(0.9, theta=1.0)):
         assert relative_error(every_step(estimator, *case)[-1].hypergrad, exact) > 1e-2
@@ -198,7 +204,7 @@ def test_float32_points_the_same_way(name):
         makers["finite_difference"] = finite_difference
 
     def gradient(estimator):
-        got = whole_window(estimator, *ZOO[name](estimator.window))
+        got = whole_window(estimator, *started(ZOO[name], estimator.window))
         return np.asarray(ravel_pytree(got.hypergrad)[0], np.float64)
 
     def gradients():
@@ -216,8 +222,54 @@ def test_float32_points_the_same_way(name):
         np.testing.assert_allclose(np.linalg.norm(b), np.linalg.norm(a), rtol=rtol, err_msg=k)
 
 
+@pytest.mark.parametrize("problem_at", [batch_norm, initial_scale, initial_weights])
+def test_a_start_and_a_model_state_are_in_the_formula(problem_at):
+    """alpha_0 ds_0/dlam beside the sum of equation (1); the sum alone is the control."""
+    for steps, makers in {
+        T: (reverse, partial(reverse, memory="segments"), forward),
+        1: (drmad,),
+    }.items():
+        task = problem_at(steps)
+        case, dense = written_out(problem_at, steps)
+        lam, unravel = ravel_pytree(case.lam)
+        alpha = dense.alpha[-1]
+        for a in reversed(dense.A):
+            alpha = alpha @ a
+
+        def start(lam):
+            return flat_state(begin_episode(task.problem, task.origin(), unravel(lam))[0])  # noqa: B023
+
+        of_start = alpha @ jax.jacobian(start)(lam)
+        want = dense.tree(dense.reverse() + of_start)
+        for make in makers:
+            estimate = jax.jit(partial(make(steps).estimate, task.problem))
+            memory = make(steps).init(case.inner, case.lam, case.window)
+            got = estimate(memory, *case[1:], task.origin()).hypergrad
+            assert_trees_close(got, want, 1e-12)
+        alone = relative_error(dense.tree(dense.reverse()), want)
+        assert alone > 1e-2 or (problem_at is batch_norm and not jnp.any(of_start))
+
+
+def test_statistics_are_not_differentiated():
+    """The rule of `gradhpo.core.losses`: to differentiate through them is another number."""
+    task = batch_norm(T)
+    problem, lam, (inner, window) = task.problem, task.hyperparams, task.begin(T)
+
+    def through_all(lam):
+        s = inner
+        for t in range(T):
+            s = problem.dynamics.step(s, lam, at(window.train, t))
+        batch = at(window.val, T - 1)
+        return problem.outer_loss(s.params, lam, batch, s.model_state)[0]
+
+    got = whole_window(reverse(T), problem, inner, lam, window).hypergrad
+    exact = jax.jit(jax.grad(lambda x: unrolled_loss(problem, inner, x, window)))(lam)
+    assert_trees_close(got, exact, 1e-12)
+    assert relative_error(jax.jit(jax.grad(through_all))(lam), exact) > 1e-2
+
+
 def test_outer_gradients_pad_the_slots_with_zeros():
-    problem, inner, lam, window = mlp_adam(1)
+    problem, inner, lam, window = started(mlp_adam, 1)
     loss, alpha, _ = outer_gradients(problem, inner, lam, at(window.val, 0))
     np.testing.assert_allclose(loss, problem.outer_loss(inner.params, lam, at(window.val, 0)))
     assert all(not np.any(x) for x in jax.tree.leaves(alpha.opt_state))

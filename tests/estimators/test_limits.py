@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_formulas import Dense, every_step, whole_window
+from dense_formulas import Dense, every_step, started, whole_window
 
 from gradhpo import (
     BilevelProblem,
@@ -39,7 +39,7 @@ T = 3
 
 def test_three_learning_rates_have_three_derivatives():
     """T1-T2 on a vector of rates: -alpha_i eta'(lam_i) dL_i, not one number copied."""
-    problem, inner, lam, window = learning_rates(1)
+    problem, inner, lam, window = started(learning_rates, 1)
     w, d, v = inner.params, window.train[0], window.val[0]
     gradient = jnp.array([0.5, 1.0, 3.0]) * (w - d)
     alpha = w - jax.nn.softplus(lam) * gradient - v
@@ -52,7 +52,7 @@ def test_three_learning_rates_have_three_derivatives():
 
 def test_difference_error_falls_with_the_square_of_the_radius():
     """Slope 2 between r = 1e-1 and 1e-3, and 1e-9 at r = 1e-5."""
-    case = mlp_momentum(1)
+    case = started(mlp_momentum, 1)
     exact = whole_window(one_step(), *case).hypergrad
     radii = np.array([1e-1, 1e-2, 1e-3])
     errors = [
@@ -66,12 +66,12 @@ def test_difference_error_falls_with_the_square_of_the_radius():
 
 def test_differences_are_exact_for_a_quadratic_penalty():
     """Exact at a radius as large as 1; and not exact where the mixed term is not quadratic."""
-    case = quadratic_penalty(1)
+    case = started(quadratic_penalty, 1)
     exact = whole_window(one_step(), *case).hypergrad
     for radius in (1.0, 0.01):
         got = whole_window(finite_difference(radius), *case).hypergrad
         assert_trees_close(got, exact, 1e-12)
-    control = mlp_momentum(1)
+    control = started(mlp_momentum, 1)
     exact = whole_window(one_step(), *control).hypergrad
     off = relative_error(whole_window(finite_difference(1.0), *control).hypergrad, exact)
     assert off > 1e-3
@@ -98,7 +98,7 @@ def test_darts_toy_fixed_points(estimator, xi):
 
 def test_greedy_limits():
     """gamma = 0 and T = 1 are one-step; gamma -> 0 is continuous."""
-    case = problem, inner, lam, window = outer_lam(T)
+    case = problem, inner, lam, window = started(outer_lam, T)
     dense = Dense.of(*case)
     last = every_step(one_step(), *case)[-1].hypergrad
     assert_trees_close(whole_window(greedy(0.0, T), *case).hypergrad, last, 1e-14)
@@ -115,7 +115,7 @@ def test_greedy_limits():
 
 def test_sums_on_the_contraction():
     """Greedy exact for a linear outer loss; eq. (7) and HyperDistill for any."""
-    linear, bent = contraction(6), contraction_nonlinear(6)
+    linear, bent = started(contraction, 6), started(contraction_nonlinear, 6)
     for case in (linear, bent):
         problem, inner, lam, window = case
         exact = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)  # noqa: B023
@@ -134,9 +134,9 @@ def test_sums_on_the_contraction():
 
 def test_first_order_is_zero_where_lam_is_not_in_the_outer_loss():
     """The direct term alone; exact where the weights do not react."""
-    got = every_step(first_order(), *mlp_momentum(3))
+    got = every_step(first_order(), *started(mlp_momentum, 3))
     assert all(float(jnp.max(jnp.abs(x))) == 0.0 for x in jax.tree.leaves(got[-1].hypergrad))
-    problem, inner, lam, window = outer_lam(1)
+    problem, inner, lam, window = started(outer_lam, 1)
     frozen = problem._replace(
         dynamics=problem.dynamics._replace(step=lambda s, lam, batch: s, parts=None)
     )

@@ -144,32 +144,17 @@ def test_nonsense_is_refused_by_its_name(name):
 
 # The arguments of a class whose estimator knows them by another name.
 RENAMED = {"steps": "unroll_steps", "radius": "eps"}
-OWN = {  # what the class needs beside, and names of the registry that are another factory's
-    "es": {"T": 3},
-    "drmad": {"T": 3},
-    "reverse": {"T": 3},
-    "reversible": {"T": 3},
-    "forward": {"T": 3},
-    "fds": {"T": 3, "pieces": 3},
-    "implicit_cg": {"T": 3},
-    "saba": {"train_batches": 3, "val_batches": 2},
-}
+ARGUMENTS = {factory: arguments for factory, _, arguments in FACTORIES.values()}
 
 
-@pytest.mark.parametrize(
-    "name, factory",
-    [*zip(FACTORIES, FACTORIES, strict=True), ("t1t2", "finite_difference"), ("rtho", "forward")],
-)
-def test_the_class_names_its_own_argument(name, factory):
+@pytest.mark.parametrize("name", METHODS)
+def test_the_class_names_its_own_argument(name):
     """Its constructor refuses what the factory refuses, in the words of its own signature."""
-    name = {"implicit": "implicit_cg"}.get(name, name)
-    if name == "finite_difference":
-        pytest.skip("t1t2 is its class")
-    make = METHODS[name].make
-    fields = {field.name for field in dataclasses.fields(METHODS[name].optimizer)}
-    common = {"inner_optimizer": optax.sgd(0.1), **OWN.get(name, {})}
-    make(**common)  # right as it is
-    for argument, errors in FACTORIES[factory][2].items():
+    method = METHODS[name]
+    fields = {field.name for field in dataclasses.fields(method.optimizer)}
+    common = {"inner_optimizer": optax.sgd(0.1), **method.example.settings}
+    method.make(**common)  # right as it is
+    for argument, errors in ARGUMENTS.get(method.factory, {}).items():
         known = RENAMED.get(argument, argument)
         if known not in fields:
             continue  # a horizon T; the class has no such setting
@@ -177,7 +162,7 @@ def test_the_class_names_its_own_argument(name, factory):
             if value is None or (argument, name) == ("steps", "forward"):
                 continue  # the class's own default, or used online only
             with pytest.raises((TypeError, ValueError), match=rf"\b{known}\b"):
-                make(**{**common, known: value})
+                method.make(**{**common, known: value})
 
 
 def test_rates_and_weights_may_be_traced():

@@ -12,10 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_formulas import at
+from dense_formulas import at, started
 from jax.flatten_util import ravel_pytree
 
-from gradhpo import BilevelProblem, InnerState, Window, bilevel_step, from_optax, init_state
+from gradhpo import (
+    BilevelProblem,
+    InnerState,
+    InOrder,
+    Task,
+    Window,
+    bilevel_step,
+    from_optax,
+    init_state,
+)
 from gradhpo.algorithms.single_loop import (
     AmIGOOptimizer,
     F2SAOptimizer,
@@ -67,7 +76,7 @@ def tree(steps):
     w = {"in": {"a": draw.normal(size=(3, 2))}, "out": draw.normal(size=2), "order": np.arange(2)}
     w, lam = jax.tree.map(jnp.asarray, (w, {"l2": -1.0, "target": 0.7}))
     dynamics = from_optax(train, optax.sgd(0.05, momentum=0.9))
-    return BilevelProblem(dynamics, outer), dynamics.init(w, lam), lam, Window(x, v)
+    return Task(BilevelProblem(dynamics, outer), w, lam, InOrder(x), InOrder(v))
 
 
 CASES = [ridge_adam, outer_lam, tree]
@@ -137,7 +146,7 @@ def far(tree, flat):
 
 @EVERY_CASE
 def test_soba_is_its_formula(problem_at):
-    problem, inner, lam, window = problem_at(T)
+    problem, inner, lam, window = started(problem_at, T)
     rates = lambda t: 0.3 * (t + 1.0) ** -0.5  # noqa: E731
     estimator = soba(rates)
     u = drawn(split(inner.params)[0], seed=1)
@@ -172,7 +181,7 @@ def test_soba_is_its_formula(problem_at):
 @EVERY_CASE
 def test_amigo_is_its_formula(problem_at):
     """With more steps on u than batches: they are used again from the first."""
-    problem, inner, lam, window = problem_at(T)
+    problem, inner, lam, window = started(problem_at, T)
     estimator = amigo(T, u_steps=5, step_size=0.3)
     u = drawn(split(inner.params)[0], seed=2)
     memory = estimator.init(inner, lam, None)._replace(u=u)
@@ -191,7 +200,7 @@ def test_amigo_is_its_formula(problem_at):
 
 @pytest.mark.parametrize("problem_at, terms", [(outer_lam, 0), *((p, 4) for p in CASES)])
 def test_stocbio_is_its_formula(problem_at, terms):
-    problem, inner, lam, window = problem_at(T)
+    problem, inner, lam, window = started(problem_at, T)
     a = 0.2
     got = compiled(stocbio(T, terms, a), problem)((), inner, lam, window)
     for t in range(T):
@@ -212,7 +221,7 @@ def test_stocbio_is_its_formula(problem_at, terms):
 
 @EVERY_CASE
 def test_f2sa_is_its_formula(problem_at):
-    problem, inner, lam, window = problem_at(T)
+    problem, inner, lam, window = started(problem_at, T)
     kappa = lambda t: 2.0 + t  # noqa: E731
     estimator = f2sa(T, kappa)
     floating, _ = split(inner.params)
@@ -533,7 +542,7 @@ def test_warm_starts_outlive_an_episode(name):
 
 @EVERY_METHOD
 def test_hyperparameters_of_the_optimizer_are_refused(name):
-    problem, inner, lam, window = learning_rates(1)
+    problem, inner, lam, window = started(learning_rates, 1)
     estimator = EVERY[name]()
     window = jax.tree.map(lambda x: jnp.repeat(x, estimator.window, 0), window)
     memory = estimator.init(inner, lam, window)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_formulas import Dense, episode, equal_batches, without_slots
+from dense_formulas import Dense, episode, equal_batches, started, without_slots
 
 from gradhpo import (
     BilevelProblem,
@@ -39,7 +39,7 @@ def fitted(case, gamma, **settings):
 @pytest.mark.parametrize("problem_at", [contraction, contraction_nonlinear])
 def test_theta_is_one_on_the_contraction(problem_at):
     """theta = 1, and then the hypergradient is that of full reverse mode, for any outer loss."""
-    case = problem, inner, lam, window = problem_at(6)
+    case = problem, inner, lam, window = started(problem_at, 6)
     memory = fitted(case, CONTRACTION_GAMMA)
     np.testing.assert_allclose(memory.theta, 1.0, rtol=1e-10)
     np.testing.assert_allclose(memory.theta_r2, 1.0, rtol=1e-10)
@@ -75,7 +75,7 @@ def test_the_points_averaged_matter():
 
 
 def test_one_step_has_theta_one():
-    np.testing.assert_allclose(fitted(mlp_momentum(1), 0.7).theta, 1.0, rtol=1e-12)
+    np.testing.assert_allclose(fitted(started(mlp_momentum, 1), 0.7).theta, 1.0, rtol=1e-12)
 
 
 def test_a_theta_that_is_not_positive_is_refused():
@@ -103,7 +103,7 @@ def test_a_theta_that_is_not_positive_is_refused():
 
 
 def test_a_fit_on_nan_is_refused():
-    problem, inner, lam, window = outer_lam(3)
+    problem, inner, lam, window = started(outer_lam, 3)
     bad = window._replace(val=(window.val[0] * jnp.nan, window.val[1]))
     for settings in ({}, {"theta_guard": False}):
         memory = fitted((problem, inner, lam, bad), 0.9, **settings)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_formulas import Dense, at, every_step, flat_state, whole_window
+from dense_formulas import Dense, at, every_step, flat_state, started, whole_window
 from jax.flatten_util import ravel_pytree
 
 from gradhpo import (
@@ -135,7 +135,7 @@ def by_jax_grad(make_optimizer, steps):
 
 @pytest.mark.parametrize("name", ["nested", "integer_leaves", "mlp_adam", "contraction"])
 def test_segments_are_the_trajectory_on_the_zoo(name):
-    case = ZOO[name](5)
+    case = started(ZOO[name], 5)
     want = whole_window(reverse(5), *case)
     got = whole_window(reverse(5, memory="segments"), *case)
     assert_trees_close(got.hypergrad, want.hypergrad, 1e-13)
@@ -173,7 +173,7 @@ def test_weights_are_rebuilt_not_stored():
 
 def test_truncation_limits():
     """K = T is reverse, K = 1 one step, K = 0 the direct term."""
-    case = outer_lam(T)
+    case = started(outer_lam, T)
     full = whole_window(reverse(T), *case).hypergrad
     for settings in ({}, {"memory": "segments"}):
         got = whole_window(reverse(T, truncate=T, **settings), *case)
@@ -189,7 +189,7 @@ def test_truncation_limits():
 def test_truncation_error_is_within_its_bound(problem_at):
     """|h_K - h_T| <= |alpha_T| max |B| rho^K / (1 - rho), rho the largest |A_t|."""
     steps = 12
-    case = problem_at(steps)
+    case = started(problem_at, steps)
     dense = Dense.of(*case)
     exact = dense.reverse()
     rho = max(float(jnp.linalg.norm(a, 2)) for a in dense.A)
@@ -240,7 +240,7 @@ def test_a_smaller_budget_never_stores_more(steps, state, kept):
 
 
 def test_growth_is_the_largest_cotangent():
-    case = problem, inner, lam, window = outer_lam(T)
+    case = problem, inner, lam, window = started(outer_lam, T)
     dense = Dense.of(*case)
     alpha, norms = dense.alpha[-1], []
     for a in reversed([None, *dense.A]):
@@ -260,7 +260,7 @@ def test_wrong_settings_are_named():
         with pytest.raises(ValueError, match=message):
             reverse(T, **settings)
     with pytest.raises(ValueError, match="more than the budget of 10"):
-        whole_window(reverse(T, memory="segments", budget=10), *outer_lam(T))
+        whole_window(reverse(T, memory="segments", budget=10), *started(outer_lam, T))
 
 
 RATES = {"a": jnp.full(3, 0.1), "b": jnp.asarray(0.2)}
@@ -313,7 +313,7 @@ def test_narrow_weights_stay_narrow(name):
 @pytest.mark.parametrize("name", ["nested", "integer_leaves", "mlp_momentum", "mlp_adam"])
 def test_forward_is_reverse(name):
     """Slots of the optimizer included."""
-    case = ZOO[name](4)
+    case = started(ZOO[name], 4)
     want = whole_window(reverse(4), *case)
     got = whole_window(forward(4), *case)
     assert_trees_close(got.hypergrad, want.hypergrad, 1e-12)
@@ -333,7 +333,7 @@ def test_chunks_of_columns_change_nothing(loop):
 
 def test_rtho_at_rest_is_forward_mode_at_every_step():
     """Forward mode at every step; and with reset columns in between it is not."""
-    case = problem, inner, lam, window = mlp_momentum(4)
+    case = problem, inner, lam, window = started(mlp_momentum, 4)
     online = forward(1, online=True)
     for t, got in enumerate(every_step(online, *case), start=1):
         part = jax.tree.map(lambda x: x[:t], window)  # noqa: B023
@@ -349,7 +349,7 @@ def test_rtho_goes_on_through_a_bad_validation_batch():
     """Z belongs to s_t: it moves on with it, and the next hypergradients miss nothing."""
     found = []
     for bad in (None, 2):
-        problem, inner, lam, window = outer_lam(6)
+        problem, inner, lam, window = started(outer_lam, 6)
         step = bilevel_step(forward(1, online=True))
         state = init_state(problem, forward(1, online=True), None, inner.params, lam)
         for t in range(6):
@@ -363,8 +363,8 @@ def test_rtho_goes_on_through_a_bad_validation_batch():
 
 
 def test_forward_keeps_the_dtypes_of_the_hyperparameters():
-    problem, inner, _, window = integer_leaves(3)
-    lam = jax.tree.map(lambda x: x.astype(jnp.bfloat16), integer_leaves(3)[2])
+    problem, inner, _, window = started(integer_leaves, 3)
+    lam = jax.tree.map(lambda x: x.astype(jnp.bfloat16), integer_leaves(3).hyperparams)
     got = whole_window(forward(3), problem, inner, lam, window)
     assert {x.dtype for x in jax.tree.leaves(got.hypergrad)} == {jnp.dtype(jnp.bfloat16)}
     want = whole_window(reverse(3), problem, inner, lam, window)
@@ -431,7 +431,7 @@ def test_sharing_needs_one_entry_per_piece():
 def test_drmad_is_exact_on_a_straight_line():
     """With the two wrong values of beta as controls."""
     steps = 6
-    case = problem, inner, lam, window = straight_line(steps)
+    case = problem, inner, lam, window = started(straight_line, steps)
     exact = whole_window(reverse(steps), *case).hypergrad
     assert_trees_close(whole_window(drmad(steps), *case).hypergrad, exact, 1e-12)
 
@@ -461,15 +461,15 @@ def at_point(inner, flat):
 def test_drmad_takes_counts_and_slots_as_they_were():
     """One step is exact for every state; integer leaves keep their true values on the way."""
     for problem_at in (integer_leaves, mlp_momentum):
-        case = problem_at(1)
+        case = started(problem_at, 1)
         want = whole_window(reverse(1), *case).hypergrad
         assert_trees_close(whole_window(drmad(1), *case).hypergrad, want, 1e-12)
-    got = whole_window(drmad(4), *integer_leaves(4))
+    got = whole_window(drmad(4), *started(integer_leaves, 4))
     assert int(got.inner.params["visits"]) == 4
 
 
 def test_drmad_is_not_exact_on_a_curve():
-    case = nested(5)
+    case = started(nested, 5)
     exact = whole_window(reverse(5), *case).hypergrad
     assert relative_error(whole_window(drmad(5), *case).hypergrad, exact) > 1e-3
 

@@ -16,7 +16,6 @@ pytest.importorskip("scipy")
 
 import jax  # noqa: E402
 
-import gradhpo  # noqa: E402
 from gradhpo import (
     datasets,  # noqa: E402
     report,  # noqa: E402
@@ -24,6 +23,7 @@ from gradhpo import (
 from gradhpo.examples import augmentation as augmentation_example  # noqa: E402
 from gradhpo.examples import learning_rate as learning_rate_example  # noqa: E402
 from gradhpo.examples import mnist as mnist_example  # noqa: E402
+from gradhpo.studies.hyper_cleaning import model  # noqa: E402
 from gradhpo.studies.hyper_cleaning import study as hyper_cleaning  # noqa: E402
 from gradhpo.studies.hyper_cleaning.study import detection  # noqa: E402
 from gradhpo.studies.registry import load  # noqa: E402
@@ -109,7 +109,7 @@ def strengths_follow_the_exact_hypergradient(config, result, methods):
     example = augmentation_example
 
     def as_they_are(params, lam, batch):
-        return example.val_loss(params, lam, (batch.images, batch.labels))
+        return mnist_example.val_loss(params, lam, (batch.images, batch.labels))
 
     @partial(jax.jit, static_argnums=0)
     def train(loss, params, lam, batches):
@@ -123,16 +123,16 @@ def strengths_follow_the_exact_hypergradient(config, result, methods):
         return jax.lax.scan(step, (params, zeros), batches)[0][0]
 
     def after(lam, params, batches, val):
-        return example.val_loss(train(example.train_loss, params, lam, batches), lam, val)
+        return mnist_example.val_loss(train(example.train_loss, params, lam, batches), lam, val)
 
     slope = jax.jit(jax.grad(after))
     moved = read_rows(config.out / "hyperparameters.csv")
     for seed in range(2):
         part = parts(datasets.digits(), config, seed)
-        params = example.init(seed, part.train.inputs)
+        params = mnist_example.init(seed, part.train.inputs)
         source = example.batches(part.train, 2 * seed)
         batches = jax.tree.map(lambda *xs: np.stack(xs), *(source() for _ in range(5)))
-        plain = example.val_loss(train(as_they_are, params, None, batches), None, part.test)
+        plain = mnist_example.val_loss(train(as_they_are, params, None, batches), None, part.test)
         got = methods["none"]["metrics"]["test_loss"]["seeds"][seed]
         assert got == pytest.approx(float(plain), rel=1e-5)
         found = slope(example.HYPERPARAMS, params, batches, part.val)
@@ -225,9 +225,9 @@ def test_detection():
 @pytest.mark.parametrize("side", [8, 28])
 def test_the_network_ends_with_four_by_four_pixels(side):
     images = np.zeros((2, side, side, 1), np.float32)
-    params = hyper_cleaning.init(0, images)
+    params = model.init(0, images)
     assert params["dense"]["w"].shape == (4 * 4 * 8, 10)
-    assert hyper_cleaning.logits(params, images).shape == (2, 10)
+    assert model.logits(params, images).shape == (2, 10)
 
 
 # -- the examples --------------------------------------------------------------------------
@@ -237,18 +237,14 @@ def test_retraining_takes_the_batches_of_the_tuning_run():
     """With an outer optimizer that does not move, tuning and training end at the same weights."""
     import optax
 
-    from gradhpo.studies.shared.before_after import _trainer
+    from gradhpo.studies.shared.before_after import retrained
+    from gradhpo.studies.shared.images import tuned
 
     config = ImageConfig(train_size=100, val_size=100, episodes=3, steps=4)
     part = parts(datasets.digits(), config, seed=1)
-    params = mnist_example.init(1, part.train.inputs)
-    still = gradhpo.OneStepOptimizer(
-        inner_optimizer=mnist_example.OPTIMIZER.inner_optimizer,
-        outer_optimizer=optax.set_to_zero(),
-        T=4,
-    )
-    state = mnist_example.tune(params, part.train, part.val, 1, still, M=3)
-    again = _trainer(mnist_example, config)(params, mnist_example.HYPERPARAMS, part.train, 1)
+    fresh = partial(mnist_example.task, 1, part.train, part.val)
+    state = tuned(fresh(), "one_step", config, optax.set_to_zero(), lambda m, state: None)
+    again = retrained(fresh(), mnist_example.HYPERPARAMS, config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, again)
 
 
@@ -306,7 +302,7 @@ def test_every_strength_has_a_hypergradient():
     data = datasets.digits().train
     source = example.batches(data, seed=0)
     gradient = jax.jit(jax.grad(example.train_loss, argnums=1))
-    found = gradient(example.init(0, data.inputs), example.HYPERPARAMS, source())
+    found = gradient(mnist_example.init(0, data.inputs), example.HYPERPARAMS, source())
     assert sorted(found) == sorted(example.KINDS) and all(abs(g) > 1e-6 for g in found.values())
 
 

@@ -64,6 +64,8 @@ class EstimatorOptimizer(BilevelOptimizer):
             could keep, or `step` is compiled again and again.
     """
 
+    uses_optimizer = ""  # for what, where the method calls it by itself
+
     update_fn: UpdateFn | None = None
     inner_optimizer: optax.GradientTransformation | MakeOptimizer | None = None
     outer_optimizer: optax.GradientTransformation | Outer | None = None
@@ -97,6 +99,12 @@ class EstimatorOptimizer(BilevelOptimizer):
         if self.T is not None:
             self._settle(T=check_count("T", self.T))
         check_choice("loop", self.loop, ("auto", "scan", "unroll", "host"))
+        if self.uses_optimizer and self.inner_optimizer is None:
+            raise ValueError(
+                f"{type(self).__name__} {self.uses_optimizer} through the inner optimizer, which "
+                "an update_fn has no place for: give inner_optimizer=, or use another method."
+            )
+        self.estimator()  # refuses bad settings
 
     def _make_hashable(self) -> None:
         """Numbers that come as arrays become Python's: settings are static under jit."""
@@ -119,6 +127,20 @@ class EstimatorOptimizer(BilevelOptimizer):
     def estimator(self, loop: Loop = "scan") -> Estimator:
         """The method for one task as a pure `Estimator`, for `gradhpo.bilevel_step`."""
         raise NotImplementedError
+
+    @property
+    def horizon(self) -> int:
+        """T, for methods that look at an episode as a whole.
+
+        Raises:
+            ValueError: it was not given.
+        """
+        if self.T is None:
+            raise ValueError(
+                f"{type(self).__name__} needs T=, the number of inner steps that a hypergradient "
+                "looks through."
+            )
+        return self.T
 
     def method(self, loop: Loop = "scan") -> Estimator:
         """The estimator, over `tasks` if there are any."""

@@ -3,11 +3,12 @@
 import dataclasses
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.first_order import first_order
 from gradhpo.estimators.one_step import one_step
 
-__all__ = ["FOOptimizer", "OneStepOptimizer"]
+__all__ = ["ENTRIES", "FOOptimizer", "OneStepOptimizer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,3 +49,43 @@ class FOOptimizer(EstimatorOptimizer):
     def estimator(self, loop: Loop = "scan") -> Estimator:
         del loop  # one step at a time
         return first_order()
+
+
+ENTRIES = (
+    Method(
+        "fo",
+        FOOptimizer,
+        first_order,
+        "first-order: the direct term alone",
+        Example(problems=("contraction",), not_exact_on=("outer_lam",)),
+        Summary(
+            "first order",
+            "first_order",
+            "the direct term",
+            "–",
+            "weights do not react to the hyperparameters",
+            "hyperparameters that stand in the validation loss (features, architecture weights)",
+        ),
+        usual=True,
+    ),
+    Method(
+        "one_step",
+        OneStepOptimizer,
+        one_step,
+        "exact one-step lookahead",
+        Example(
+            problems=("integer_leaves", "batch_norm"),
+            exact_on=("ridge", "integer_leaves", "batch_norm"),
+            not_exact_on=(("outer_lam", 3), ("batch_norm", 3), "initial_scale"),
+        ),
+        Summary(
+            "one step",
+            "one_step",
+            "the last step's effect",
+            "$P$",
+            "the horizon is one step",
+            "regularization, sample weights, tuned online",
+        ),
+        usual=True,
+    ),
+)

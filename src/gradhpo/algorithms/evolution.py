@@ -3,10 +3,11 @@
 import dataclasses
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.evolution import es, pes
 
-__all__ = ["ESOptimizer", "PESOptimizer"]
+__all__ = ["ENTRIES", "ESOptimizer", "PESOptimizer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,15 +35,8 @@ class ESOptimizer(EstimatorOptimizer):
     pairs: int = 16
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.T is None:
-            raise ValueError("ESOptimizer needs T=, the number of inner steps it looks through.")
-        self.estimator()  # refuses bad settings
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        assert self.T is not None
-        return es(self.T, sigma=self.sigma, pairs=self.pairs, seed=self.seed, loop=loop)
+        return es(self.horizon, sigma=self.sigma, pairs=self.pairs, seed=self.seed, loop=loop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,9 +56,46 @@ class PESOptimizer(EstimatorOptimizer):
     pairs: int = 16
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.estimator()  # refuses bad settings
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return pes(self.unroll_steps, sigma=self.sigma, pairs=self.pairs, seed=self.seed, loop=loop)
+
+
+_EVOLUTION = Summary(
+    "evolution",
+    "evolution",
+    "a smoothed loss's derivative",
+    "32 $S$",
+    "unbiased, for the smoothed loss",
+    "chaotic or non-differentiable training; a check",
+)
+
+ENTRIES = (
+    Method(
+        "es",
+        ESOptimizer,
+        es,
+        "evolution strategies over T steps, 16 antithetic pairs",
+        Example(
+            problems=("contraction",),
+            not_exact_on=("outer_lam",),
+            settings={"T": 2, "pairs": 2},
+            of_class={"pairs": 2, "sigma": 0.3},
+        ),
+        _EVOLUTION,
+        usual=True,
+    ),
+    Method(
+        "pes",
+        PESOptimizer,
+        pes,
+        "persistent evolution strategies, 16 pairs, windows of 10",
+        Example(
+            problems=("contraction",),
+            not_exact_on=("outer_lam",),
+            settings={"unroll_steps": 2, "pairs": 2},
+            of_class={"unroll_steps": 2, "pairs": 2, "sigma": 0.3},
+        ),
+        _EVOLUTION,
+        longest_window=10,
+    ),
+)

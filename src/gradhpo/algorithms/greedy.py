@@ -1,16 +1,18 @@
 """Generalized greedy hypergradients."""
 
 import dataclasses
+import math
 
-from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms._windowed import WindowedOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.greedy import greedy
 
-__all__ = ["GreedyOptimizer"]
+__all__ = ["ENTRIES", "GreedyOptimizer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GreedyOptimizer(EstimatorOptimizer):
+class GreedyOptimizer(WindowedOptimizer):
     """Discounted one-step terms summed over a window: `sum_t gamma^(T-t) alpha_t B_t`.
 
     `run` draws a batch for every inner step (the paper's setting) and updates the
@@ -35,10 +37,32 @@ class GreedyOptimizer(EstimatorOptimizer):
     unroll_steps: int = 5
     gamma: float = 0.9
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        window = self.estimator().window  # refuses bad settings
-        self._settle(T=self._episode_length(window if self.T is None else self.T))
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return greedy(self.gamma, self.unroll_steps, loop=loop)
+
+
+ENTRIES = (
+    Method(
+        "greedy",
+        GreedyOptimizer,
+        greedy,
+        "generalized greedy: discounted one-step terms",
+        Example(
+            problems=("outer_lam",),
+            exact_on=("contraction",),
+            not_exact_on=("contraction_nonlinear",),
+            settings={"gamma": 0.8, "unroll_steps": 3},
+            of_class={"unroll_steps": 2},
+        ),
+        Summary(
+            "greedy",
+            "greedy",
+            "discounted one-step terms of a window",
+            "$P$",
+            r"$A_t = \gamma I$, validation loss linear in $w$",
+            "a longer horizon with no stored trajectory",
+        ),
+        longest_window=math.inf,
+        usual=True,
+    ),
+)

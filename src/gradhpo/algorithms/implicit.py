@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Callable
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.implicit import implicit
-from gradhpo.solvers import Solver
+from gradhpo.solvers import Solver, cg, identity, neumann, nystrom
 
-__all__ = ["ImplicitOptimizer"]
+__all__ = ["ENTRIES", "ImplicitOptimizer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,20 +50,77 @@ class ImplicitOptimizer(EstimatorOptimizer):
     warm_start: bool = True
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.unroll_steps is None and self.T is None:
-            raise ValueError("ImplicitOptimizer needs T=, the inner steps before a hypergradient.")
-        self.estimator()  # refuses bad settings
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        steps = self.T if self.unroll_steps is None else self.unroll_steps
-        assert steps is not None
         return implicit(
-            steps,
+            self.horizon if self.unroll_steps is None else self.unroll_steps,
             self.solver,
             condition=self.condition,
             warm_start=self.warm_start,
             seed=self.seed,
             loop=loop,
         )
+
+
+_IMPLICIT = Summary(
+    "implicit",
+    "implicit",
+    "the derivative of the minimum",
+    "the solver's",
+    "at the minimum",
+    "penalties, sample weights, trained to convergence",
+    remark=", and a solve per window",
+)
+
+ENTRIES = (
+    Method(
+        "implicit_cg",
+        ImplicitOptimizer,
+        implicit,
+        "implicit differentiation, conjugate gradients",
+        Example(
+            problems=("at_minimum",),
+            exact_on=("at_minimum",),
+            not_exact_on=("outer_lam",),
+            settings={"T": 2, "solver": cg(1e-12)},
+        ),
+        _IMPLICIT,
+        settings={"solver": cg()},
+        usual=True,
+    ),
+    Method(
+        "implicit_neumann",
+        ImplicitOptimizer,
+        implicit,
+        "implicit differentiation, 20 Neumann iterations",
+        Example(
+            problems=("at_minimum",),
+            exact_on=("at_minimum",),
+            settings={"T": 1, "solver": neumann(60, 1.0)},
+        ),
+        _IMPLICIT,
+        settings={"solver": neumann()},
+        usual=True,
+    ),
+    Method(
+        "implicit_nystrom",
+        ImplicitOptimizer,
+        implicit,
+        "implicit differentiation, Nystrom approximation of rank 10",
+        Example(problems=("at_minimum",), not_exact_on=("at_minimum",), settings={"T": 1}),
+        _IMPLICIT,
+        settings={"solver": nystrom()},
+    ),
+    Method(
+        "implicit_identity",
+        ImplicitOptimizer,
+        implicit,
+        "implicit differentiation, curvature ignored",
+        Example(
+            problems=("at_minimum",),
+            not_exact_on=("at_minimum",),
+            settings={"T": 1, "solver": identity()},
+        ),
+        _IMPLICIT,
+        settings={"solver": identity(0.1)},
+    ),
+)

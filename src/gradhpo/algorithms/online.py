@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.loop import ON_HOST
 from gradhpo.core.problem import Window
@@ -15,7 +16,7 @@ from gradhpo.driver.setup import resolve
 from gradhpo.estimators.distill import has_examples, hyperdistill
 from gradhpo.utils.validation import check_count, leaves_with_names
 
-__all__ = ["OnlineHypergradientOptimizer"]
+__all__ = ["ENTRIES", "OnlineHypergradientOptimizer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,15 +59,16 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("estimation_period", self.estimation_period)
-        if isinstance(self.theta, str) and self.theta not in ("estimate", "fixed"):
-            raise ValueError(f"theta must be 'estimate', 'fixed' or a number, got {self.theta!r}.")
-        self.estimator()  # refuses bad settings
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        fixed = {"estimate": None, "fixed": 1.0}
+        theta = self.theta
+        if isinstance(theta, str):
+            if theta not in ("estimate", "fixed"):
+                raise ValueError(f"theta must be 'estimate', 'fixed' or a number, got {theta!r}.")
+            theta = None if theta == "estimate" else 1.0
         return hyperdistill(
             self.gamma,
-            theta=fixed.get(self.theta, self.theta),  # type: ignore[arg-type]
+            theta=theta,
             points=self.points,
             sampling=self.sampling,
             theta_guard=self.theta_guard,
@@ -122,3 +124,30 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
         fit = programs(self._setup(train_loss_fn, val_loss_fn), looped).fit
         window = Window(stack("train_batches", batches), stack("val_batch", vals))
         return fit(state, window, None, ON_HOST)
+
+
+ENTRIES = (
+    Method(
+        "hyperdistill",
+        OnlineHypergradientOptimizer,
+        hyperdistill,
+        "HyperDistill: online hypergradient distillation",
+        Example(
+            problems=("integer_leaves", "batch_norm"),
+            exact_on=(("contraction_nonlinear", 4),),
+            not_exact_on=(("outer_lam", 3), "initial_scale"),
+            settings={"gamma": 0.8},
+            of_class={"gamma": 0.9, "estimation_period": 2},
+        ),
+        Summary(
+            "HyperDistill",
+            "hyperdistill",
+            "the whole episode so far by one product",
+            "$S$ + a batch",
+            r"$A_t = \gamma I$, $B_t$ constant",
+            "many hyperparameters, tuned online over long episodes",
+            remark=", plus a fit per period",
+        ),
+        usual=True,
+    ),
+)

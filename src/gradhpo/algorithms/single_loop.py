@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import optax
+
 from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms._windowed import WindowedOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.types import Batch
 from gradhpo.estimators.amigo import amigo
@@ -15,6 +19,7 @@ from gradhpo.estimators.stocbio import stocbio
 from gradhpo.utils.schedules import Schedule
 
 __all__ = [
+    "ENTRIES",
     "AmIGOOptimizer",
     "F2SAOptimizer",
     "SABAOptimizer",
@@ -55,10 +60,6 @@ class SOBAOptimizer(EstimatorOptimizer):
 
     step_size: Schedule = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.estimator()  # refuses bad settings
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
         del loop
         return soba(self.step_size)
@@ -87,45 +88,26 @@ class SABAOptimizer(EstimatorOptimizer):
     1.5
     """
 
+    uses_optimizer = "sends an averaged gradient"
+
     train_batches: int | None = None
     val_batches: int | None = None
     step_size: float = 0.1
     index: Callable[[Batch], Any] = part_index
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("train_batches", "val_batches"):
-            if getattr(self, name) is None:
-                raise ValueError(
-                    f"SABAOptimizer needs {name}=, the number of parts that data are cut into."
-                )
-        self.estimator()  # refuses bad settings
-        if self.inner_optimizer is None:
-            raise ValueError(
-                "SABAOptimizer sends an averaged gradient through the inner optimizer, which an "
-                "update_fn has no place for: give inner_optimizer=, or use SOBAOptimizer."
-            )
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
         del loop
-        assert self.train_batches is not None and self.val_batches is not None
-        return saba(self.train_batches, self.val_batches, self.step_size, index=self.index)
+        parts = self.train_batches, self.val_batches
+        if None in parts:
+            name = ("train_batches", "val_batches")[parts.index(None)]
+            raise ValueError(
+                f"SABAOptimizer needs {name}=, the number of parts that data are cut into."
+            )
+        return saba(*parts, self.step_size, index=self.index)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Windowed(EstimatorOptimizer):
-    """A method with several inner steps per update: T is that number unless given."""
-
-    unroll_steps: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        window = self.estimator().window  # refuses bad settings
-        self._settle(T=self._episode_length(window if self.T is None else self.T))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AmIGOOptimizer(_Windowed):
+class AmIGOOptimizer(WindowedOptimizer):
     """AmIGO: `unroll_steps` on the weights, then `u_steps` on a warm-started linear system.
 
     `run` draws a batch for every inner step; `step` has one batch and repeats it.
@@ -154,7 +136,7 @@ class AmIGOOptimizer(_Windowed):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StocBiOOptimizer(_Windowed):
+class StocBiOOptimizer(WindowedOptimizer):
     """StocBiO: `unroll_steps` on the weights, then a Neumann series.
 
     `run` draws a batch for every inner step; `step` has one batch and repeats it.
@@ -183,7 +165,7 @@ class StocBiOOptimizer(_Windowed):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class F2SAOptimizer(_Windowed):
+class F2SAOptimizer(WindowedOptimizer):
     """F2SA: a second copy of the weights under a penalty; no second derivatives.
 
     `run` draws a batch for every inner step; `step` has one batch and repeats it.
@@ -208,17 +190,106 @@ class F2SAOptimizer(_Windowed):
     -1.500
     """
 
+    uses_optimizer = "trains a second copy of the weights on another loss"
+
     penalty: Schedule = growing_penalty
     y_scale: Schedule = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.inner_optimizer is None:
-            raise ValueError(
-                "F2SAOptimizer trains a second copy of the weights on another loss by the inner "
-                "optimizer, which an update_fn has no place for: give inner_optimizer=, or use "
-                "StocBiOOptimizer."
-            )
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return f2sa(self.unroll_steps, self.penalty, self.y_scale, loop=loop)
+
+
+_SINGLE_LOOP = Summary(
+    "single loop",
+    "single_loop",
+    "the implicit derivative, warm-started",
+    "$P$; SABA a table",
+    "in the limit",
+    "stochastic bilevel problems with a unique minimum",
+    remark="; F2SA first order",
+)
+
+
+def _the_only_part(batch: Batch) -> int:
+    return 0
+
+
+ENTRIES = (
+    Method(
+        "soba",
+        SOBAOptimizer,
+        soba,
+        "single loop: weights, linear system and hyperparameters, a step each",
+        # u lags behind: exact in the limit, as its own tests show.
+        Example(
+            problems=("at_minimum",), not_exact_on=("at_minimum",), settings={"step_size": 0.5}
+        ),
+        _SINGLE_LOOP,
+    ),
+    Method(
+        "saba",
+        SABAOptimizer,
+        saba,
+        "SOBA with SAGA averages",
+        Example(
+            problems=("at_minimum",),
+            not_exact_on=("at_minimum",),
+            settings={
+                "train_batches": 1,
+                "val_batches": 1,
+                "step_size": 0.5,
+                "index": _the_only_part,
+            },
+            of_class={"train_batches": 1, "val_batches": 1, "index": _the_only_part},
+            trained_by=optax.sgd,
+        ),
+        _SINGLE_LOOP,
+        needs=("train_batches", "val_batches"),
+    ),
+    Method(
+        "amigo",
+        AmIGOOptimizer,
+        amigo,
+        "ten inner steps, ten steps on the linear system, warm-started",
+        # Sixty steps on u reach u H = alpha at every update.
+        Example(
+            problems=("at_minimum",),
+            exact_on=("at_minimum",),
+            not_exact_on=("outer_lam",),
+            settings={"unroll_steps": 2, "u_steps": 60, "step_size": 1.0},
+            of_class={"unroll_steps": 2},
+        ),
+        _SINGLE_LOOP,
+        longest_window=10,
+    ),
+    Method(
+        "stocbio",
+        StocBiOOptimizer,
+        stocbio,
+        "ten inner steps, Neumann series with a batch per term",
+        Example(
+            problems=("at_minimum",),
+            exact_on=("at_minimum",),
+            not_exact_on=("outer_lam",),
+            settings={"unroll_steps": 2, "terms": 60, "step_size": 1.0},
+            of_class={"unroll_steps": 2},
+        ),
+        _SINGLE_LOOP,
+        longest_window=10,
+    ),
+    Method(
+        "f2sa",
+        F2SAOptimizer,
+        f2sa,
+        "penalty method, first-order derivatives alone",
+        Example(
+            problems=("outer_lam",),
+            not_exact_on=("outer_lam",),
+            settings={"unroll_steps": 2},
+            of_class={"unroll_steps": 2},
+            trained_by=optax.sgd,
+        ),
+        _SINGLE_LOOP,
+        longest_window=10,
+    ),
+)

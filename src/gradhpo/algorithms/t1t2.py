@@ -3,11 +3,12 @@
 import dataclasses
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.finite_difference import finite_difference
 from gradhpo.estimators.one_step import one_step
 
-__all__ = ["T1T2Optimizer"]
+__all__ = ["ENTRIES", "T1T2Optimizer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,35 @@ class T1T2Optimizer(EstimatorOptimizer):
     gamma: float = 0.0
     eps: float | str | None = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.eps, str) and self.eps != "auto":
-            raise ValueError(f"eps must be 'auto', a number or None, got {self.eps!r}.")
-        self.estimator()  # refuses bad settings
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
         del loop  # one step at a time
+        if isinstance(self.eps, str) and self.eps != "auto":
+            raise ValueError(f"eps must be 'auto', a number or None, got {self.eps!r}.")
         radius = None if isinstance(self.eps, str) else self.eps
         by_differences = finite_difference(radius, self.gamma)  # refuses eps also where unused
         exact = self.eps is None or self.update_fn is not None
         return one_step(self.gamma) if exact else by_differences
+
+
+ENTRIES = (
+    Method(
+        "t1t2",
+        T1T2Optimizer,
+        finite_difference,
+        "one-step lookahead, by DARTS differences for Optax optimizers",
+        Example(
+            problems=("outer_lam",),
+            exact_on=("ridge", "learning_rates"),
+            not_exact_on=(("outer_lam", 3),),
+        ),
+        Summary(
+            "finite difference",
+            "finite_difference",
+            "the same, without second derivatives",
+            "$P$",
+            r"as above, and $\nabla_\lambda L_{\mathrm{tr}}$ is at most quadratic in $w$",
+            "losses whose second derivative is dear or missing",
+        ),
+        usual=True,
+    ),
+)

@@ -1,15 +1,22 @@
-"""Hypergradients through the unrolled training run: reverse and forward mode, and DrMAD."""
+"""Hypergradients through the unrolled training run: reverse and forward mode, and DrMAD.
+
+One hypergradient per `T` inner steps. `step` has one batch and repeats it for all of them; `run`
+draws one for every step.
+"""
 
 import dataclasses
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
+from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.estimators.drmad import drmad
 from gradhpo.estimators.forward import BUDGET, forward, forward_sharing
 from gradhpo.estimators.reverse import reverse
 from gradhpo.estimators.reversible import reversible
+from gradhpo.transforms import reversible_sgd
 
 __all__ = [
+    "ENTRIES",
     "DrMADOptimizer",
     "FDSOptimizer",
     "ForwardOptimizer",
@@ -19,24 +26,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _UnrolledOptimizer(EstimatorOptimizer):
-    """One hypergradient per `T` inner steps.
-
-    `step` has one batch and repeats it for all T steps; `run` draws one for every step.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.T is None:
-            raise ValueError(
-                f"{type(self).__name__} needs T=, the number of inner steps it differentiates "
-                "through."
-            )
-        self.estimator()  # refuses bad settings
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReverseOptimizer(_UnrolledOptimizer):
+class ReverseOptimizer(EstimatorOptimizer):
     """Reverse mode: one exact hypergradient per T steps, from stored states.
 
     Args:
@@ -64,14 +54,13 @@ class ReverseOptimizer(_UnrolledOptimizer):
     budget: int | None = None
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        assert self.T is not None
         return reverse(
-            self.T, truncate=self.truncate, memory=self.memory, budget=self.budget, loop=loop
+            self.horizon, truncate=self.truncate, memory=self.memory, budget=self.budget, loop=loop
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReversibleOptimizer(_UnrolledOptimizer):
+class ReversibleOptimizer(EstimatorOptimizer):
     """Reverse mode along a run of SGD with momentum that is run backwards bit by bit.
 
     Args:
@@ -98,8 +87,7 @@ class ReversibleOptimizer(_UnrolledOptimizer):
     least_momentum: float | None = None
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        assert self.T is not None
-        return reversible(self.T, least_momentum=self.least_momentum, loop=loop)
+        return reversible(self.horizon, least_momentum=self.least_momentum, loop=loop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,23 +116,13 @@ class ForwardOptimizer(EstimatorOptimizer):
     unroll_steps: int = 1
     budget: int = BUDGET
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.T is None and not self.online:
-            raise ValueError(
-                "ForwardOptimizer needs T=, the number of inner steps it differentiates through, "
-                "or online=True."
-            )
-        self.estimator()  # refuses bad settings
-
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        steps = self.unroll_steps if self.online else self.T
-        assert steps is not None
+        steps = self.unroll_steps if self.online else self.horizon
         return forward(steps, online=self.online, budget=self.budget, loop=loop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FDSOptimizer(_UnrolledOptimizer):
+class FDSOptimizer(EstimatorOptimizer):
     """Forward differentiation with sharing: a schedule with one value per piece of the run.
 
     Args:
@@ -175,9 +153,8 @@ class FDSOptimizer(_UnrolledOptimizer):
     budget: int = BUDGET
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        assert self.T is not None
         return forward_sharing(
-            self.T,
+            self.horizon,
             self.pieces,
             average=self.average,
             budget=self.budget,
@@ -186,7 +163,7 @@ class FDSOptimizer(_UnrolledOptimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DrMADOptimizer(_UnrolledOptimizer):
+class DrMADOptimizer(EstimatorOptimizer):
     """Reverse mode along the straight line from w_0 to w_T: two states of memory.
 
     Args:
@@ -203,5 +180,125 @@ class DrMADOptimizer(_UnrolledOptimizer):
     """
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        assert self.T is not None
-        return drmad(self.T, loop=loop)
+        return drmad(self.horizon, loop=loop)
+
+
+_FORWARD = Summary(
+    "forward",
+    "forward",
+    "the same; online: RTHO",
+    "$H S$",
+    "always, for the window",
+    "a handful of hyperparameters, any horizon",
+)
+
+ENTRIES = (
+    Method(
+        "reverse",
+        ReverseOptimizer,
+        reverse,
+        "reverse mode: exact, T stored states",
+        Example(
+            problems=("integer_leaves", "batch_norm"),
+            exact_on=("integer_leaves", "batch_norm", "initial_scale", "initial_weights"),
+            settings={"T": 3},
+        ),
+        Summary(
+            "reverse",
+            "reverse",
+            "everything in the window",
+            r"$T S$; in segments $2\sqrt{T} S$",
+            "always, for the window",
+            "the reference; learning rates, momentum, short horizons",
+        ),
+        usual=True,
+    ),
+    Method(
+        "reversible",
+        ReversibleOptimizer,
+        reversible,
+        "reverse mode, SGD with momentum run backwards: exact, bits stored",
+        Example(
+            problems=("run_backwards",),
+            exact_on=("run_backwards", "there_and_back"),
+            settings={"T": 3},
+            trained_by=lambda rate: reversible_sgd(rate, momentum=0.5),
+        ),
+        Summary(
+            "reversible",
+            "reversible",
+            "everything in the window",
+            "two integers and bits",
+            "always, for SGD with momentum",
+            "long windows that nothing else fits; schedules per step",
+        ),
+    ),
+    Method(
+        "forward",
+        ForwardOptimizer,
+        forward,
+        "forward mode: exact, one product per hyperparameter",
+        Example(
+            problems=("outer_lam",),
+            exact_on=("integer_leaves", "batch_norm", "initial_scale", "initial_weights"),
+            settings={"T": 3},
+        ),
+        _FORWARD,
+        usual=True,
+    ),
+    Method(
+        "rtho",
+        ForwardOptimizer,
+        forward,
+        "forward mode while the hyperparameters move (RTHO)",
+        Example(
+            problems=("contraction",),
+            exact_on=(("integer_leaves", 3), ("batch_norm", 3), ("initial_scale", 3)),
+        ),
+        _FORWARD,
+        settings={"online": True},
+    ),
+    Method(
+        "fds",
+        FDSOptimizer,
+        forward_sharing,
+        "forward mode for schedules, one value per piece (FDS)",
+        Example(
+            problems=("three_pieces",),
+            exact_on=("three_pieces",),
+            settings={"T": 3, "pieces": 3, "average": False},
+            of_class={"pieces": 1},
+        ),
+        Summary(
+            "sharing",
+            "forward",
+            "a schedule, one value per piece",
+            "$H S$",
+            "the values are constant on their pieces",
+            "schedules over long runs",
+            remark=" with 3 pieces",
+        ),
+        needs=("pieces",),
+    ),
+    Method(
+        "drmad",
+        DrMADOptimizer,
+        drmad,
+        "reverse mode along a straight line, two stored states",
+        Example(
+            problems=("contraction",),
+            exact_on=("straight_line", "initial_weights"),
+            not_exact_on=("outer_lam", "batch_norm", "initial_scale"),
+            settings={"T": 3},
+        ),
+        Summary(
+            "DrMAD",
+            "drmad",
+            "everything, along a straight line",
+            "2 $S$",
+            "the trajectory is a straight line",
+            "long windows that do not fit",
+        ),
+        usual=True,
+    ),
+)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from gradhpo.core.custom_rules import custom_rules
-from gradhpo.core.dynamics import InnerState, second_order_products
+from gradhpo.core.dynamics import InnerState, gradient_and_products
 from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
@@ -54,9 +54,12 @@ def curvature(loss: LossFn, inner: InnerState, lam: Hyper, batch: Batch) -> Curv
     w, rest = split(inner.params)
 
     def flat(w, lam):
-        return loss_value(loss, merge(w, rest), lam, batch, inner.model_state)
+        return loss_value(loss, merge(w, rest), lam, batch, inner.model_state), None
 
-    return Curvature(jax.grad(flat)(w, lam), lambda q: second_order_products(flat, w, lam, q))
+    def products(q):  # linearized here: in a solver's loop nothing is kept from before it
+        return gradient_and_products(flat, w, lam)[2](q)
+
+    return Curvature(gradient_and_products(flat, w, lam)[0], products)
 
 
 def training_loss(problem: BilevelProblem, method: str) -> LossFn:

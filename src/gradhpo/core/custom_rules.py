@@ -1,4 +1,4 @@
-"""Functions in a loss whose derivative is what somebody says it is.
+"""Functions in a loss whose derivative is a rule that somebody wrote.
 
 `jax.custom_vjp` and `jax.custom_jvp` replace a derivative: by the same one, computed better,
 or by another one on purpose (straight-through rounding, gradient reversal, clipped
@@ -23,7 +23,7 @@ KNOWN = tuple(Path(str(package.__file__)).parent for package in (jax, optax))
 `logsumexp`, …), as their own tests check."""
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_transpose_call", "linear_call")
-"""How the names of primitives begin that carry a rule."""
+"""Prefixes of the names of primitives that carry a rule."""
 
 
 def custom_rules(function: Callable, *args: Any) -> list[str]:

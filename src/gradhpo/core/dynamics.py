@@ -11,7 +11,7 @@ one forward-over-reverse product in place of reverse over reverse (`H` is the He
 `M` the mixed derivative of the training loss). The identity holds because second
 derivatives commute; the idea of running it this way is MixFlow-MG (Kemaev et al. 2025).
 In a loss with custom gradients they need not commute: there the product is reverse over
-reverse, see `second_order_products`.
+reverse, see `gradient_and_products`.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from gradhpo.core.types import (
     Hyper,
     LossFn,
     MakeOptimizer,
+    MetricDict,
     OptState,
     Params,
     PyTree,
@@ -40,13 +41,15 @@ __all__ = [
     "Dynamics",
     "InnerState",
     "Parts",
+    "Taken",
     "from_optax",
     "from_update",
+    "gradient_and_products",
     "is_optimizer",
     "join",
     "linearize",
     "pull_through_update",
-    "second_order_products",
+    "take",
     "zero_cotangent",
 ]
 
@@ -83,6 +86,14 @@ class Dynamics(NamedTuple):
 
 
 Pullback = Callable[[InnerState], tuple[InnerState, Hyper]]
+
+
+class Taken(NamedTuple):
+    """An inner step that was taken."""
+
+    state: InnerState  # s_t
+    pullback: Callable[[InnerState], Any]  # of a cotangent on s_t
+    reported: MetricDict  # what the training loss said at s_{t-1}; {}: an opaque step does not tell
 
 
 def from_update(update_fn: UpdateFn) -> Dynamics:
@@ -136,7 +147,7 @@ def from_optax(
     always zero would make the hypergradient NaN.
 
     Custom gradients (`jax.custom_vjp`) in the loss may be anything: second-order products then
-    are reverse over reverse, at a higher price (see `second_order_products`).
+    are reverse over reverse, at a higher price (see `gradient_and_products`).
 
     >>> dynamics = from_optax(lambda w, lam, batch: (w - batch) ** 2, lambda lam: optax.sgd(lam))
     >>> inner = dynamics.init(jax.numpy.array(1.0), 0.25)
@@ -149,7 +160,9 @@ def from_optax(
         return InnerState(params, parts.make_optimizer(hyperparams).init(split(params)[0]))
 
     def step(inner, hyperparams, batch):
-        return _Step(parts, inner, hyperparams, batch).new
+        w, loss = _loss_at(parts, inner, batch)
+        g, said = jax.grad(loss, has_aux=True)(w, hyperparams)
+        return _updated(parts, inner, hyperparams, g, said.model_state)[0]
 
     return Dynamics(init, step, parts)
 
@@ -212,52 +225,56 @@ class _Constant(NamedTuple):
         return self.optimizer
 
 
-class _Step:
-    """One Optax step with `g` kept as an independent input of the update."""
+def _loss_at(parts: Parts, inner: InnerState, batch: Batch) -> tuple[Params, Callable]:
+    """The floating leaves `w` and `(w, lam) -> (L_train, all that the loss says)`."""
+    w, rest = split(inner.params)
 
-    def __init__(self, parts: Parts, inner, lam, batch, g=None):
-        self.w, w_rest = split(inner.params)
-        self.lam = lam
+    def loss(w, lam):
+        got = losses.train(parts.train_loss, merge(w, rest), lam, batch, inner.model_state)
+        return got.value, got
 
-        def evaluate(w, lam):
-            got = losses.train(parts.train_loss, merge(w, w_rest), lam, batch, inner.model_state)
-            return got.value, got.model_state
-
-        def update(g, w, z, lam):
-            with explain_update():
-                updates, z = parts.make_optimizer(lam).update(g, merge(z, z_rest), w)
-            z, z_rest_new = split(z)
-            return (optax.apply_updates(w, updates), z), z_rest_new
-
-        z, z_rest = split(inner.opt_state)
-        self.loss = lambda w, lam: evaluate(w, lam)[0]
-        model_state = inner.model_state
-        if g is None:
-            g, model_state = jax.grad(evaluate, has_aux=True)(self.w, lam)
-        elif losses.has_model_state(model_state):
-            model_state = evaluate(self.w, lam)[1]
-        (w, z), self.pull_update, z_rest_new = jax.vjp(update, g, self.w, z, lam, has_aux=True)
-        self.new = InnerState(merge(w, w_rest), merge(z, z_rest_new), model_state)
-
-    def pullback(self, alpha: InnerState) -> tuple[InnerState, Hyper]:
-        q, a_w, a_z, c = self.pull_update((alpha.params, alpha.opt_state))
-        q_hessian, q_mixed = second_order_products(self.loss, self.w, self.lam, q)
-        return InnerState(optax.tree.add(a_w, q_hessian), a_z), optax.tree.add(c, q_mixed)
+    return w, loss
 
 
-def second_order_products(
-    loss: Callable[[Params, Hyper], Any], w: Params, lam: Hyper, q: Params
-) -> tuple[Params, Hyper]:
-    """`(q H, q M)`: the cotangent q pulled back through `grad_w loss(w, lam)`.
+def _updated(
+    parts: Parts, inner: InnerState, lam: Hyper, g: Params, model_state: PyTree
+) -> tuple[InnerState, Callable]:
+    """`s_t` of a gradient `g`, and `alpha -> (q, a_w, a_z, c)`: the pullback of the update alone,
+    with `g` an independent input."""
+    w, w_rest = split(inner.params)
+    z, z_rest = split(inner.opt_state)
 
-    By one derivative of the full gradient along q, because second derivatives commute. A
-    custom rule may be no derivative (see `gradhpo.core.custom_rules`), and then they need not:
-    such a loss takes reverse over reverse, right for any rule, at a higher price.
+    def update(g, w, z, lam):
+        with explain_update():
+            updates, z = parts.make_optimizer(lam).update(g, merge(z, z_rest), w)
+        z, z_rest_new = split(z)
+        return (optax.apply_updates(w, updates), z), z_rest_new
+
+    (w, z), pull, z_rest = jax.vjp(update, g, w, z, lam, has_aux=True)
+    return InnerState(merge(w, w_rest), merge(z, z_rest), model_state), pull
+
+
+def gradient_and_products(
+    loss: Callable[[Params, Hyper], tuple[Any, Any]], w: Params, lam: Hyper
+) -> tuple[Params, Any, Callable[[Params], tuple[Params, Hyper]]]:
+    """`(g, aux, q -> (q H, q M))` of `loss(w, lam) -> (value, aux)`, by one linearization of `g`.
+
+    `(q H, q M)` is q pulled back through `g = grad_w loss`. It is taken as the derivative of the
+    full gradient along q, because second derivatives commute. A custom rule may be no derivative
+    (see `gradhpo.core.custom_rules`), and then they need not: such a loss takes reverse over
+    reverse, right for any rule, at a higher price.
+
+    >>> loss = lambda w, lam: (lam * w**3, "aux")
+    >>> g, aux, products = gradient_and_products(loss, 2.0, 0.5)
+    >>> print(g, *products(1.0))
+    6.0 6.0 12.0
     """
     if custom_rules(loss, w, lam):
-        return jax.vjp(jax.grad(loss), w, lam)[1](q)
-    gradient = jax.grad(loss, argnums=(0, 1))
-    return jax.jvp(lambda w: gradient(w, lam), (w,), (q,))[1]
+        g, products, aux = jax.vjp(jax.grad(loss, has_aux=True), w, lam, has_aux=True)
+        return g, aux, products
+    gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    (g, _), products, aux = jax.linearize(lambda w: gradient(w, lam), w, has_aux=True)
+    return g, aux, products
 
 
 def linearize(
@@ -284,9 +301,16 @@ def linearize(
         `A_t` and `B_t` of Lee et al. (2022), eq. (3), with `w_t` replaced by
         `s_t = (w_t, z_t)` so that momentum is part of the state.
     """
+    taken = take(dynamics, inner, lam, batch, gradient)
+    return taken.state, taken.pullback
+
+
+def take(
+    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch, gradient: Params | None = None
+) -> Taken:
+    """`linearize`, with what the training loss said on the way."""
     if dynamics.parts is not None:
-        taken = _Step(dynamics.parts, inner, lam, batch, gradient)
-        return taken.new, taken.pullback
+        return _take_parts(dynamics.parts, inner, lam, batch, gradient)
 
     floating, rest = split((inner.params, inner.opt_state))
 
@@ -301,13 +325,29 @@ def linearize(
         (a_w, a_z), alpha_b = pull((alpha.params, alpha.opt_state))
         return InnerState(a_w, a_z), alpha_b
 
-    return join(new_floating, new_rest, model_state), pullback
+    return Taken(join(new_floating, new_rest, model_state), pullback, {})
 
 
-def pull_through_update(
-    dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch, alpha: InnerState
-) -> tuple[Params, Hyper]:
-    """`(q, c)`: `alpha` pulled through the optimizer update alone, to the gradient and to `lam`.
+def _take_parts(
+    parts: Parts, inner: InnerState, lam: Hyper, batch: Batch, gradient: Params | None
+) -> Taken:
+    w, loss = _loss_at(parts, inner, batch)
+    g, said, products = gradient_and_products(loss, w, lam)
+    new, pull_update = _updated(
+        parts, inner, lam, g if gradient is None else gradient, said.model_state
+    )
+
+    def pullback(alpha: InnerState) -> tuple[InnerState, Hyper]:
+        q, a_w, a_z, c = pull_update((alpha.params, alpha.opt_state))
+        q_hessian, q_mixed = products(q)
+        return InnerState(optax.tree.add(a_w, q_hessian), a_z), optax.tree.add(c, q_mixed)
+
+    return Taken(new, pullback, losses.reported("train", said.value, said.metrics))
+
+
+def pull_through_update(dynamics: Dynamics, inner: InnerState, lam: Hyper, batch: Batch) -> Taken:
+    """A step whose pullback is `alpha -> (q, c)`: through the optimizer update alone, to the
+    gradient and to `lam`.
 
     `alpha B = c + q M`, and `c` is exact and cheap: learning rates live there.
 
@@ -320,9 +360,15 @@ def pull_through_update(
             "dynamics come from an opaque update_fn; give inner_optimizer= instead, or use the "
             "exact product (one_step)."
         )
-    taken = _Step(dynamics.parts, inner, lam, batch)
-    q, _, _, c = taken.pull_update((alpha.params, alpha.opt_state))
-    return q, c
+    w, loss = _loss_at(dynamics.parts, inner, batch)
+    g, said = jax.grad(loss, has_aux=True)(w, lam)
+    new, pull_update = _updated(dynamics.parts, inner, lam, g, said.model_state)
+
+    def pullback(alpha: InnerState) -> tuple[Params, Hyper]:
+        q, _, _, c = pull_update((alpha.params, alpha.opt_state))
+        return q, c
+
+    return Taken(new, pullback, losses.reported("train", said.value, said.metrics))
 
 
 def join(floating: tuple[Any, Any], rest: tuple[Any, Any], model_state: PyTree) -> InnerState:

@@ -21,6 +21,7 @@ from gradhpo.utils.gradients import tree_l2_norm
 from gradhpo.utils.validation import check_choice
 
 __all__ = [
+    "Cost",
     "Estimate",
     "Estimator",
     "Loop",
@@ -30,6 +31,7 @@ __all__ = [
     "fold",
     "report",
     "roll",
+    "whole",
 ]
 
 
@@ -49,6 +51,16 @@ class Estimate(NamedTuple):
     inner: InnerState  # the state after the window
     memory: Memory
     info: Mapping[str, jax.Array]  # scalars worth looking at; see `report`
+    # What the losses said on the way, under the names of the state's metrics (train_loss at the
+    # window's first gradient). What is missing is evaluated for the report.
+    reported: Mapping[str, jax.Array] = {}
+
+
+class Cost(NamedTuple):
+    """What a method takes beside its bookkeeping."""
+
+    gradients: float  # of losses, training and validation alike
+    products: float  # of second order, with a Hessian or a mixed derivative
 
 
 class Room(NamedTuple):
@@ -76,6 +88,9 @@ class _Method(NamedTuple):
     starts: bool = False  # derivatives reach s_0: `estimate` takes the `origin` of an episode too
     room: Room | None = None  # the memory keeps batches, whose shape `init` may not know yet
     tasks: int | None = None  # every leaf of state and memory has that many, see `over_tasks`
+    price: Callable[[int], Cost] | None = None  # of one outer update of H hyperparameters
+    start_price: Callable[[int], Cost] | None = None  # of `start` on an episode of T steps
+    iterations: float = 0  # of a linear solver per update, at most: a product each, not in `price`
 
 
 class Estimator(_Method):
@@ -98,7 +113,7 @@ class Estimator(_Method):
             problem: Dynamics and validation loss.
             memory: From `init`, or of the last estimate.
             inner: s_0 of the window; lam: hyperparameters.
-            window: `self.window` train and validation batches, stacked along the leading axis.
+            window: `self.window` train and validation batches, along a leading axis.
             origin: Of an episode that begins at `inner`, where `inner` depends on lam. Its
                 derivative `alpha_0 ds_0/dlam` is added by methods that carry alpha to s_0
                 (`self.starts`); for the others s_0 is a constant.
@@ -109,6 +124,46 @@ class Estimator(_Method):
         check_window(window, self.window)
         extra = (origin,) if self.starts and origin is not None else ()
         return super().estimate(problem, memory, inner, lam, window, *extra)
+
+    def cost(
+        self,
+        T: int,
+        size: int,
+        *,
+        episodes: int = 1,
+        period: int = 1,
+        iterations: float | None = None,
+    ) -> Cost:
+        """What training and the hypergradients of whole episodes take.
+
+        Args:
+            T: Inner steps per episode, a multiple of `self.window`.
+            size: H, how many numbers the hyperparameters are.
+            episodes, period: So many episodes; `start` is called before every period-th.
+            iterations: Of the linear solver in one update, as a run counted them (metric
+                `linear_iterations`); None: the most that it may take.
+
+        Raises:
+            ValueError: the factory of the estimator states no price.
+
+        >>> from gradhpo import reverse
+        >>> reverse(5).cost(T=10, size=3)
+        Cost(gradients=22, products=10)
+        """
+        if self.price is None:
+            raise ValueError(
+                "this estimator has no price: state it in its factory, as "
+                "Estimator(..., price=lambda size: Cost(gradients, products)), for one outer "
+                "update of `size` hyperparameters."
+            )
+        updates = episodes * (T // self.window)
+        gradients, products = self.price(size)
+        products += self.iterations if iterations is None else iterations
+        fits = -(-episodes // period)
+        fit = Cost(0, 0) if self.start_price is None else self.start_price(T)
+        return Cost(
+            updates * gradients + fits * fit.gradients, updates * products + fits * fit.products
+        )
 
 
 class Unrolled(NamedTuple):
@@ -176,10 +231,25 @@ def fold(
     steps = range(jax.tree.leaves(xs)[0].shape[0])
     ys = []
     for t in reversed(steps) if reverse else steps:
-        carry, y = compiled(problem, consts, carry, jax.tree.map(lambda x: x[t], xs))  # noqa: B023
+        carry, y = compiled(problem, consts, carry, _entry(xs, t))
         ys.append(y)
-    ys = ys[::-1] if reverse else ys
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys) if ys else None
+    return carry, _stacked(ys[::-1] if reverse else ys) if ys else None
+
+
+@jax.jit
+def _entry(xs, t):
+    return jax.tree.map(lambda x: x[t], xs)
+
+
+@jax.jit
+def _stacked(ys):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def whole(function: Callable, loop: Loop) -> Callable:
+    """A part `function(problem, …)` of an estimate between two loops, with a lasting identity: of
+    the host loop it is a program of its own."""
+    return jax.jit(function, static_argnums=0) if loop == "host" else function
 
 
 def roll(

@@ -143,34 +143,42 @@ def unreached_hyperparams(
     return _without_tangent(outputs, lam, inner, batch)
 
 
-def started_hyperparams(problem: BilevelProblem, origin: Origin, lam: Hyper) -> list[str]:
+def started_hyperparams(
+    problem: BilevelProblem, origin: Origin, lam: Hyper, *, differentiates: bool = True
+) -> list[str]:
     """Names of the leaves of `lam` that the start of an episode depends on.
+
+    Args:
+        differentiates: As in `reach`.
 
     Raises:
         ValueError: the batches that come with the start depend on some: of those no derivative is
             taken.
     """
 
-    def start(lam, origin):
-        inner, window = begin_episode(problem, origin, lam)
-        return window, split((inner.params, inner.opt_state))[0]
+    def data(lam, origin):
+        return begin_episode(problem, origin, lam)[1]
 
-    traced = _tangents(start, lam, origin)
+    def state(lam, origin):
+        inner, _ = begin_episode(problem, origin, lam)
+        return split((inner.params, inner.opt_state))[0]
+
+    trace = _tangents if differentiates else _values
     names = [name for name, _ in leaves_with_names(lam)]
-    if traced is None:
-        return names
-    window, _ = jax.eval_shape(start, lam, origin)
-    count = sum(is_differentiable(x) for x in jax.tree.leaves(window))
-    of_data = [i < count for i in range(len(traced.outvars))]
-    moved = [n for n, used in zip(names, needed(traced, of_data)[1], strict=False) if used]
-    if moved:
+
+    def reached(function):
+        if (traced := trace(function, lam, origin)) is None:
+            return None
+        return [name for name, used in zip(names, needed(traced)[1], strict=False) if used]
+
+    if problem.begin is not None and (moved := reached(data)):
         raise ValueError(
             f"the window that begin returns depends on the hyperparameters' leaf {', '.join(moved)}"
             ", of which no derivative would be taken: batches are constants. Let the loss make "
             "what depends on hyperparameters, from the batch and from hyperparams."
         )
-    of_state = [not x for x in of_data]
-    return [n for n, used in zip(names, needed(traced, of_state)[1], strict=False) if used]
+    moved = reached(state)
+    return names if moved is None else moved
 
 
 def untrained_params(

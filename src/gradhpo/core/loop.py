@@ -26,7 +26,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
 from gradhpo.core.types import PyTree
 from gradhpo.utils.gradients import tree_lerp
-from gradhpo.utils.validation import check_rate
+from gradhpo.utils.validation import check_rate, check_same_avals, leaves_with_names
 
 __all__ = [
     "ON_HOST",
@@ -69,6 +69,11 @@ def start_episode(
             the leading axis. None: a key that depends on `state.episode` alone.
         keep_phi: Keep a copy of the weights that the episode started from for `end_episode`, which
             needs them unless the Reptile rate is 1.
+
+    Raises:
+        TypeError: `begin` returns no `Start`.
+        ValueError: its params or model state are not shaped like those of the state, or its window
+            depends on the hyperparameters; the message names the leaf.
     """
     lam = state.hyperparams
     origin, inner, window = begin(estimator, problem, state, draw)
@@ -78,7 +83,8 @@ def start_episode(
     one = origin
     if estimator.tasks is not None:
         one = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
-    sees = estimator.starts and started_hyperparams(problem, one, lam)
+    moved = started_hyperparams(problem, one, lam, differentiates=estimator.differentiates)
+    sees = estimator.starts and moved
     state = state.update(
         params=inner.params,
         inner_opt_state=inner.opt_state,
@@ -94,16 +100,43 @@ def begin(
 ) -> tuple[Origin, InnerState, Window | None]:
     """What an episode is made from, its s_0, and the data that come with it; see
     `start_episode`."""
+    tasks = estimator.tasks
     if draw is None and problem.begin is not None:
         draw = jax.random.fold_in(jax.random.key(0), state.episode)
-        if estimator.tasks is not None:
-            draw = jax.random.split(draw, estimator.tasks)
+        if tasks is not None:
+            draw = jax.random.split(draw, tasks)
     origin = Origin(state.inner._replace(opt_state=()), draw)
+    if tasks is not None:
+        _check_tasks("the state's weights", origin.phi, tasks)
+        _check_tasks("draw", draw, tasks)
     one = per_task(estimator, lambda origin: begin_episode(problem, origin, state.hyperparams))
     inner, window = one(origin)
-    if window is not None and estimator.tasks is not None:
+    if window is not None and tasks is not None:
         window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # the step comes first
-    return origin, strengthen(inner), window
+    inner = strengthen(inner)
+    _check_started(state.inner, inner)
+    return origin, inner, window
+
+
+def _check_tasks(what: str, tree: PyTree, tasks: int) -> None:
+    for name, leaf in leaves_with_names(tree):
+        if jnp.shape(leaf)[:1] != (tasks,):
+            raise ValueError(
+                f"every leaf of {what} needs the {tasks} tasks along its leading axis; but leaf "
+                f"{name} has the shape {jnp.shape(leaf)}. A state is made by init with the same "
+                "number of tasks; a draw is one for each task, stacked."
+            )
+
+
+def _check_started(before: InnerState, started: InnerState) -> None:
+    """An episode begins with the weights and the model state of one kind, whatever their values."""
+    old, new = ({"params": s.params, "model_state": s.model_state} for s in (before, started))
+    check_same_avals(
+        *jax.eval_shape(lambda: (old, new)),
+        rule="begin must return a Start of the structure, shapes and dtypes that init was given",
+        remedy="Give init params (and a model_state) like those that episodes begin with; a "
+        "hyperparameter wider than the parameters is cast inside begin.",
+    )
 
 
 def end_episode(

@@ -8,6 +8,10 @@ A model state (batch statistics, PRNG keys, counters) is declared by giving one 
 on every loss gets it as its fourth argument. Metrics are scalars by name. The model state is
 carried from step to step and never differentiated: no derivative goes through a statistic of an
 earlier step, whereas the batch statistics that a loss computes from its own batch are a part of it.
+
+Points beside the path of training (averages of weights, DrMAD's line, displaced weights) are
+evaluated at the model state that training has at that step. SOBA and SABA take products at the one
+before the step; implicit differentiation, AmIGO and StocBiO at the one that the window ends with.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +23,7 @@ from gradhpo.core.types import Batch, Hyper, LossFn, MetricDict, Params, PyTree,
 from gradhpo.utils._calls import explain_call
 from gradhpo.utils._partition import is_differentiable
 
-__all__ = ["Evaluated", "has_model_state", "judge", "loss_value", "train"]
+__all__ = ["Evaluated", "has_model_state", "judge", "loss_value", "reported", "train"]
 
 
 class Evaluated(NamedTuple):
@@ -95,6 +99,15 @@ def loss_value(
     """
     got = _call("the loss", loss, params, lam, batch, model_state)
     return got[0] if isinstance(got, tuple) else got
+
+
+def reported(side: str, value: Scalar, metrics: MetricDict) -> MetricDict:
+    """What a loss says, under the names that it has in the metrics of a state.
+
+    >>> reported("val", 0.5, {"accuracy": 0.9})
+    {'val_loss': 0.5, 'val_accuracy': 0.9}
+    """
+    return {f"{side}_loss": value} | {f"{side}_{name}": x for name, x in metrics.items()}
 
 
 def _value_and_metrics(name: str, got: Any) -> tuple[Scalar, MetricDict]:

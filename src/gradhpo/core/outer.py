@@ -78,11 +78,15 @@ def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer:
         move: A map of lam to a tree of the same shapes, such as
             `optax.projections.projection_non_negative`.
 
+    Raises:
+        TypeError: `outer` or `move` is something else.
+
     >>> outer = followed_by(optax.sgd(0.5), optax.projections.projection_non_negative)
     >>> lam = jnp.array([3.0, 0.5])
     >>> print(outer.apply(jnp.array([2.0, 2.0]), outer.init(lam), lam)[0])
     [2. 0.]
     """
+    check_outer("outer", outer)
     first = as_outer(outer)
     check_callable("move", move, "hyperparams -> hyperparams")
 

@@ -6,13 +6,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gradhpo.core import losses
 from gradhpo.core.dynamics import Dynamics, InnerState, zero_cotangent
-from gradhpo.core.losses import loss_value
-from gradhpo.core.types import Batch, Hyper, LossFn, Params, PyTree, Scalar
+from gradhpo.core.types import Batch, Hyper, LossFn, MetricDict, Params, PyTree, Scalar
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.validation import leaves_with_names
 
-__all__ = ["Begin", "BilevelProblem", "Start", "Window", "check_window", "outer_gradients"]
+__all__ = [
+    "Begin",
+    "BilevelProblem",
+    "Start",
+    "Window",
+    "check_window",
+    "judge",
+    "outer_gradients",
+]
 
 
 class Window(NamedTuple):
@@ -102,11 +110,21 @@ def outer_gradients(
     >>> print(loss, alpha.params, direct)
     11.0 -5.0 2.0
     """
+    loss, alpha, direct, _ = judge(problem, inner, lam, batch)
+    return loss, alpha, direct
+
+
+def judge(
+    problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch
+) -> tuple[Scalar, InnerState, Hyper, MetricDict]:
+    """`outer_gradients`, with what the validation loss says under the names of the metrics."""
     floating, rest = split(inner.params)
 
     def loss(floating, lam):
         weights = merge(floating, rest)
-        return loss_value(problem.outer_loss, weights, lam, batch, inner.model_state)
+        return losses.judge(problem.outer_loss, weights, lam, batch, inner.model_state)
 
-    value, (alpha, direct) = jax.value_and_grad(loss, argnums=(0, 1))(floating, lam)
-    return value, zero_cotangent(inner)._replace(params=alpha), direct
+    derivatives = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (value, metrics), (alpha, direct) = derivatives(floating, lam)
+    alpha = zero_cotangent(inner)._replace(params=alpha)
+    return value, alpha, direct, losses.reported("val", value, metrics)

@@ -1,8 +1,9 @@
-"""Where batches come from: host callables stacked per episode, or resident arrays.
+"""Where batches come from: host callables stacked per episode, resident arrays, batches in order.
 
 A callable returns one batch per call. A `Resident` keeps the whole data set on the
 device, and only indices are drawn on the host; the batch is gathered inside the
-compiled step. Either way a run never holds memory that somebody else may write to.
+compiled step. `InOrder` has the batches of all steps stacked already. Either way a run never
+holds memory that somebody else may write to.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gradhpo.core.problem import Window, check_window
+from gradhpo.core.problem import Window
 from gradhpo.core.types import Batch, PyTree
 from gradhpo.utils.validation import (
     check_alike,
@@ -105,7 +106,7 @@ class InOrder:
         batches: Arrays that share their leading axis, the step.
 
     Raises:
-        ValueError: the arrays share no leading axis.
+        ValueError: there is no array, or not all share their leading axis; the message names one.
 
     >>> InOrder(np.arange(6).reshape(3, 2)).steps(first=1, count=2)
     array([[2, 3],
@@ -114,7 +115,22 @@ class InOrder:
 
     def __init__(self, batches: Batch):
         self.batches = owned(batches)
-        self.length = check_window(Window(self.batches, ()))
+        leaves = leaves_with_names(self.batches)
+        if not leaves:
+            raise ValueError(
+                "a source InOrder has no arrays; give a dummy, such as np.zeros(steps)."
+            )
+        name, first = leaves[0]
+        wanted = np.shape(first)[:1]
+        for other, leaf in leaves:
+            if not wanted or np.shape(leaf)[:1] != wanted:
+                raise ValueError(
+                    "the batches of a source InOrder are stacked along a leading axis, the step, "
+                    f"which all leaves share; but leaf {name} has the shape {np.shape(first)} and "
+                    f"leaf {other} the shape {np.shape(leaf)}."
+                )
+        check_batch("a source InOrder", self.batches)
+        self.length = wanted[0]
 
     def steps(self, first: int, count: int) -> Batch:
         """The batches of steps `first` to `first + count - 1`, stacked.

@@ -34,6 +34,7 @@ from gradhpo.utils.validation import check_outer_step
 
 __all__ = [
     "OuterOptimizer",
+    "apply_estimate",
     "bilevel_step",
     "copies",
     "init_state",
@@ -173,12 +174,12 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
                 problem, state.memory, state.inner, state.hyperparams, window, origin
             )
         outer = as_outer(outer_optimizer, lr_hyper)
-        return _apply(estimator, outer, problem, state, estimate, window)
+        return apply_estimate(estimator, outer, problem, state, estimate, window)
 
     return step
 
 
-def _apply(
+def apply_estimate(
     estimator: Estimator,
     outer: Outer,
     problem: BilevelProblem,
@@ -207,11 +208,11 @@ def _apply(
         status = jnp.where(good | explained, status, code)
     tuned = trained & judged & derived & stepped
     inner = tree_where(trained, inner, state.inner)
-    # What a bad validation batch has touched is not remembered; what goes with s_t must.
+    # After a bad validation batch the old memory is kept, unless it has to move on with s_t.
     remembered = jnp.where(judged, derived | explained, estimator.follows)
     memory = tree_where(trained & remembered, estimate.memory, state.memory)
 
-    info |= _reported(problem, estimator, state, estimate.inner, window)
+    info |= _reported(problem, estimator, state, estimate, window)
     info["hypergrad_norm"] = norm
     dtype = state.metadata["hypergrad_norm"].dtype
     metrics = {name: jnp.asarray(value, dtype) for name, value in info.items()}
@@ -239,29 +240,31 @@ def _reported(
     problem: BilevelProblem,
     estimator: Estimator,
     state: BilevelState,
-    after: InnerState,
+    estimate: Estimate,
     window: Window,
 ) -> dict[str, Any]:
     """The training loss and its metrics at the window's first gradient, the metrics of the
-    validation loss after its last step; those that the state has room for. XLA computes what the
-    estimate has computed already once for both."""
-    lam, loss = state.hyperparams, problem.reported_loss
-    reported: dict[str, Any] = {"train_loss": jnp.nan}
-    if loss is not None:
+    validation loss after its last step; those that the state has room for. What the estimate does
+    not tell is evaluated here."""
+    lam, loss, parts = state.hyperparams, problem.reported_loss, problem.dynamics.parts
+    said = dict(estimate.reported)
+    if loss is None:
+        said["train_loss"] = jnp.asarray(jnp.nan)
+    elif "train_loss" not in said or parts is None or loss is not parts.train_loss:
 
         def train(params, model_state, batch):
             got = losses.train(loss, params, lam, batch, model_state)
-            return got.value, got.metrics
+            return losses.reported("train", got.value, got.metrics)
 
         batch = jax.tree.map(lambda x: x[0], window.train)
-        value, metrics = per_task(estimator, train)(state.params, state.model_state, batch)
-        reported = {"train_loss": value} | {f"train_{k}": v for k, v in metrics.items()}
+        said |= per_task(estimator, train)(state.params, state.model_state, batch)
+    asked = (name for name in state.metadata if name.startswith("val_") and name != "val_loss")
+    if any(name not in said for name in asked):
 
-    def judge(params, model_state, batch):
-        return losses.judge(problem.outer_loss, params, lam, batch, model_state)[1]
+        def judge(params, model_state, batch):
+            got = losses.judge(problem.outer_loss, params, lam, batch, model_state)
+            return losses.reported("val", *got)
 
-    if any(name.startswith("val_") and name != "val_loss" for name in state.metadata):
-        batch = tree_last(window.val)
-        metrics = per_task(estimator, judge)(after.params, after.model_state, batch)
-        reported |= {f"val_{k}": v for k, v in metrics.items()}
-    return {name: jnp.mean(x) for name, x in reported.items() if name in state.metadata}
+        after, batch = estimate.inner, tree_last(window.val)
+        said |= per_task(estimator, judge)(after.params, after.model_state, batch)
+    return {name: jnp.mean(x) for name, x in said.items() if name in state.metadata}

@@ -10,35 +10,45 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.loop import ON_HOST, episode_data
+from gradhpo.core.problem import BilevelProblem, Window, check_window
 from gradhpo.core.source import BatchSource, Resident, check_source, draw, fetch
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import Batch, Hyper, Params, PyTree
+from gradhpo.utils._precision import float64
 from gradhpo.utils.validation import (
+    check_batch,
     check_callable,
+    check_count,
     check_hyperparams,
     check_params,
     check_same_structure,
+    leaves_with_names,
 )
 
 __all__ = ["Task"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """A bilevel problem with a place to start and data to use.
+
+    Numbers are kept as they are given: what is computed from them is as wide as JAX's types are
+    then, 64 bits in `check_hypergradient`.
 
     Attributes:
         problem: Dynamics, losses, and how an episode begins.
         params: Weights to start from.
         hyperparams: Hyperparameters to start from; every leaf floating point.
         train, val: Sources of batches: functions of no argument, `gradhpo.Resident` or
-            `gradhpo.InOrder`. None where `problem.begin` brings the batches.
+            `gradhpo.InOrder`. None for both where `problem.begin` brings the batches.
         model_state: Of losses that have one, see `gradhpo.core.losses`.
-        bounds: `(lowest, highest)`, trees like `hyperparams`, in the units they are stored in.
+        bounds: `(lowest, highest)`, trees like `hyperparams` in structure and shapes, or with
+            numbers for arrays, in the units they are stored in.
         natural: The hyperparameters as people know them, `natural(hyperparams) -> dictionary`:
             a rate for its logarithm. Logged by a run.
         test: Data that nothing is tuned on, for the last word.
@@ -68,21 +78,34 @@ class Task:
     test: Batch | None = None
 
     def __post_init__(self) -> None:
-        check_params(self.params)
-        check_hyperparams(self.hyperparams)
-        for name, source in (("train", self.train), ("val", self.val)):
-            if source is not None:
-                check_source(name, source)
-            elif self.problem.begin is None:
-                raise ValueError(
-                    f"the task has no {name} data: give {name}=, a source of batches, or a problem "
-                    "whose begin returns them with the start."
-                )
+        if not isinstance(self.problem, BilevelProblem):
+            raise TypeError(
+                "a task is of a gradhpo.BilevelProblem(dynamics, outer_loss), got "
+                f"{type(self.problem).__name__}."
+            )
+        with float64():  # that numbers are too wide for the types of a run, `begin` says
+            check_params(self.params)
+            check_hyperparams(self.hyperparams)
+        self._check_sources()
         if self.bounds is not None:
-            for bound in self.bounds:
-                check_same_structure("a bound of the hyperparameters", self.hyperparams, bound)
+            _check_bounds(self.hyperparams, self.bounds)
         if self.natural is not None:
             check_callable("natural", self.natural, "hyperparams -> dictionary")
+        if self.test is not None:
+            check_batch("the test data of a task", self.test)
+
+    def _check_sources(self) -> None:
+        sources = {"train": self.train, "val": self.val}
+        missing = [name for name, source in sources.items() if source is None]
+        if missing and (len(missing) == 1 or self.problem.begin is None):
+            raise ValueError(
+                f"the task has no {' and no '.join(missing)} data: give "
+                f"{' and '.join(f'{name}=' for name in missing)}, sources of batches, or neither "
+                "train= nor val= and a problem whose begin returns the batches with the start."
+            )
+        for name, source in sources.items():
+            if source is not None:
+                check_source(name, source)
 
     def replace(self, **fields: Any) -> "Task":
         """A copy with some fields replaced."""
@@ -102,18 +125,67 @@ class Task:
         """`(s_0, window)`: the state that an episode of so many steps begins in, and its batches.
 
         Sources that are functions are called; the others start at their first batch.
+
+        Args:
+            steps: T, training steps.
+            key: As in `origin`.
+
+        Raises:
+            TypeError: parameters or hyperparameters are wider than the types of JAX.
+            ValueError: there are not so many batches, or the start brings another number of them.
         """
-        origin = self.origin(key)
-        inner, window = begin_episode(self.problem, origin, strengthen(self.hyperparams))
-        if window is None:
-            window = self.window(steps)
+        steps = check_count("steps", steps)
+        check_params(self.params)
+        check_hyperparams(self.hyperparams)
+        inner, own = begin_episode(self.problem, self.origin(key), strengthen(self.hyperparams))
+        drawn = None if self.train is None else self.window(steps)
+        window, _ = episode_data(drawn, own, ON_HOST)
+        if (length := check_window(window)) != steps:
+            raise ValueError(
+                f"the start of this task brings the batches of {length} steps, but {steps} are "
+                f"asked for: ask for {length}."
+            )
         return strengthen(inner), window
 
     def window(self, steps: int) -> Window:
-        """So many batches of either kind, from the sources."""
-        assert self.train is not None and self.val is not None
+        """So many batches of either kind, from the sources.
+
+        Raises:
+            ValueError: there are not so many, or no sources.
+        """
+        if self.train is None or self.val is None:
+            raise ValueError("this task has no sources: its batches come with begin(steps, key).")
         resident = Window(
             *(s.data if isinstance(s, Resident) else None for s in (self.train, self.val))
         )
         window = draw(self.train, self.val, 0, steps)
         return jax.tree.map(jnp.asarray, fetch(resident, window))
+
+
+def _check_bounds(hyperparams: Hyper, bounds: Any) -> None:
+    """Two trees like the hyperparameters, which lie between them."""
+    if not (isinstance(bounds, tuple) and len(bounds) == 2):
+        raise TypeError(
+            "bounds are (lowest, highest), two trees like hyperparams, got "
+            f"{type(bounds).__name__}."
+        )
+    for name, bound in zip(("lowest", "highest"), bounds, strict=True):
+        check_same_structure(f"the tree of {name} values in bounds", hyperparams, bound)
+    lowest, highest = (jax.tree.leaves(bound) for bound in bounds)
+    leaves = leaves_with_names(hyperparams)
+    for (name, value), low, high in zip(leaves, lowest, highest, strict=True):
+        for bound in (low, high):
+            if np.shape(bound) not in ((), np.shape(value)):
+                raise ValueError(
+                    f"a bound of leaf {name} has the shape {np.shape(bound)}, but the leaf has "
+                    f"{np.shape(value)}: give a number or an array of that shape."
+                )
+        if not np.all(np.less_equal(low, high)):  # NaN is no bound
+            raise ValueError(
+                f"the bounds of leaf {name} leave no room: lowest {low}, highest {high}."
+            )
+        if not np.all(np.less_equal(low, value) & np.less_equal(value, high)):
+            raise ValueError(
+                f"leaf {name} of the hyperparameters is {value}, outside of its bounds, lowest "
+                f"{low} and highest {high}. Start within them, in the units that are stored."
+            )

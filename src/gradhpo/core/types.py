@@ -55,11 +55,13 @@ Loop: TypeAlias = str
 """How a loop over steps runs: "scan" (one compiled loop), "unroll" (compiled, no loop) or
 "host" (a Python loop over one compiled step). The numbers are the same."""
 
-LossFn: TypeAlias = Callable[[Params, Hyper, Batch], Scalar]
-"""`loss(params, hyperparams, batch)`, a floating-point scalar."""
+LossFn: TypeAlias = Callable[..., Any]
+"""`loss(params, hyperparams, batch)`, a floating-point scalar. It may return metrics beside the
+scalar and carry a model state, see `gradhpo.core.losses`."""
 
-UpdateFn: TypeAlias = Callable[[Params, Hyper, Batch], Params]
-"""`update_fn(params, hyperparams, batch)`, one training step written by the user."""
+UpdateFn: TypeAlias = Callable[..., Any]
+"""`update_fn(params, hyperparams, batch) -> params`, one training step written by the user; with a
+model state `update_fn(params, hyperparams, batch, model_state) -> (params, model_state)`."""
 
 
 class InnerOptimizer(Protocol):

@@ -10,12 +10,12 @@ import optax
 from jax import lax
 
 from gradhpo.algorithms.registry import METHODS
-from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimator
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.status import Status
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import Hyper
+from gradhpo.diagnostics.episode import Episode
 from gradhpo.diagnostics.flops import arithmetic
 from gradhpo.diagnostics.rows import Row, compare
 from gradhpo.utils.gradients import tree_is_finite
@@ -23,46 +23,37 @@ from gradhpo.utils.gradients import tree_is_finite
 __all__ = ["measure"]
 
 
-def measure(
-    choice: Estimator | str,
-    problem: BilevelProblem,
-    inner: InnerState,
-    lam: Hyper,
-    window: Window,
-    steps: int,
-    exact: Hyper,
-    training: float,
-) -> Row:
+def measure(choice: Estimator | str, episode: Episode, exact: Hyper, training: float) -> Row:
     """Run a method through the window and compare its last estimate with the truth.
 
     Args:
-        choice: The name of an entry of `METHODS`, whose costs are then known; or an estimator.
-        problem, inner, lam, window: As for `check_hypergradient`, in float64.
-        steps: T, the length of the window.
+        choice: The name of an entry of `METHODS`, or an estimator.
+        episode: What to go through.
         exact: The exact hypergradient.
         training: Arithmetic of training alone over the window.
     """
-    named = isinstance(choice, str)
+    problem, inner, lam, window, origin, steps = episode
     try:
-        estimator = METHODS[choice].estimator(steps) if named else choice
+        estimator = METHODS[choice].estimator(steps) if isinstance(choice, str) else choice
         if steps % estimator.window:
             raise ValueError(f"its window of {estimator.window} does not divide {steps} steps.")
-        traced = jax.jit(_episode(problem, estimator)).trace(inner, lam, window)
+        if estimator.tasks is not None:
+            raise ValueError("it is over several tasks; check what it averages, on one.")
+        traced = jax.jit(_run(problem, estimator)).trace(inner, lam, window, origin)
     except (TypeError, ValueError) as error:
         notes = [note for note in getattr(error, "__notes__", ()) if "gradhpo" in note]
         if isinstance(error, TypeError) and not notes:
             raise
         return Row(refused=_sentence(notes[-1] if notes else str(error)))
     compiled = traced.lower().compile()
-    hypergrad, info = compiled(inner, lam, window)
+    hypergrad, info = compiled(inner, lam, window, origin)
     hypergrad = jax.tree.map(np.asarray, hypergrad)
     counted = info.get("linear_iterations")
     iterations = None if counted is None else float(np.mean(counted))
     gradients, products = None, None
-    if named:
+    if estimator.price is not None:
         size = sum(np.size(x) for x in jax.tree.leaves(lam))
-        price = METHODS[choice].episode_cost
-        gradients, products = price(steps, size, estimator.window, iterations)
+        gradients, products = estimator.cost(steps, size, iterations=iterations)
     fixed, looped = arithmetic(traced.jaxpr)
     last = {name: float(np.asarray(x)[-1]) for name, x in info.items()}
     status = Status(int(last.pop("status", Status.OK)))
@@ -80,11 +71,12 @@ def measure(
     )
 
 
-def _episode(problem: BilevelProblem, estimator: Estimator) -> Callable:
-    """`(s_0, lam, window) -> (last estimate, info of all)`, lam held fixed."""
+def _run(problem: BilevelProblem, estimator: Estimator) -> Callable:
+    """`(s_0, lam, window, origin) -> (last estimate, info of all)`, lam held fixed."""
 
-    def run(inner, lam, window):
+    def run(inner, lam, window, origin):
         steps = estimator.window
+        pieces = jax.tree.leaves(window)[0].shape[0] // steps
 
         def piece(i):  # windows made beforehand would be a copy of all the data
             return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * steps, steps), window)
@@ -93,15 +85,18 @@ def _episode(problem: BilevelProblem, estimator: Estimator) -> Callable:
         if estimator.start is not None:
             memory = estimator.start(problem, memory, inner, lam, window)
 
-        def body(carry, i):
+        def body(carry, i, origin=None):
             memory, inner, _ = carry
-            got = estimator.estimate(problem, memory, inner, lam, piece(i))
+            got = estimator.estimate(problem, memory, inner, lam, piece(i), origin)
             return (got.memory, got.inner, got.hypergrad), dict(got.info)
 
         carry = strengthen((memory, inner, optax.tree.zeros_like(lam)))
-        windows = jnp.arange(jax.tree.leaves(window)[0].shape[0] // steps)
-        (_, _, hypergrad), info = lax.scan(body, carry, windows)
-        return hypergrad, info
+        if origin is None or not estimator.starts:
+            (_, _, hypergrad), info = lax.scan(body, carry, jnp.arange(pieces))
+            return hypergrad, info
+        carry, first = body(carry, 0, origin)  # the first window alone looks back at the start
+        (_, _, hypergrad), info = lax.scan(body, carry, jnp.arange(1, pieces))
+        return hypergrad, jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, info)
 
     return run
 

@@ -6,13 +6,7 @@ from typing import Any
 from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.estimator import Estimator
 
-__all__ = ["DEFAULT", "choose", "known_methods"]
-
-DEFAULT = (
-    *("fo", "one_step", "t1t2", "greedy", "hyperdistill", "reverse", "forward", "drmad"),
-    *("implicit_cg", "implicit_neumann", "es"),
-)
-"""What `methods=None` runs."""
+__all__ = ["choose", "known_methods"]
 
 
 def known_methods() -> tuple[str, ...]:
@@ -33,7 +27,7 @@ def choose(methods: Any) -> dict[str, Estimator | str]:
         ValueError: `methods` is one method, not several, or has an unknown name.
     """
     if methods is None:
-        return {name: name for name in DEFAULT}
+        return {name: name for name, method in METHODS.items() if method.usual}
     if isinstance(methods, str | Estimator):
         raise ValueError(
             "methods must be several: a list of names, or a mapping from names to estimators, "

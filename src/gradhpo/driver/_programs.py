@@ -24,8 +24,9 @@ class Programs(NamedTuple):
 
     fit: Callable[..., BilevelState]  # (state, window, draw, resident)
     episode: Callable[..., BilevelState]  # (state, window, draw, rate, resident, keep_phi)
-    episodes: Callable[..., BilevelState] | None
-    # (state, n, windows, rates, resident): the first n of the windows; None on the host
+    episodes: Callable[..., tuple[BilevelState, dict[str, Any]]] | None
+    # (state, n, windows, rates, resident) -> (state after n episodes, fields of the last w_T where
+    # they are others); None on the host
 
 
 def programs(setup: Setup, looped: Loops) -> Programs:
@@ -58,12 +59,18 @@ def _programs(setup: Setup, looped: Loops) -> Programs:
             loop=looped.episode,
         )
 
-    def episodes(state, n, windows, rates, resident):
-        def body(k, state):
-            window, rate = jax.tree.map(lambda x: x[k], (windows, rates))
-            return episode(state, window, None, rate, resident, keep_phi=False)
+    def w_T(state):  # only the end of an episode of several tasks moves the weights
+        if estimator.tasks is None:
+            return {}
+        return {"params": state.params, "model_state": state.model_state}
 
-        return lax.fori_loop(0, n, body, state)
+    def episodes(state, n, windows, rates, resident):
+        def body(k, carry):
+            window, rate = jax.tree.map(lambda x: x[k], (windows, rates))
+            state = episode(carry[0], window, None, rate, resident, keep_phi=False)
+            return loops.end_episode(state, tasks=estimator.tasks), w_T(state)
+
+        return lax.fori_loop(0, n, body, (state, w_T(state)))
 
     return Programs(fit, jax.jit(episode, static_argnames="keep_phi"), jax.jit(episodes))
 

@@ -103,7 +103,7 @@ def _episodes(
     shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
     state = _with_room(setup, state, shapes, seen)
     state, T, compiled = _prepare(setup, plan, state, shapes)
-    room = 1 if ends or compiled.episodes is None else data.at_once(T)
+    room = 1 if keep_phi or compiled.episodes is None else data.at_once(T)
     done = 0
     while True:
         called, n, (window, draw) = time.monotonic(), len(drawn), drawn[0]
@@ -114,11 +114,15 @@ def _episodes(
                 state = compiled.episode(
                     state, window, draw, rates[done], resident, keep_phi=keep_phi
                 )
+                ended = state
+                if ends:
+                    ended = end_episode(state, plan.lr_reptile, tasks=estimator.tasks)
             else:
                 some = _padded(rates[done : done + n], room)
                 windows = in_one(drawn, room)
-                state = compiled.episodes(state, np.int32(n), windows, some, resident)
-        kept.put(end_episode(state, plan.lr_reptile, tasks=estimator.tasks) if ends else state)
+                ended, w_T = compiled.episodes(state, np.int32(n), windows, some, resident)
+                state = ended.update(**w_T)
+        kept.put(ended)
         done, position = done + n, position + n * T
         yield first + done, state
         if done == plan.episodes:

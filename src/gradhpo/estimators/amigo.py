@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report, roll
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params
 from gradhpo.estimators._apply import relative_norm
@@ -94,7 +94,13 @@ def amigo(
         )
         return Estimate(optax.tree.add(direct, indirect), inner, AmigoMemory(u), info)
 
-    return Estimator(init, estimate, window=steps, metrics=("stationarity", "linear_residual"))
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        metrics=("stationarity", "linear_residual"),
+        price=lambda size: Cost(steps + 1, u_steps + 1),
+    )
 
 
 def cycle(batches: Batch, n: int) -> Batch:

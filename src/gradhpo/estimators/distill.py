@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 from gradhpo.core.dynamics import InnerState, join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, Room, check_loop, fold, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, Room, check_loop, fold, report
 from gradhpo.core.problem import Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch
@@ -231,7 +231,16 @@ def hyperdistill(
         )
 
     fit_theta = fit if theta is None else None
-    return Estimator(init, estimate, start=fit_theta, reset=reset, room=Room(_has_no_room, _room))
+    return Estimator(
+        init,
+        estimate,
+        start=fit_theta,
+        reset=reset,
+        room=Room(_has_no_room, _room),
+        price=lambda size: Cost(2, 1),
+        # T + 1 gradients forwards, T gradients and 2 T products on the way back
+        start_price=None if fit_theta is None else lambda steps: Cost(2 * steps + 1, 2 * steps),
+    )
 
 
 def _has_no_room(memory: DistillMemory) -> bool:

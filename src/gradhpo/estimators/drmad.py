@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import pull_start
 from gradhpo.utils._partition import scalar_dtype, split
@@ -70,4 +70,10 @@ def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
         hypergrad = optax.tree.add(direct, indirect)
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
-    return Estimator(init, estimate, window=steps, starts=True)
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        starts=True,
+        price=lambda size: Cost(2 * steps + 1, steps),
+    )

@@ -18,6 +18,7 @@ differentiated. The variance grows with the number of hyperparameters and, for P
 the number of windows since the episode began.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, report, roll
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, report, roll
 from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.start import begin_episode
@@ -92,7 +93,14 @@ def es(
         loss, new = _train(problem, inner, lam, window, loop)
         return Estimate(h, new, memory, report(loss, optax.tree.zeros_like(lam), h))
 
-    return Estimator(init, estimate, window=steps, differentiates=False, starts=True)
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        differentiates=False,
+        starts=True,
+        price=_price(steps, pairs),
+    )
 
 
 def pes(
@@ -151,7 +159,13 @@ def pes(
         follows=True,
         differentiates=False,
         starts=True,
+        price=_price(steps, pairs),
     )
+
+
+def _price(steps: int, pairs: int) -> Callable[[int], Cost]:
+    """Values of the validation loss count as gradients; there is one more run, unperturbed."""
+    return lambda size: Cost((2 * pairs + 1) * (steps + 1), 0)
 
 
 def _settings(sigma: Any, pairs: Any, seed: Any, loop: Any) -> tuple[float, int, Any, Loop]:

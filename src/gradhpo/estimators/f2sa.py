@@ -31,7 +31,7 @@ from gradhpo.core.curvature import (
     warn_of_custom_rules,
 )
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.step import strengthen
@@ -141,7 +141,14 @@ def f2sa(
         return memory._replace(slots=strengthen(inner.opt_state))
 
     metrics = ("stationarity", "penalty", "distance")
-    return Estimator(init, estimate, window=steps, reset=reset, metrics=metrics)
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        reset=reset,
+        metrics=metrics,
+        price=lambda size: Cost(3 * steps + 3, 0),
+    )
 
 
 def _weights(floating: Params, inner: InnerState) -> Params:

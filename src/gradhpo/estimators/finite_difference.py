@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.curvature import warn_of_custom_rules
-from gradhpo.core.dynamics import pull_through_update
-from gradhpo.core.estimator import Estimator
+from gradhpo.core.dynamics import Taken, pull_through_update
+from gradhpo.core.estimator import Cost, Estimator
 from gradhpo.core.losses import loss_value
 from gradhpo.core.types import Hyper, Scalar
 from gradhpo.estimators.one_step import lookahead
@@ -48,12 +48,22 @@ def finite_difference(radius: float | None = None, gamma: float = 0.0) -> Estima
     """
     if radius is not None:
         radius = unless_traced(check_positive, "radius (eps of T1T2Optimizer)", radius)
-    return lookahead(partial(difference_product, radius=radius), gamma)
+    return lookahead(partial(difference_product, radius=radius), gamma, Cost(4, 0))
 
 
-def difference_product(dynamics, inner, lam, batch, alpha, *, radius: float | None) -> Hyper:
+def difference_product(dynamics, inner, lam, batch, *, radius: float | None) -> Taken:
     """`alpha B = c + q M`, the mixed part by central differences in the weights."""
-    q, c = pull_through_update(dynamics, inner, lam, batch, alpha)
+    taken = pull_through_update(dynamics, inner, lam, batch)
+
+    def product(alpha):
+        q, c = taken.pullback(alpha)
+        return optax.tree.add(c, _mixed(dynamics, inner, lam, batch, q, radius))
+
+    return taken._replace(pullback=product)
+
+
+def _mixed(dynamics, inner, lam, batch, q, radius: float | None) -> Hyper:
+    """`q M`."""
     train_loss = dynamics.parts.train_loss
     warn_of_custom_rules(train_loss, inner, lam, batch, "finite_difference")
     w, rest = split(inner.params)
@@ -67,8 +77,7 @@ def difference_product(dynamics, inner, lam, batch, alpha, *, radius: float | No
         at = merge(shifted, rest)
         return jax.grad(lambda lam: loss_value(train_loss, at, lam, batch, inner.model_state))(lam)
 
-    mixed = tree_scale(1 / (2 * eps), optax.tree.sub(grad_lam(1), grad_lam(-1)))
-    return optax.tree.add(c, mixed)
+    return tree_scale(1 / (2 * eps), optax.tree.sub(grad_lam(1), grad_lam(-1)))
 
 
 def _default_radius(w) -> Scalar | float:

@@ -6,7 +6,7 @@ Exact when the weights do not react to the hyperparameters. Identically zero for
 everything that acts through training alone: learning rates, weight decay, data weights.
 """
 
-from gradhpo.core.estimator import Estimate, Estimator, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.utils.gradients import tree_last
 
@@ -30,4 +30,4 @@ def first_order() -> Estimator:
         loss, _, direct = outer_gradients(problem, inner, lam, batch.val)
         return Estimate(direct, inner, memory, report(loss, direct))
 
-    return Estimator(init, estimate, indirect=False)
+    return Estimator(init, estimate, indirect=False, price=lambda size: Cost(2, 0))

@@ -25,7 +25,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from gradhpo.core.dynamics import InnerState, join
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report, roll
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import Origin, push_start
 from gradhpo.core.types import Hyper
@@ -106,7 +106,15 @@ def forward(
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
     reset_online = reset if online else None
-    return Estimator(init, estimate, window=steps, reset=reset_online, follows=online, starts=True)
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        reset=reset_online,
+        follows=online,
+        starts=True,
+        price=lambda size: Cost(steps + 1, steps * size),  # in one pass
+    )
 
 
 def forward_sharing(
@@ -135,7 +143,7 @@ def forward_sharing(
     budget = check_count("budget", budget)
     loop = check_loop(loop)
     if steps % pieces:
-        raise ValueError(f"steps must be a multiple of the {pieces} pieces, got {steps}.")
+        raise ValueError(f"T must be a multiple of the {pieces} pieces, got {steps}.")
 
     def init(inner, lam, window):
         del window
@@ -171,7 +179,13 @@ def forward_sharing(
         hypergrad = optax.tree.add(direct, indirect)
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
-    return Estimator(init, estimate, window=steps)
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        # the columns of piece j take part from there on: (n + 1) / 2 n of them on average
+        price=lambda size: Cost(steps + 1, steps * size * (pieces + 1) // (2 * pieces)),
+    )
 
 
 def _like(lam: Hyper, flat: jax.Array) -> Hyper:

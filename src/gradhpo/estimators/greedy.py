@@ -12,7 +12,7 @@ when A_t = gamma I and L_val is linear in w; gamma = 0 is the one-step method.
 import optax
 
 from gradhpo.core.dynamics import linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.utils.gradients import tree_scale
 from gradhpo.utils.validation import check_count, check_fraction, unless_traced
@@ -55,4 +55,4 @@ def greedy(gamma: float = 0.9, steps: int = 5, *, loop: Loop = "scan") -> Estima
         hypergrad = optax.tree.add(direct, acc)
         return Estimate(hypergrad, inner, memory, report(losses[-1], direct, acc))
 
-    return Estimator(init, estimate, window=steps)
+    return Estimator(init, estimate, window=steps, price=lambda size: Cost(2 * steps, steps))

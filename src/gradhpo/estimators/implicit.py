@@ -13,6 +13,7 @@ Nothing of the path is stored. Away from the minimum the error is about
 ||grad L_train|| / (smallest eigenvalue of H): that norm is reported as `stationarity`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +31,16 @@ from gradhpo.core.curvature import (
     training_loss,
 )
 from gradhpo.core.dynamics import InnerState, linearize, zero_cotangent
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, report, roll
+from gradhpo.core.estimator import (
+    Cost,
+    Estimate,
+    Estimator,
+    Loop,
+    check_loop,
+    report,
+    roll,
+    whole,
+)
 from gradhpo.core.inspect import unreached_hyperparams
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.status import Status
@@ -143,7 +153,7 @@ def implicit(
     def estimate(problem, memory, inner, lam, window):
         inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
         # Compiled by the identity of `differentiate`: the solvers make new functions at each call.
-        found = jax.jit(differentiate, static_argnums=0) if loop == "host" else differentiate
+        found = whole(differentiate, loop)
         return Estimate(
             inner=inner, **found(problem, memory, inner, lam, Window(*tree_last(window)))
         )
@@ -187,7 +197,17 @@ def implicit(
         return {"hypergrad": hypergrad, "memory": memory, "info": info}
 
     metrics = ("stationarity", "linear_residual", "linear_iterations", "curvature")
-    return Estimator(init, estimate, window=steps, metrics=metrics)
+    # Where the system is known to be symmetric; elsewhere `_unsymmetric` has no one limit.
+    used = solver or (minres() if condition == "training_loss" else _unsymmetric)
+    checks = getattr(used, "checks", 1)  # a solver of the user's own judges its answer, like ours
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        metrics=metrics,
+        price=lambda size: Cost(steps + 2, checks + 1),
+        iterations=getattr(used, "iterations", math.inf),
+    )
 
 
 def _unsymmetric(product, alpha, start, key, loop) -> Solution:

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradhpo.core.dynamics import InnerState, join, linearize
-from gradhpo.core.estimator import Estimate, Estimator, report
-from gradhpo.core.problem import outer_gradients
+from gradhpo.core.dynamics import InnerState, Taken, join, take
+from gradhpo.core.estimator import Cost, Estimate, Estimator, report
+from gradhpo.core.problem import judge
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
@@ -29,8 +29,8 @@ from gradhpo.utils.validation import check_fraction
 
 __all__ = ["AverageMemory", "Product", "exact_product", "lookahead", "one_step"]
 
-Product = Callable[..., Hyper]
-"""`(dynamics, inner, lam, batch, alpha) -> alpha B`, B taken at `inner`."""
+Product = Callable[..., Taken]
+"""`(dynamics, inner, lam, batch) -> step`, whose pullback is `alpha -> alpha B`."""
 
 
 class AverageMemory(NamedTuple):
@@ -49,16 +49,17 @@ def one_step(gamma: float = 0.0) -> Estimator:
     Cost: one training gradient, one validation gradient, one mixed product per update;
     memory one gradient, and a copy of the state if gamma > 0.
     """
-    return lookahead(exact_product, gamma)
+    return lookahead(exact_product, gamma, Cost(2, 1))
 
 
-def exact_product(dynamics, inner, lam, batch, alpha) -> Hyper:
+def exact_product(dynamics, inner, lam, batch) -> Taken:
     """`alpha B` by automatic differentiation."""
-    return linearize(dynamics, inner, lam, batch)[1](alpha)[1]
+    taken = take(dynamics, inner, lam, batch)
+    return taken._replace(pullback=lambda alpha: taken.pullback(alpha)[1])
 
 
-def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
-    """One-step lookahead with a choice of how the mixed product is evaluated."""
+def lookahead(product: Product, gamma: float, cost: Cost) -> Estimator:
+    """One-step lookahead with a choice of how the mixed product is evaluated, at what cost."""
     gamma = check_fraction("gamma", gamma)
 
     def init(inner, lam, window):
@@ -66,21 +67,23 @@ def lookahead(product: Product, gamma: float = 0.0) -> Estimator:
         return fresh_average(inner, lam) if gamma else ()
 
     def estimate(problem, memory, inner, lam, window):
-        batch = tree_last(window)
-        point = inner
+        dynamics, batch = problem.dynamics, tree_last(window)
         if gamma:
             memory, point = average(memory, inner, gamma)  # w*_t, from w_{t-1}
-        inner = problem.dynamics.step(inner, lam, batch.train)  # s_t
-        loss, alpha, direct = outer_gradients(problem, inner, lam, batch.val)
-        indirect = product(problem.dynamics, point, lam, batch.train, alpha)  # alpha_t B_t
+            mixed = product(dynamics, point, lam, batch.train).pullback
+            inner, said = dynamics.step(inner, lam, batch.train), {}  # s_t
+        else:
+            inner, mixed, said = product(dynamics, inner, lam, batch.train)
+        loss, alpha, direct, judged = judge(problem, inner, lam, batch.val)
+        indirect = mixed(alpha)  # alpha_t B_t
         hypergrad = optax.tree.add(direct, indirect)
-        return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
+        return Estimate(hypergrad, inner, memory, report(loss, direct, indirect), said | judged)
 
     def reset(memory, inner, lam):
         del memory
         return fresh_average(inner, lam)
 
-    return Estimator(init, estimate, reset=reset if gamma else None)
+    return Estimator(init, estimate, reset=reset if gamma else None, price=lambda size: cost)
 
 
 def fresh_average(inner: InnerState, lam: Hyper) -> AverageMemory:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradhpo.core.estimator import Estimate, Estimator
+from gradhpo.core.estimator import Cost, Estimate, Estimator
 from gradhpo.core.problem import Window
 from gradhpo.core.status import Status
 from gradhpo.utils.validation import check_count, leaves_with_names
@@ -61,7 +61,7 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
         if "status" in got.info:
             status = got.info["status"]
             info["status"] = status[jnp.argmax(status != Status.OK)]
-        return Estimate(hypergrad, got.inner, got.memory, info)
+        return Estimate(hypergrad, got.inner, got.memory, info, got.reported)
 
     made = estimator._replace(init=init, estimate=estimate, tasks=tasks)
     if (prepare := estimator.start) is not None:
@@ -78,7 +78,15 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
             return jax.vmap(lambda memory, inner: renew(memory, inner, lam))(memory, inner)
 
         made = made._replace(reset=reset)
-    return made
+    if (price := estimator.price) is not None:
+        made = made._replace(price=lambda size: _times(tasks, price(size)))
+    if (fit := estimator.start_price) is not None:
+        made = made._replace(start_price=lambda steps: _times(tasks, fit(steps)))
+    return made._replace(iterations=tasks * estimator.iterations)
+
+
+def _times(tasks: int, cost: Cost) -> Cost:
+    return Cost(tasks * cost.gradients, tasks * cost.products)
 
 
 def _check(window: Window, tasks: int) -> None:

@@ -28,6 +28,7 @@ from jax.tree_util import register_dataclass
 
 from gradhpo.core.dynamics import InnerState, linearize
 from gradhpo.core.estimator import (
+    Cost,
     Estimate,
     Estimator,
     Loop,
@@ -36,6 +37,7 @@ from gradhpo.core.estimator import (
     fold,
     report,
     roll,
+    whole,
 )
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.start import pull_start
@@ -98,13 +100,19 @@ def reverse(
         got = unrolled_gradients(
             problem, inner, lam, window, truncate=kept, memory=memory, budget=budget, loop=loop
         )
-        indirect = optax.tree.add(got.indirect, pull_start(problem, origin, lam, got.initial))
-        hypergrad = optax.tree.add(got.direct, indirect)
-        info = report(got.val_loss, got.direct, indirect, alpha_growth=got.growth)
+        hypergrad, info = whole(_sum, loop)(problem, got, origin, lam)
         return Estimate(hypergrad, got.inner, state, info)
 
-    whole = kept == steps  # else alpha ends at s_{T-K}
-    return Estimator(init, estimate, window=steps, metrics=("alpha_growth",), starts=whole)
+    starts = kept == steps  # else alpha ends at s_{T-K}
+    again = kept if memory == "segments" else 0  # of one level; with a budget there may be more
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        metrics=("alpha_growth",),
+        starts=starts,
+        price=None if budget else lambda size: Cost(steps + kept + again + 1, kept),
+    )
 
 
 def unrolled_gradients(
@@ -149,12 +157,24 @@ def unrolled_gradients(
     inner = replace(training, levels=()).run(inner, Span(0, total - steps))
     span = Span(total - steps, steps)
     inner, stored = training.forward(inner, span)
-    loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
-    size = tree_l2_norm(alpha)
-    carry = (alpha, optax.tree.zeros_like(lam), size)
+    loss, direct, carry = whole(_judge, loop)(problem, inner, lam, window.val)
+    size = carry[2]
     initial, indirect, largest = training.backward(inner, stored, span, carry)
     growth = largest / jnp.where(size == 0, 1.0, size)
     return Unrolled(loss, direct, indirect, initial, inner, growth)
+
+
+def _judge(problem, inner, lam, val):
+    """`L_val`, its direct term, and the `carry` with which the backward sweep begins."""
+    loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(val))
+    return loss, direct, (alpha, optax.tree.zeros_like(lam), tree_l2_norm(alpha))
+
+
+def _sum(problem, got, origin, lam):
+    """The hypergradient from its terms, and what is reported of it."""
+    indirect = optax.tree.add(got.indirect, pull_start(problem, origin, lam, got.initial))
+    hypergrad = optax.tree.add(got.direct, indirect)
+    return hypergrad, report(got.val_loss, got.direct, indirect, alpha_growth=got.growth)
 
 
 def _check_whole(truncate: int | None) -> None:

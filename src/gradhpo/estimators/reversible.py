@@ -33,7 +33,16 @@ from jax.core import Tracer
 
 from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState, linearize
-from gradhpo.core.estimator import Estimate, Estimator, Loop, Unrolled, check_loop, fold, report
+from gradhpo.core.estimator import (
+    Cost,
+    Estimate,
+    Estimator,
+    Loop,
+    Unrolled,
+    check_loop,
+    fold,
+    report,
+)
 from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.start import pull_start
 from gradhpo.core.status import Status
@@ -129,7 +138,14 @@ def reversible(
         return Estimate(hypergrad, found.inner, state, info)
 
     metrics = ("alpha_growth", "buffer_bits", "buffer_allocated")
-    return Estimator(init, estimate, window=steps, metrics=metrics, starts=True)
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        metrics=metrics,
+        starts=True,
+        price=lambda size: Cost(3 * steps + 1, steps),
+    )
 
 
 def reversible_gradients(

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Estimate, Estimator, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, report
 from gradhpo.core.losses import train as train_loss
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params, PyTree
@@ -146,7 +146,12 @@ def saba(
         hypergrad = guarded(optax.tree.add(direct, indirect), residual)
         return Estimate(hypergrad, inner, SabaMemory(u, of_train, of_val), info)
 
-    return Estimator(init, estimate, metrics=("stationarity", "linear_residual"))
+    return Estimator(
+        init,
+        estimate,
+        metrics=("stationarity", "linear_residual"),
+        price=lambda size: Cost(2, 1),
+    )
 
 
 def _empty(n: int, like: PyTree) -> Table:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Estimate, Estimator, report
+from gradhpo.core.estimator import Cost, Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Params
 from gradhpo.estimators._apply import guarded, relative_norm
@@ -87,4 +87,9 @@ def soba(step_size: Schedule = 0.1) -> Estimator:
         hypergrad = guarded(optax.tree.add(direct, indirect), residual)
         return Estimate(hypergrad, inner, memory, info)
 
-    return Estimator(init, estimate, metrics=("stationarity", "linear_residual"))
+    return Estimator(
+        init,
+        estimate,
+        metrics=("stationarity", "linear_residual"),
+        price=lambda size: Cost(2, 1),
+    )

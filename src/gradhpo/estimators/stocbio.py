@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Estimate, Estimator, Loop, check_loop, fold, report, roll
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.estimators._apply import relative_norm
@@ -94,4 +94,10 @@ def stocbio(
         )
         return Estimate(optax.tree.add(direct, indirect), inner, memory, info)
 
-    return Estimator(init, estimate, window=steps, metrics=("stationarity", "linear_residual"))
+    return Estimator(
+        init,
+        estimate,
+        window=steps,
+        metrics=("stationarity", "linear_residual"),
+        price=lambda size: Cost(steps + 1, terms + 1),
+    )

@@ -21,22 +21,21 @@ from jax.scipy.ndimage import map_coordinates
 
 import gradhpo
 from gradhpo import datasets
-from gradhpo.examples.mnist import BATCH, accuracy, cross_entropy, init, logits, val_loss
+from gradhpo.examples.mnist import BATCH, accuracy, cross_entropy, init, val_loss
 
 __all__ = [
     "HYPERPARAMS",
+    "KINDS",
     "NO_AUGMENTATION",
-    "OPTIMIZER",
+    "OUTER",
+    "PROBLEM",
     "Batch",
     "augment",
     "batches",
-    "init",
-    "logits",
     "main",
     "strengths",
+    "task",
     "train_loss",
-    "tune",
-    "val_loss",
 ]
 
 # Softplus of a hyperparameter is its strength: angles in radians, shifts and changes of size as
@@ -45,10 +44,7 @@ __all__ = [
 KINDS = ("rotation", "shift", "scale", "noise")
 HYPERPARAMS = {kind: np.float32(np.log(np.expm1(0.15))) for kind in KINDS}
 NO_AUGMENTATION = {kind: np.float32(-20) for kind in KINDS}
-# The exact hypergradient of a training run of 300 steps, once per run.
-OPTIMIZER = gradhpo.ReverseOptimizer(
-    inner_optimizer=optax.sgd(0.03, momentum=0.9), outer_optimizer=optax.adam(0.1), T=300
-)
+OUTER = optax.adam(0.1)  # moves them
 
 
 class Batch(NamedTuple):
@@ -99,37 +95,52 @@ def batches(data: Any, seed: int) -> Callable[[], Batch]:
     return lambda: Batch(*examples(), rng.integers(2**31, size=BATCH, dtype=np.int32))
 
 
-def tune(
-    params: Any, train: Any, val: Any, seed: int, optimizer: Any = OPTIMIZER, **run: Any
-) -> gradhpo.BilevelState:
-    """Learn the strengths in M training runs, each from the same `params`; arguments as in `mnist`.
+SGD = optax.sgd(0.03, momentum=0.9)  # trains the network
+PROBLEM = gradhpo.BilevelProblem(gradhpo.from_optax(train_loss, SGD), val_loss)
+
+
+def task(
+    seed: int, train: gradhpo.DataBatch, val: gradhpo.DataBatch, test: Any = None
+) -> gradhpo.Task:
+    """The problem with these images and labels, which is validated on all at once; as in `mnist`.
 
     >>> data = datasets.digits().train
-    >>> state = tune(init(0, data.inputs), data, data, seed=0, M=1)
-    >>> bool(strengths(state.hyperparams)["shift"] < 0.15)
-    True
+    >>> f"{strengths(task(0, data, data).hyperparams)['shift']:.2f}"
+    '0.15'
     """
-    return optimizer.run(
-        optimizer.init(params, HYPERPARAMS),
-        get_train_batch=batches(train, 2 * seed),
-        get_val_batch=datasets.batches(val, len(val.targets), 2 * seed + 1),
-        train_loss_fn=train_loss,
-        val_loss_fn=val_loss,
-        lr_reptile=0.0,  # the next episode starts where this one did
-        **run,
+    return gradhpo.Task(
+        PROBLEM,
+        init(seed, train.inputs),
+        HYPERPARAMS,
+        train=batches(train, 2 * seed),
+        val=datasets.batches(val, len(val.targets), 2 * seed + 1),
+        natural=strengths,
+        test=test,
     )
 
 
 def main(M: int = 8) -> None:
     """Tune on digits in M > 1 training runs; of the first and the last: accuracy and strengths."""
     train, val, test = datasets.split(datasets.digits().train, [200, 400, 1197], 0)
-    params, runs = init(0, train.inputs), []
-    tune(params, train, val, seed=0, M=M, callback=lambda m, state: runs.append(state))
+    mine: Any = task(0, train, val, test)
+    runs: list[gradhpo.BilevelState] = []
+    # The exact hypergradient of a training run of 300 steps, once per run.
+    optimizer = gradhpo.ReverseOptimizer(inner_optimizer=SGD, outer_optimizer=OUTER, T=300)
+    optimizer.run(
+        optimizer.init(mine.params, mine.hyperparams),
+        M=M,
+        get_train_batch=mine.train,
+        get_val_batch=mine.val,
+        train_loss_fn=train_loss,
+        val_loss_fn=val_loss,
+        lr_reptile=0.0,  # the next run starts where this one did
+        callback=lambda m, state: runs.append(state),
+    )
     for name, used, run in (
         ("before", HYPERPARAMS, runs[0]),
         ("after", runs[-2].hyperparams, runs[-1]),
     ):
-        told = ", ".join(f"{kind} {float(strengths(used)[kind]):.3f}" for kind in KINDS)
+        told = ", ".join(f"{kind} {float(x):.3f}" for kind, x in strengths(used).items())
         print(f"{name}: test accuracy {100 * accuracy(run.params, test):.1f} %, {told}")
 
 

@@ -19,23 +19,13 @@ import optax
 
 import gradhpo
 from gradhpo import datasets
-from gradhpo.examples.mnist import accuracy, batches, cross_entropy, init, logits
+from gradhpo.examples.mnist import BATCH, accuracy, cross_entropy, init
 
-__all__ = [
-    "HYPERPARAMS",
-    "OPTIMIZER",
-    "batches",
-    "init",
-    "logits",
-    "loss",
-    "main",
-    "train_loss",
-    "tune",
-    "val_loss",
-]
+__all__ = ["HYPERPARAMS", "OUTER", "PROBLEM", "layerwise_sgd", "loss", "main", "rates", "task"]
 
 # The logarithms of the rates, one for each layer of the network of the first example.
 HYPERPARAMS = {name: np.float32(np.log(0.01)) for name in ("layer1", "layer2", "layer3")}
+OUTER = optax.adam(0.1)  # moves them
 
 
 def layerwise_sgd(hyperparams: Any) -> optax.GradientTransformation:
@@ -57,53 +47,65 @@ def layerwise_sgd(hyperparams: Any) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-# The exact hypergradient of a training run of 100 steps, once per run.
-OPTIMIZER = gradhpo.ReverseOptimizer(
-    inner_optimizer=layerwise_sgd, outer_optimizer=optax.adam(0.1), T=100
-)
-
-
 def loss(params: Any, hyperparams: Any, batch: Any) -> jax.Array:
     """Cross-entropy, for training and for validation: the rates act in the optimizer alone."""
     del hyperparams
     return cross_entropy(params, *batch)
 
 
-train_loss = val_loss = loss
+PROBLEM = gradhpo.BilevelProblem(gradhpo.from_optax(loss, layerwise_sgd), loss)
 
 
-def tune(
-    params: Any, train: Any, val: Any, seed: int, optimizer: Any = OPTIMIZER, **run: Any
-) -> gradhpo.BilevelState:
-    """Learn the rates in M training runs, each from the same `params`; arguments as in `mnist`.
+def rates(hyperparams: Any) -> dict[str, Any]:
+    """The learning rates as they are used."""
+    return {name: np.exp(value) for name, value in hyperparams.items()}
+
+
+def task(
+    seed: int, train: gradhpo.DataBatch, val: gradhpo.DataBatch, test: Any = None
+) -> gradhpo.Task:
+    """The problem with these images and labels, which is validated on all at once; as in `mnist`.
 
     >>> data = datasets.digits().train
-    >>> state = tune(init(0, data.inputs), data, data, seed=0, M=2)
-    >>> bool(state.hyperparams["layer1"] > HYPERPARAMS["layer1"])
-    True
+    >>> f"{rates(task(0, data, data).hyperparams)['layer1']:.2f}"
+    '0.01'
     """
-    return optimizer.run(
-        optimizer.init(params, HYPERPARAMS),
-        get_train_batch=batches(train, 2 * seed),
-        get_val_batch=datasets.batches(val, len(val.targets), 2 * seed + 1),
-        train_loss_fn=train_loss,
-        val_loss_fn=val_loss,
-        lr_reptile=0.0,  # the next episode starts where this one did
-        **run,
+    return gradhpo.Task(
+        PROBLEM,
+        init(seed, train.inputs),
+        HYPERPARAMS,
+        train=datasets.batches(train, BATCH, 2 * seed),
+        val=datasets.batches(val, len(val.targets), 2 * seed + 1),
+        natural=rates,
+        test=test,
     )
 
 
 def main(M: int = 60) -> None:
     """Tune on digits in M > 1 training runs; of the first and the last: accuracy and rates."""
     train, val, test = datasets.split(datasets.digits().train, [400, 400, 997], 0)
-    params, runs = init(0, train.inputs), []
-    tune(params, train, val, seed=0, M=M, callback=lambda m, state: runs.append(state))
+    mine: Any = task(0, train, val, test)
+    runs: list[gradhpo.BilevelState] = []
+    # The exact hypergradient of a training run of 100 steps, once per run.
+    optimizer = gradhpo.ReverseOptimizer(
+        inner_optimizer=layerwise_sgd, outer_optimizer=OUTER, T=100
+    )
+    optimizer.run(
+        optimizer.init(mine.params, mine.hyperparams),
+        M=M,
+        get_train_batch=mine.train,
+        get_val_batch=mine.val,
+        train_loss_fn=loss,
+        val_loss_fn=loss,
+        lr_reptile=0.0,  # the next run starts where this one did
+        callback=lambda m, state: runs.append(state),
+    )
     for name, used, run in (
         ("before", HYPERPARAMS, runs[0]),
         ("after", runs[-2].hyperparams, runs[-1]),
     ):
-        rates = ", ".join(f"{np.exp(x):.3f}" for x in used.values())
-        print(f"{name}: test accuracy {100 * accuracy(run.params, test):.1f} %, rates {rates}")
+        told = ", ".join(f"{x:.3f}" for x in rates(used).values())
+        print(f"{name}: test accuracy {100 * accuracy(run.params, test):.1f} %, rates {told}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ printed compares, on test data, the penalties one would have started with and th
 learned. The study `gradhpo run regularisation` repeats this over seeds, on larger data too.
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,16 +20,18 @@ import gradhpo
 from gradhpo import datasets
 
 __all__ = [
+    "BATCH",
     "HYPERPARAMS",
-    "OPTIMIZER",
+    "OUTER",
+    "PROBLEM",
     "accuracy",
-    "batches",
     "cross_entropy",
     "init",
     "logits",
     "main",
+    "penalties",
+    "task",
     "train_loss",
-    "tune",
     "val_loss",
 ]
 
@@ -39,12 +39,7 @@ BATCH = 50
 HIDDEN = 128
 # The logarithms of the penalties: whatever is added to them, a penalty stays positive.
 HYPERPARAMS = {name: np.float32(np.log(1e-4)) for name in ("layer1", "layer2", "layer3")}
-# One step ahead after every training step (T1-T2, Luketina et al. 2016); 20 steps an episode.
-OPTIMIZER = gradhpo.OneStepOptimizer(
-    inner_optimizer=optax.sgd(0.1),  # trains the network
-    outer_optimizer=optax.adam(0.02),  # moves the penalties
-    T=20,
-)
+OUTER = optax.adam(0.02)  # moves them
 
 
 def init(seed: int, images: Any) -> dict[str, Any]:
@@ -87,35 +82,36 @@ def train_loss(params: Any, hyperparams: Any, batch: Any) -> jax.Array:
     )
 
 
-def batches(data: Any, seed: int) -> Callable[[], Any]:
-    """An endless source of training batches."""
-    return datasets.batches(data, BATCH, seed)
+SGD = optax.sgd(0.1)  # trains the network
+PROBLEM = gradhpo.BilevelProblem(gradhpo.from_optax(train_loss, SGD), val_loss)
 
 
-def tune(
-    params: Any, train: Any, val: Any, seed: int, optimizer: Any = OPTIMIZER, **run: Any
-) -> gradhpo.BilevelState:
-    """Train the network and its penalties at once.
+def penalties(hyperparams: Any) -> dict[str, Any]:
+    """The penalties as they are used."""
+    return {name: np.exp(value) for name, value in hyperparams.items()}
+
+
+def task(
+    seed: int, train: gradhpo.DataBatch, val: gradhpo.DataBatch, test: Any = None
+) -> gradhpo.Task:
+    """The problem with these images and labels, from the beginning: draw, then train and tune.
 
     Args:
-        params: From `init`.
-        train, val: Images and labels.
-        seed: Of the batches.
-        optimizer: The method.
-        run: Settings of its `run`: M episodes, `callback` …
+        seed: Of the weights and of the batches.
+        train, val, test: Images and labels.
 
     >>> data = datasets.digits().train
-    >>> state = tune(init(0, data.inputs), data, data, seed=0, M=1)
-    >>> int(state.step), sorted(state.hyperparams)
-    (20, ['layer1', 'layer2', 'layer3'])
+    >>> sorted(task(0, data, data).hyperparams)
+    ['layer1', 'layer2', 'layer3']
     """
-    return optimizer.run(
-        optimizer.init(params, HYPERPARAMS),
-        get_train_batch=batches(train, 2 * seed),
-        get_val_batch=datasets.batches(val, BATCH, 2 * seed + 1),
-        train_loss_fn=train_loss,
-        val_loss_fn=val_loss,
-        **run,
+    return gradhpo.Task(
+        PROBLEM,
+        init(seed, train.inputs),
+        HYPERPARAMS,
+        train=datasets.batches(train, BATCH, 2 * seed),
+        val=datasets.batches(val, BATCH, 2 * seed + 1),
+        natural=penalties,
+        test=test,
     )
 
 
@@ -128,13 +124,20 @@ def main(M: int = 200) -> None:
     """Train on digits with a fifth of the labels drawn anew: penalties left alone, then tuned."""
     train, val, test = datasets.split(datasets.digits().train, [400, 400, 997], 0)
     labels, _ = datasets.corrupt_labels(0, train.targets, 0.2, 10)
-    train, params = gradhpo.DataBatch(train.inputs, labels), init(0, train.inputs)
-    alone = dataclasses.replace(OPTIMIZER, outer_optimizer=optax.set_to_zero())
-    for name, optimizer in (("before", alone), ("after", OPTIMIZER)):
-        state = tune(params, train, val, seed=0, optimizer=optimizer, M=M)
-        penalties = ", ".join(f"{np.exp(x):.1e}" for x in state.hyperparams.values())
-        print(f"{name}: test accuracy {100 * accuracy(state.params, test):.1f} %,", end=" ")
-        print(f"penalties {penalties}")
+    for name, outer in (("before", optax.set_to_zero()), ("after", OUTER)):
+        mine: Any = task(0, gradhpo.DataBatch(train.inputs, labels), val, test)
+        # One step ahead after every training step (T1-T2, Luketina et al. 2016).
+        optimizer = gradhpo.OneStepOptimizer(inner_optimizer=SGD, outer_optimizer=outer, T=20)
+        state = optimizer.run(
+            optimizer.init(mine.params, mine.hyperparams),
+            M=M,
+            get_train_batch=mine.train,
+            get_val_batch=mine.val,
+            train_loss_fn=train_loss,
+            val_loss_fn=val_loss,
+        )
+        told = ", ".join(f"{x:.1e}" for x in penalties(state.hyperparams).values())
+        print(f"{name}: test accuracy {100 * accuracy(state.params, test):.1f} %, penalties {told}")
 
 
 if __name__ == "__main__":

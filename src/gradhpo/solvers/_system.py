@@ -21,6 +21,7 @@ from gradhpo.utils.validation import check_number
 __all__ = [
     "NOISE",
     "Coarse",
+    "Limited",
     "Product",
     "Solution",
     "Solver",
@@ -67,6 +68,17 @@ class Solution(NamedTuple):
 
 
 Solver = Callable[[Product, Any, Any, jax.Array, Loop], Solution]
+
+
+class Limited(NamedTuple):
+    """A solver that says what it may cost; `dense`, for one, cannot before it sees the weights."""
+
+    solve: Solver
+    iterations: int  # at most, a product each
+    checks: int = 1  # further products: of the answer, and of a start
+
+    def __call__(self, product: Product, alpha: Any, start: Any, key: jax.Array, loop: Loop):
+        return self.solve(product, alpha, start, key, loop)
 
 
 def check_tolerance(name: str, value: Any) -> float:

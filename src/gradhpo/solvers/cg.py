@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from gradhpo.solvers._system import (
+    Limited,
     Solver,
     check_damping,
     check_tolerance,
@@ -78,4 +79,4 @@ def cg(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0.0)
         *_, (x, _), curvature, k = while_loop(going, body, first, max_iterations, loop)
         return judged(product, b, x, scale, k, *curvature)
 
-    return solve
+    return Limited(solve, max_iterations, checks=2)

@@ -16,6 +16,7 @@ from jax import lax
 
 from gradhpo.solvers._system import (
     NOISE,
+    Limited,
     Solver,
     check_damping,
     check_tolerance,
@@ -106,4 +107,4 @@ def cgls(tolerance: float = 1e-8, max_iterations: int = 100, damping: float = 0.
         kept = found.residual <= 1.01 * tree_l2_norm(at.r) + eps * at.size * tree_l2_norm(at.x)
         return found._replace(least_squares=best(at) & kept)
 
-    return solve
+    return Limited(solve, 2 * max_iterations + 1)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.solvers._system import (
+    Limited,
     Solver,
     check_damping,
     check_tolerance,
@@ -31,14 +32,14 @@ def gmres(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0
     tolerance = check_tolerance("gmres", tolerance)
     max_iterations = check_count("max_iterations", max_iterations)
     damping = check_damping(damping)
+    restart = min(20, max_iterations)
+    restarts = -(-max_iterations // restart)
 
     def solve(product, alpha, start, key, loop):
         del key, loop
         product = damped(product, damping)
         b, scale = unit(alpha)
         start, _ = from_start(product, b, tree_scale(1 / scale, start))
-        restart = min(20, max_iterations)
-        restarts = -(-max_iterations // restart)
         x, _ = jax.scipy.sparse.linalg.gmres(
             product, b, start, tol=tolerance, restart=restart, maxiter=restarts
         )
@@ -47,4 +48,4 @@ def gmres(tolerance: float = 1e-6, max_iterations: int = 100, damping: float = 0
         size = length(product(b))  # of G, for the judge
         return judged(product, b, x, scale, k, jnp.full_like(size, jnp.inf), size)
 
-    return solve
+    return Limited(solve, restart * restarts, checks=2)

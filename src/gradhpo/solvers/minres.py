@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from gradhpo.solvers._system import (
     NOISE,
+    Limited,
     Solver,
     check_damping,
     check_tolerance,
@@ -123,7 +124,7 @@ def minres(
         kept = found.residual <= 1.01 * tree_l2_norm(at.r) + eps * at.size * tree_l2_norm(at.x)
         return found._replace(least_squares=at.least_squares & kept)
 
-    return solve
+    return Limited(solve, max_iterations or COMPILED)
 
 
 def _first(product, b, goal: float) -> _Carry:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from gradhpo.solvers._system import Solver, extremes, judged, plus, unit
+from gradhpo.solvers._system import Limited, Solver, extremes, judged, plus, unit
 from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale, tree_where
 from gradhpo.utils.validation import check_count, check_number
 
@@ -52,7 +52,7 @@ def neumann(terms: int = 20, step_size: float = 0.1) -> Solver:
         x = tree_scale(a, p)
         return judged(product, b, x, scale, jnp.asarray(terms, jnp.int32), *curvature)
 
-    return solve
+    return Limited(solve, terms)
 
 
 def identity(step_size: float = 1.0) -> Solver:

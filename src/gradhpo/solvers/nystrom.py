@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from gradhpo.solvers._system import Solver, damped, judged, rows, spectrum, unit
+from gradhpo.solvers._system import Limited, Solver, damped, judged, rows, spectrum, unit
 from gradhpo.utils.validation import check_count, check_number
 
 __all__ = ["nystrom"]
@@ -45,4 +45,4 @@ def nystrom(rank: int = 10, damping: float = 0.1) -> Solver:
         k = jnp.asarray(index.size, jnp.int32)
         return judged(damped(product, rho), b, x, scale, k, *spectrum(W))
 
-    return solve
+    return Limited(solve, rank)

@@ -12,7 +12,6 @@ Source:
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -45,19 +44,14 @@ class Config(ImageConfig):
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Compare none with learned augmentation; `accuracy.png`, `strengths.png`, `images.png`."""
-
-    def strengths(hyperparams: Any) -> dict[str, float]:
-        return {k: float(v) for k, v in augmentation.strengths(hyperparams).items()}
-
-    methods = ("reverse",)
     before = {"none": augmentation.NO_AUGMENTATION, "fixed": augmentation.HYPERPARAMS}
     outcome = before_after(
         "augmentation",
-        augmentation,
+        augmentation.task,
+        augmentation.OUTER,
         config,
-        methods,
+        ("reverse",),
         before,
-        strengths,
         progress,
         restarts=True,
         fast_episodes=8,

@@ -20,6 +20,8 @@ import numpy as np
 from jax import lax
 
 from gradhpo import datasets
+from gradhpo.core.dynamics import from_optax
+from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.status import Status
 from gradhpo.estimators.reversible import reversible_gradients
 from gradhpo.report import StudyResult, summarize, write_csv
@@ -30,9 +32,9 @@ from gradhpo.studies.shared.reversible import (
     Rows,
     cost,
     draw_weights,
-    problem_on_rows,
+    on_all,
+    on_rows,
     rows,
-    whole,
 )
 from gradhpo.transforms import reversible_sgd
 
@@ -117,14 +119,15 @@ def _sweep(data: Rows, rates: np.ndarray, seed: int):
 
 @jax.jit
 def _derive(data: Rows, rates: jax.Array, key: jax.Array):
-    problem = problem_on_rows(data.train, lambda lam: reversible_sgd(jnp.exp(lam), MOMENTUM))
+    dynamics = from_optax(on_rows(data.train), lambda lam: reversible_sgd(jnp.exp(lam), MOMENTUM))
+    problem = BilevelProblem(dynamics, on_all(data.train))
     weights = draw_weights(key, LAYERS, LOG_SCALE)
     # Batches in turn, not drawn.
     index = jnp.arange(STEPS * BATCH).reshape(STEPS, BATCH) % len(data.train.targets)
-    window = whole(index, data.train)
+    window = Window(index, jnp.zeros(STEPS))  # the outer loss is on all examples
 
     def derive(lam):
-        got = reversible_gradients(problem, problem.dynamics.init(weights, lam), lam, window)
+        got = reversible_gradients(problem, dynamics.init(weights, lam), lam, window)
         found = got.gradients
         loss = jnp.where(got.status == Status.OUT_OF_RANGE, jnp.nan, found.val_loss)
         return loss, found.indirect

@@ -17,7 +17,10 @@ import numpy as np
 import optax
 
 from gradhpo.core.dynamics import from_optax
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.source import InOrder
+from gradhpo.core.task import Task
+from gradhpo.core.types import Params
 from gradhpo.diagnostics import HypergradientCheck, check_hypergradient, known_methods
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, StudyConfig, silent
@@ -55,28 +58,29 @@ class Config(StudyConfig):
         return known_methods()
 
 
-def ridge_at_minimum(steps: int) -> tuple[Any, Any, Any, Window]:
+def ridge_at_minimum(steps: int) -> Task:
     """Ridge regression on full batches, with a penalty per weight, from its minimum.
 
-    >>> problem, w, lam, window = ridge_at_minimum(2)
-    >>> loss = problem.dynamics.parts.train_loss
-    >>> batch = jax.tree.map(lambda x: x[0], window.train)
-    >>> bool(jnp.linalg.norm(jax.grad(loss)(w, lam, batch)) < 1e-6)
+    >>> task = ridge_at_minimum(2)
+    >>> loss = task.problem.dynamics.parts.train_loss
+    >>> batch = jax.tree.map(lambda x: x[0], task.train.batches)
+    >>> bool(jnp.linalg.norm(jax.grad(loss)(task.params, task.hyperparams, batch)) < 1e-6)
     True
     """
-    problem, lam, (x, y), val = _ridge()
+    problem, lam, *sides = _ridge()
+    x, y = sides[0]
     w = np.linalg.solve(x.T @ x / len(x) + np.diag(np.exp(lam)), x.T @ y / len(x))
-    train, val = (tuple(np.repeat(a[None], steps, axis=0) for a in side) for side in ((x, y), val))
-    return problem, w, lam, Window(train, val)
+    train, val = (InOrder([np.repeat(a[None], steps, axis=0) for a in side]) for side in sides)
+    return Task(problem, w, lam, train, val)
 
 
-def ridge_in_training(steps: int) -> tuple[Any, Any, Any, Window]:
+def ridge_in_training(steps: int) -> Task:
     """The same from zero, on batches of twenty."""
     problem, lam, *sides = _ridge()
     draw = np.random.default_rng(12).integers
     rows = [draw(0, 60, (steps, 20)) for _ in sides]
-    train, val = (tuple(a[i] for a in side) for side, i in zip(sides, rows, strict=True))
-    return problem, np.zeros(12), lam, Window(train, val)
+    train, val = (InOrder([a[i] for a in side]) for side, i in zip(sides, rows, strict=True))
+    return Task(problem, np.zeros(12), lam, train, val)
 
 
 def _ridge() -> tuple[Any, Any, Any, Any]:
@@ -113,10 +117,10 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         problems = dict(list(problems.items())[:2])
     checks: dict[str, list[HypergradientCheck]] = {}
     for name, (problem_at, steps) in problems.items():
-        problem, start, lam, window = problem_at(steps)
+        task = problem_at(steps)
         methods = config.method or known_methods()
-        starts = [_moved(start, seed) for seed in range(config.seeds)]
-        checks[name] = [check_hypergradient(problem, s, lam, window, methods) for s in starts]
+        moved = [task.replace(params=_moved(task.params, seed)) for seed in range(config.seeds)]
+        checks[name] = [check_hypergradient(each, steps, methods) for each in moved]
         for line in ("", name, *str(checks[name][0]).splitlines()):
             progress(line)
     methods = summarize(*_numbers(checks))
@@ -124,16 +128,14 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     return StudyResult("check", config, methods, time.perf_counter() - began, files=files)
 
 
-def _moved(start: Any, seed: int) -> Any:
+def _moved(start: Params, seed: int) -> Params:
     """The weights with noise; as they are for seed 0."""
     if seed == 0:
         return start
     draw = np.random.default_rng(seed).standard_normal
-    params = getattr(start, "params", start)
-    params = jax.tree.map(
-        lambda x: x + 0.1 * draw(np.shape(x)).astype(x.dtype) if is_differentiable(x) else x, params
+    return jax.tree.map(
+        lambda x: x + 0.1 * draw(np.shape(x)).astype(x.dtype) if is_differentiable(x) else x, start
     )
-    return start._replace(params=params) if hasattr(start, "params") else params
 
 
 def _numbers(checks: Mapping[str, list[HypergradientCheck]]) -> tuple[dict, dict]:

@@ -17,12 +17,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gradhpo import datasets
 from gradhpo.core.dynamics import from_optax
+from gradhpo.core.outer import descent
 from gradhpo.core.problem import BilevelProblem
-from gradhpo.estimators.reversible import reversible_gradients
 from gradhpo.report import StudyResult, plots, summarize
 from gradhpo.report.config import Progress, silent
 from gradhpo.studies.shared.reversible import (
@@ -32,12 +31,11 @@ from gradhpo.studies.shared.reversible import (
     by_part,
     cost,
     cross_entropy,
-    descend,
     draw_weights,
+    learn,
     note_of,
-    outer_loss,
     rows,
-    whole,
+    started,
 )
 from gradhpo.transforms import reversible_sgd
 
@@ -125,9 +123,19 @@ def _train_loss(params, lam, batch):
     return cross_entropy(params, (lam["pixels"], jnp.arange(CLASSES))) + penalty
 
 
-PROBLEM = BilevelProblem(
-    from_optax(_train_loss, lambda lam: reversible_sgd(RATE, MOMENTUM)), outer_loss
-)
+def _problem(data: Rows) -> BilevelProblem:
+    def outer_loss(params, lam, batch):
+        del batch
+        on_images, on_test = _train_loss(params, lam, None), cross_entropy(params, data.test)
+        return cross_entropy(params, data.val), {"images": on_images, "test": on_test}
+
+    def begin(params, lam, key):
+        del params, lam
+        # Every step is on all ten images, which are hyperparameters: the batches say nothing.
+        return started(draw_weights(key, LAYERS, LOG_SCALE), jnp.zeros(STEPS))
+
+    dynamics = from_optax(_train_loss, lambda lam: reversible_sgd(RATE, MOMENTUM))
+    return BilevelProblem(dynamics, outer_loss, begin=begin)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -138,18 +146,11 @@ def _learn(iterations: int, data: Rows, key: jax.Array):
         "pixels": 0.01 * jax.random.normal(draw_pixels, (CLASSES, LAYERS[0])),
         "log_l2": jnp.log(0.01),
     }
-    steps = jnp.zeros(STEPS)  # every step is on all ten images
-    window = whole(steps, data.val)
 
-    def body(lam, key):
-        weights = draw_weights(key, LAYERS, LOG_SCALE)
-        got = reversible_gradients(PROBLEM, PROBLEM.dynamics.init(weights, lam), lam, window)
-        found = got.gradients
-        w = found.inner.params
-        losses = jnp.stack([_train_loss(w, lam, None), found.val_loss, cross_entropy(w, data.test)])
-        moved, discarded = descend(lam, got, META_RATE)
-        return moved, (losses, lam["pixels"], discarded)
+    def observe(state):
+        losses = [state.metadata[name] for name in ("val_images", "val_loss", "val_test")]
+        return jnp.stack(losses), state.hyperparams["pixels"]
 
     keys = jax.random.split(key, iterations + 1)
-    _, (losses, pixels, discarded) = lax.scan(body, lam, keys)
-    return losses, pixels[-1], discarded.sum()
+    state, (losses, pixels) = learn(_problem(data), lam, keys, descent(META_RATE), observe)
+    return losses, pixels[-2], state.metadata["n_rejected"]  # the last update is judged by no run

@@ -12,9 +12,6 @@ Source:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from gradhpo.examples import learning_rate
 from gradhpo.report import StudyResult
@@ -40,18 +37,13 @@ class Config(ImageConfig):
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Compare the first guess with learned rates; `accuracy.png`, `rates.png`."""
-
-    def rates(hyperparams: Any) -> dict[str, float]:
-        return {name: float(np.exp(value)) for name, value in hyperparams.items()}
-
-    methods = ("reverse", "one_step")
     outcome = before_after(
         "learning_rate",
-        learning_rate,
+        learning_rate.task,
+        learning_rate.OUTER,
         config,
-        methods,
+        ("reverse", "one_step"),
         {"fixed": learning_rate.HYPERPARAMS},
-        rates,
         progress,
         restarts=True,
     )

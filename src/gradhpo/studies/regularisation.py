@@ -10,9 +10,6 @@ Source:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from gradhpo.examples import mnist
 from gradhpo.report import StudyResult
@@ -38,12 +35,13 @@ class Config(ImageConfig):
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Compare the default penalties with learned ones; `accuracy.png`, `penalties.png`."""
-
-    def penalties(hyperparams: Any) -> dict[str, float]:
-        return {name: float(np.exp(value)) for name, value in hyperparams.items()}
-
-    methods = ("one_step", "greedy")
     outcome = before_after(
-        "regularisation", mnist, config, methods, {"fixed": mnist.HYPERPARAMS}, penalties, progress
+        "regularisation",
+        mnist.task,
+        mnist.OUTER,
+        config,
+        ("one_step", "greedy"),
+        {"fixed": mnist.HYPERPARAMS},
+        progress,
     )
     return with_paths(outcome, "penalties.png", "episode", "L2 penalty", "Penalties", log_y=True)

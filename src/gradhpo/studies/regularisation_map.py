@@ -17,12 +17,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gradhpo import datasets
 from gradhpo.core.dynamics import from_optax
+from gradhpo.core.outer import descent
 from gradhpo.core.problem import BilevelProblem
-from gradhpo.estimators.reversible import reversible_gradients
 from gradhpo.report import StudyResult, plots, summarize
 from gradhpo.report.config import Progress, silent
 from gradhpo.studies.shared.reversible import (
@@ -32,13 +31,14 @@ from gradhpo.studies.shared.reversible import (
     by_part,
     cost,
     cross_entropy,
-    descend,
     draw,
+    learn,
     note_of,
+    on_all,
     on_rows,
-    outer_loss,
     rows,
-    whole,
+    started,
+    trained,
 )
 from gradhpo.transforms import reversible_sgd
 
@@ -133,53 +133,42 @@ def _everywhere(value: float) -> list[jax.Array]:
 
 
 def _problem(data: Rows) -> BilevelProblem:
-    loss = on_rows(data.train)
+    loss, judge = on_rows(data.train), on_all(data.val)
 
     def train_loss(params, lam, index):
         penalty = sum(jnp.sum(jnp.exp(x) * w**2) for x, w in zip(lam, params, strict=True))
         return loss(params, lam, index) + penalty
 
-    def penalised(params, lam, part):
+    def penalised(params, lam, batch):
         penalty = sum(jnp.sum(jnp.exp(2 * x)) for x in lam)
-        return outer_loss(params, lam, part) + META_PENALTY * penalty
+        return judge(params, lam, batch) + META_PENALTY * penalty
+
+    def begin(params, lam, key):
+        del params, lam
+        return started(*draw(key, LAYERS, LOG_SCALE, (STEPS, BATCH), len(data.train.targets)))
 
     dynamics = from_optax(train_loss, lambda lam: reversible_sgd(RATE, MOMENTUM))
-    return BilevelProblem(dynamics, penalised)
-
-
-def _start(problem: BilevelProblem, data: Rows, lam: list[jax.Array], key: jax.Array):
-    """`(s_0, batches)` of a fresh run."""
-    weights, index = draw(key, LAYERS, LOG_SCALE, (STEPS, BATCH), len(data.train.targets))
-    return problem.dynamics.init(weights, lam), index
+    return BilevelProblem(dynamics, penalised, begin=begin)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _learn(iterations: int, data: Rows, key: jax.Array):
     """`(penalties, validation losses, discarded hypergradients)`."""
-    problem = _problem(data)
-
-    def body(lam, key):
-        inner, index = _start(problem, data, lam, key)
-        got = reversible_gradients(problem, inner, lam, whole(index, data.val))
-        loss = cross_entropy(got.gradients.inner.params, data.val)
-        lam, discarded = descend(lam, got, META_RATE)
-        return lam, (loss, discarded)
-
-    lam, (losses, discarded) = lax.scan(body, _everywhere(START), jax.random.split(key, iterations))
-    return lam, losses, discarded.sum()
+    keys = jax.random.split(key, iterations)
+    observe = lambda state: cross_entropy(state.params, data.val)  # noqa: E731
+    state, losses = learn(_problem(data), _everywhere(START), keys, descent(META_RATE), observe)
+    return state.hyperparams, losses, state.metadata["n_rejected"]
 
 
 @jax.jit
 def _losses(data: Rows, lam: list[jax.Array], keys: jax.Array) -> jax.Array:
     problem = _problem(data)
 
-    def train(key):
-        inner, index = _start(problem, data, lam, key)
-        step = lambda inner, index: (problem.dynamics.step(inner, lam, index), None)  # noqa: E731
-        params = lax.scan(step, inner, index)[0].params
+    def losses(key):
+        params = trained(problem, lam, key)
         return jnp.stack([cross_entropy(params, part) for part in data])
 
-    return lax.map(train, keys).mean(0)
+    return jax.lax.map(losses, keys).mean(0)
 
 
 def _judge(data: Rows, lam: list[jax.Array], keys: jax.Array) -> np.ndarray:

@@ -10,12 +10,14 @@ Within the package only the study `check` imports this. Exactness is judged in f
 
 from gradhpo.testing.compare import assert_trees_close, relative_error, unrolled_loss
 from gradhpo.testing.conformance import check_estimator
+from gradhpo.testing.methods import check_method
 from gradhpo.utils.finite_differences import central_difference, richardson
 
 __all__ = [
     "assert_trees_close",
     "central_difference",
     "check_estimator",
+    "check_method",
     "relative_error",
     "richardson",
     "unrolled_loss",

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradhpo.core.dynamics import Dynamics, InnerState
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.dynamics import Dynamics
+from gradhpo.core.problem import Begin, BilevelProblem
+from gradhpo.core.source import InOrder
 from gradhpo.core.step import strengthen
-from gradhpo.core.types import Hyper
+from gradhpo.core.task import Task
+from gradhpo.core.types import Hyper, PyTree
 
-__all__ = ["Problem", "ProblemAt", "build", "numbers"]
+__all__ = ["ProblemAt", "build", "numbers"]
 
-Problem = tuple[BilevelProblem, InnerState, Hyper, Window]
-ProblemAt = Callable[[int], Problem]
+ProblemAt = Callable[[int], Task]
+"""A problem with the data of so many inner steps."""
 
 
 def numbers(seed: int) -> Callable[..., jax.Array]:
@@ -24,7 +26,18 @@ def numbers(seed: int) -> Callable[..., jax.Array]:
     return lambda *shape: jnp.asarray(generator.standard_normal(shape))
 
 
-def build(dynamics: Dynamics, outer_loss: Any, params: Any, lam: Hyper, *window: Any) -> Problem:
-    params, lam = strengthen((params, lam))
-    problem = BilevelProblem(dynamics, outer_loss)
-    return problem, dynamics.init(params, lam), lam, Window(*window)
+def build(
+    dynamics: Dynamics,
+    outer_loss: Any,
+    params: Any,
+    lam: Hyper,
+    train: Any,
+    val: Any,
+    *,
+    begin: Begin | None = None,
+    model_state: PyTree = (),
+) -> Task:
+    """The task of a problem and the batches of its steps."""
+    params, lam, model_state = strengthen((params, lam, model_state))
+    problem = BilevelProblem(dynamics, outer_loss, begin=begin)
+    return Task(problem, params, lam, InOrder(train), InOrder(val), model_state=model_state)

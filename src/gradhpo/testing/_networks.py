@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import from_optax, from_update
-from gradhpo.testing._build import Problem, build, numbers
+from gradhpo.core.task import Task
+from gradhpo.testing._build import build, numbers
 
 __all__ = ["mlp_adam", "mlp_chain", "mlp_momentum", "mlp_update_fn"]
 
@@ -45,12 +46,12 @@ def _mlp_numbers(steps: int):
     return params, lam, *data
 
 
-def _mlp(make_optimizer: Callable, steps: int) -> Problem:
+def _mlp(make_optimizer: Callable, steps: int) -> Task:
     train_loss, outer_loss = _mlp_losses()
     return build(from_optax(train_loss, make_optimizer), outer_loss, *_mlp_numbers(steps))
 
 
-def mlp_momentum(steps: int) -> Problem:
+def mlp_momentum(steps: int) -> Task:
     """Momentum SGD; learning rate, momentum, example weights, penalties are tuned."""
 
     def optimizer(lam):
@@ -60,7 +61,7 @@ def mlp_momentum(steps: int) -> Problem:
     return _mlp(optimizer, steps)
 
 
-def mlp_adam(steps: int) -> Problem:
+def mlp_adam(steps: int) -> Task:
     """The network with Adam, its `b1` and learning rate tuned."""
 
     def optimizer(lam):
@@ -70,7 +71,7 @@ def mlp_adam(steps: int) -> Problem:
     return _mlp(optimizer, steps)
 
 
-def mlp_chain(steps: int) -> Problem:
+def mlp_chain(steps: int) -> Task:
     """The network with gradient clipping, AdamW, a schedule, and the weight decay tuned."""
 
     def optimizer(lam):
@@ -86,7 +87,7 @@ def mlp_chain(steps: int) -> Problem:
     return _mlp(optimizer, steps)
 
 
-def mlp_update_fn(steps: int) -> Problem:
+def mlp_update_fn(steps: int) -> Task:
     """`mlp_momentum` written as an `update_fn`, its velocity a part of the weights."""
     train_loss, outer_loss = _mlp_losses()
 

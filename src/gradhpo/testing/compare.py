@@ -7,6 +7,7 @@ from jax import lax
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.types import Hyper, PyTree, Scalar
 from gradhpo.utils._norms import floats, norm
 from gradhpo.utils.gradients import tree_last
@@ -17,13 +18,34 @@ __all__ = ["assert_trees_close", "relative_error", "unrolled_loss"]
 FLOOR = 1e-12
 
 
-def unrolled_loss(problem: BilevelProblem, inner: InnerState, lam: Hyper, window: Window) -> Scalar:
+def unrolled_loss(
+    problem: BilevelProblem,
+    inner: InnerState,
+    lam: Hyper,
+    window: Window,
+    origin: Origin | None = None,
+) -> Scalar:
     """`L_val(w_T(lam), lam)` after plain training over the whole window, a Python loop.
 
-    Its derivative in `lam` is the exact hypergradient: take it with `jax.grad` or
-    `central_difference`. The step is compiled, and compiled once if this is not jitted. A model
-    state is a constant for the step that reads it.
+    Its derivative in `lam` is the exact hypergradient: take it with `jax.grad`, or without a model
+    state with `central_difference`. The step is compiled, and compiled once if this is not jitted.
+    A model state is a constant for the step that reads it.
+
+    Args:
+        origin: Of an episode whose start depends on `lam`: training begins from
+            `begin_episode(problem, origin, lam)` then, in place of `inner`.
+
+    >>> from gradhpo.testing.problems import initial_weights
+    >>> task = initial_weights(3)
+    >>> inner, window = task.begin(3)
+    >>> loss = lambda lam: unrolled_loss(task.problem, inner, lam, window, task.origin())
+    >>> sorted(jax.grad(loss)(task.hyperparams))
+    ['a', 'b']
     """
+    if origin is not None:
+        begun, _ = begin_episode(problem, origin, lam)
+        inner = begun._replace(model_state=lax.stop_gradient(begun.model_state))
+    assert inner is not None, "without an origin training begins at `inner`"
     step = jax.jit(problem.dynamics.step)
     steps = jax.tree.leaves(window.train)[0].shape[0]
     for t in range(steps):

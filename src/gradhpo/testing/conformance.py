@@ -22,7 +22,7 @@ from gradhpo.core.status import Status
 from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.testing._build import ProblemAt
 from gradhpo.testing.compare import assert_trees_close, relative_error, unrolled_loss
-from gradhpo.testing.problems import integer_leaves, mlp_momentum
+from gradhpo.testing.problems import batch_norm, integer_leaves, mlp_momentum
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_is_finite
 
@@ -37,7 +37,7 @@ def check_estimator(
     *,
     exact_on: Iterable[Case] = (),
     not_exact_on: Iterable[Case] = (),
-    problems: Iterable[ProblemAt] = (mlp_momentum, integer_leaves),
+    problems: Iterable[ProblemAt] = (mlp_momentum, integer_leaves, batch_norm),
     rtol: float = 1e-9,
     differs_by: float = 1e-2,
 ) -> None:
@@ -46,8 +46,8 @@ def check_estimator(
     Args:
         estimator: An estimator, or a factory of one.
         exact_on: Problems (see `gradhpo.testing.problems`) on which the hypergradient is the
-            exact one at every update, from the first; a problem, or `(problem, steps)` for
-            more steps than one window. Float64 must be switched on.
+            exact one at every update, from the first, its start included; a problem, or
+            `(problem, steps)` for more steps than one window. Float64 must be switched on.
         not_exact_on: Controls, where it must be off by `differs_by` at the last update. An
             estimator that is always exact has none.
         problems: Where the rest of the contract is checked.
@@ -78,7 +78,9 @@ class _Contract:
 
     def __init__(self, estimator: Estimator, problem_at: ProblemAt):
         self.estimator = estimator
-        self.problem, self.inner, self.lam, self.window = problem_at(3 * estimator.window)
+        task = problem_at(3 * estimator.window)
+        self.problem, self.lam = task.problem, task.hyperparams
+        self.inner, self.window = task.begin(3 * estimator.window)
         self.windows = in_windows(self.window, estimator.window)
         self.memory = estimator.init(self.inner, self.lam, _first(self.windows))
         narrow = jnp.result_type(*jax.tree.leaves(self.lam)) != jnp.float64
@@ -159,7 +161,13 @@ class _Contract:
 
     def _check_finite_guard(self) -> None:
         state = init_state(
-            self.problem, self.estimator, None, self.inner.params, self.lam, _first(self.windows)
+            self.problem,
+            self.estimator,
+            None,
+            self.inner.params,
+            self.lam,
+            _first(self.windows),
+            model_state=self.inner.model_state,
         )
         step = jax.jit(partial(bilevel_step(self.estimator), self.problem))
         for side in ("train", "val"):
@@ -179,16 +187,19 @@ def _errors(estimator: Estimator, case: Case) -> list[float]:
     if not jax.config.read("jax_enable_x64"):
         raise RuntimeError("exactness is judged in float64: set jax_enable_x64 first.")
     problem_at, steps = case if isinstance(case, tuple) else (case, estimator.window)
-    problem, inner, lam, window = problem_at(steps)
+    task = problem_at(steps)
+    problem, lam, origin = task.problem, task.hyperparams, task.origin()
+    inner, window = task.begin(steps)
     windows = in_windows(window, estimator.window)
     memory = estimator.init(inner, lam, _first(windows))
     if estimator.start is not None:
         memory = estimator.start(problem, memory, inner, lam, window)
     start, errors = inner, []
     estimate = jax.jit(partial(estimator.estimate, problem))
-    exact = jax.jit(jax.grad(lambda x, past: unrolled_loss(problem, start, x, past)))
+    exact = jax.jit(jax.grad(lambda x, past: unrolled_loss(problem, start, x, past, origin)))
     for i in range(steps // estimator.window):
-        got = estimate(memory, inner, lam, _first(windows, i))
+        first = (origin,) if i == 0 else ()
+        got = estimate(memory, inner, lam, _first(windows, i), *first)
         inner, memory = got.inner, got.memory
         past = jax.tree.map(lambda x: x[: (i + 1) * estimator.window], window)  # noqa: B023
         errors.append(relative_error(got.hypergrad, exact(lam, past)))

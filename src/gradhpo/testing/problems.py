@@ -1,8 +1,12 @@
 """A zoo of small bilevel problems, each with a feature that some program got wrong.
 
-Every entry is a function `name(steps) -> (problem, inner, lam, window)`: an initial inner
-state, hyperparameters and the data of `steps` inner steps. Data are fixed numbers in JAX's
-default float type, so that float32 and float64 see the same problem; activations are smooth.
+Every entry is a function `name(steps) -> Task`, with the data of so many inner steps:
+
+    task = ridge(5)
+    inner, window = task.begin(5)
+
+Data are fixed numbers in JAX's default float type, so that float32 and float64 see the same
+problem; activations are smooth.
 """
 
 from collections.abc import Callable
@@ -15,8 +19,12 @@ import numpy as np
 import optax
 
 from gradhpo.core.dynamics import from_optax, from_update
-from gradhpo.testing._build import Problem, ProblemAt, build, numbers
+from gradhpo.core.task import Task
+from gradhpo.testing._build import ProblemAt, build, numbers
 from gradhpo.testing._networks import mlp_adam, mlp_chain, mlp_momentum, mlp_update_fn
+from gradhpo.testing._schedules import run_backwards, three_pieces
+from gradhpo.testing._starts import initial_scale, initial_weights, there_and_back
+from gradhpo.testing._stateful import batch_norm
 from gradhpo.transforms import scale_by_tree
 
 __all__ = [
@@ -24,8 +32,11 @@ __all__ = [
     "ZOO",
     "ProblemAt",
     "at_minimum",
+    "batch_norm",
     "contraction",
     "contraction_nonlinear",
+    "initial_scale",
+    "initial_weights",
     "integer_leaves",
     "learning_rates",
     "mlp_adam",
@@ -38,7 +49,10 @@ __all__ = [
     "quadratic_penalty",
     "ridge",
     "ridge_adam",
+    "run_backwards",
     "straight_line",
+    "there_and_back",
+    "three_pieces",
 ]
 
 CONTRACTION_GAMMA = 0.8
@@ -48,10 +62,10 @@ CONTRACTION_GAMMA = 0.8
 def opaque(problem_at: ProblemAt) -> ProblemAt:
     """The same problem with dynamics that are one unknown step, as from an `update_fn`."""
 
-    def problem_without_parts(steps: int) -> Problem:
-        problem, inner, lam, window = problem_at(steps)
-        opaque_dynamics = problem.dynamics._replace(parts=None)
-        return problem._replace(dynamics=opaque_dynamics), inner, lam, window
+    def problem_without_parts(steps: int) -> Task:
+        task = problem_at(steps)
+        dynamics = task.problem.dynamics._replace(parts=None)
+        return task.replace(problem=task.problem._replace(dynamics=dynamics))
 
     problem_without_parts.__name__ = f"opaque_{problem_at.__name__}"
     return problem_without_parts
@@ -60,7 +74,7 @@ def opaque(problem_at: ProblemAt) -> ProblemAt:
 # -- closed forms ---------------------------------------------------------------------------
 
 
-def _contraction(outer_loss: Callable, steps: int) -> Problem:
+def _contraction(outer_loss: Callable, steps: int) -> Task:
     draw = numbers(1)
     constants = C, e, c = draw(5, 3), draw(5), draw(5)
 
@@ -73,7 +87,7 @@ def _contraction(outer_loss: Callable, steps: int) -> Problem:
     return build(dynamics, judge, draw(5), lam, draw(steps, 5), draw(steps, 5))
 
 
-def contraction(steps: int) -> Problem:
+def contraction(steps: int) -> Task:
     """A contraction: `A_t = gamma I`, `B_t` constant, and an outer loss linear in the weights."""
 
     def outer_loss(constants, w, lam, v):
@@ -82,7 +96,7 @@ def contraction(steps: int) -> Problem:
     return _contraction(outer_loss, steps)
 
 
-def contraction_nonlinear(steps: int) -> Problem:
+def contraction_nonlinear(steps: int) -> Task:
     """The contraction with an outer loss that is not linear: the greedy sum is no longer exact."""
 
     def outer_loss(constants, w, lam, v):
@@ -91,7 +105,7 @@ def contraction_nonlinear(steps: int) -> Problem:
     return _contraction(outer_loss, steps)
 
 
-def _ridge(optimizer: Any, steps: int) -> Problem:
+def _ridge(optimizer: Any, steps: int) -> Task:
     draw = numbers(2)
     x, w_true = draw(steps, 8, 4), draw(4)
     x_val = draw(steps, 6, 4)
@@ -108,17 +122,17 @@ def _ridge(optimizer: Any, steps: int) -> Problem:
     return build(dynamics, outer_loss, draw(4), -1.0, train, (x_val, x_val @ w_true))
 
 
-def ridge(steps: int) -> Problem:
+def ridge(steps: int) -> Task:
     """One scalar, the logarithm of the ridge penalty; gradient descent."""
     return _ridge(optax.sgd(0.1), steps)
 
 
-def ridge_adam(steps: int) -> Problem:
+def ridge_adam(steps: int) -> Task:
     """Ridge regression trained by Adam."""
     return _ridge(optax.adam(0.1, eps_root=1e-8), steps)
 
 
-def quadratic_penalty(steps: int) -> Problem:
+def quadratic_penalty(steps: int) -> Task:
     """`lam` acts by `exp(lam) w**2` alone: differences in the weights are exact at any radius."""
     draw = numbers(3)
 
@@ -133,7 +147,7 @@ def quadratic_penalty(steps: int) -> Problem:
     return build(dynamics, outer_loss, draw(4), lam, draw(steps, 6, 4), draw(steps, 6, 4))
 
 
-def learning_rates(steps: int) -> Problem:
+def learning_rates(steps: int) -> Task:
     """Three learning rates, `softplus(lam)`, one per weight of a diagonal quadratic."""
     draw = numbers(4)
     curvature = jnp.array([0.5, 1.0, 3.0])
@@ -152,7 +166,7 @@ def learning_rates(steps: int) -> Problem:
     return build(dynamics, outer_loss, draw(3), lam, draw(steps, 3), draw(steps, 3))
 
 
-def straight_line(steps: int) -> Problem:
+def straight_line(steps: int) -> Task:
     """The weights move on a straight line at uniform speed through varying curvature."""
 
     def train_loss(w, lam, batch):
@@ -172,7 +186,7 @@ def straight_line(steps: int) -> Problem:
 # -- pytrees of every kind --------------------------------------------------------------------
 
 
-def nested(steps: int) -> Problem:
+def nested(steps: int) -> Task:
     """Nested weights and hyperparameters, scalar leaves among them, by an `update_fn`."""
     draw = numbers(5)
 
@@ -207,7 +221,7 @@ def nested(steps: int) -> Problem:
     return build(from_update(update_fn), outer_loss, params, lam, data(), data())
 
 
-def integer_leaves(steps: int) -> Problem:
+def integer_leaves(steps: int) -> Task:
     """An integer count among the weights that the step reads, and integer labels."""
     draw = numbers(6)
 
@@ -238,7 +252,7 @@ def integer_leaves(steps: int) -> Problem:
     return build(from_update(update_fn), outer_loss, params, lam, data(7), data(8))
 
 
-def outer_lam(steps: int) -> Problem:
+def outer_lam(steps: int) -> Task:
     """The hyperparameters are a shared feature layer, in both losses (ANIL)."""
     draw = numbers(9)
 
@@ -256,7 +270,7 @@ def outer_lam(steps: int) -> Problem:
     return build(dynamics, loss, draw(4), lam, data(), data())
 
 
-def at_minimum(steps: int) -> Problem:
+def at_minimum(steps: int) -> Task:
     """One step leads to the minimum of its batch, from wherever it starts.
 
     So the exact hypergradient is the one through the minimum, and methods that assume to be
@@ -294,6 +308,9 @@ ZOO: dict[str, ProblemAt] = {
         mlp_adam,
         mlp_chain,
         mlp_update_fn,
+        batch_norm,
+        initial_scale,
+        initial_weights,
     )
 }
 """Every problem by name."""

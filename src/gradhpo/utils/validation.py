@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from gradhpo.utils._modules import check_taken_apart
 from gradhpo.utils._partition import NOT_REAL
 
 __all__ = [
@@ -240,6 +241,7 @@ def check_hyperparams(hyperparams: Any) -> None:
 
 def check_params(params: Any) -> None:
     """At least one floating-point leaf and none complex; others are carried through untouched."""
+    check_taken_apart(params)
     dtypes = {name: _dtype("params", name, leaf) for name, leaf in leaves_with_names(params)}
     for name, dtype in dtypes.items():
         if jnp.issubdtype(dtype, jnp.complexfloating):

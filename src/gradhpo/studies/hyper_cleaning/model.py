@@ -1,4 +1,4 @@
-"""The small convolutional network of the study `hyper_cleaning`, and its two losses."""
+"""The small convolutional network of the study `hyper_cleaning`, its two losses, the task."""
 
 from typing import Any
 
@@ -8,7 +8,12 @@ import numpy as np
 import optax
 from jax import lax
 
-__all__ = ["init", "logits", "train_loss", "val_loss"]
+from gradhpo.core.dynamics import from_optax
+from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.task import Task
+from gradhpo.core.types import DataBatch
+
+__all__ = ["PROBLEM", "init", "logits", "task", "train_loss", "val_loss"]
 
 CHANNELS, KERNEL = 8, 3
 LAYERS = ("conv1", "conv2", "conv3")
@@ -62,3 +67,26 @@ def val_loss(params: Any, lam: Any, batch: Any) -> jax.Array:
     """The plain mean loss."""
     del lam
     return jnp.mean(_losses(params, *batch))
+
+
+PROBLEM = BilevelProblem(from_optax(train_loss, optax.sgd(0.1, momentum=0.9)), val_loss)
+
+
+def task(seed: int, train: DataBatch, val: DataBatch, test: DataBatch | None = None) -> Task:
+    """A weight for each training example; every step sees all of them, and their numbers.
+
+    >>> data = DataBatch(np.zeros((5, 8, 8, 1), np.float32), np.arange(5))
+    >>> task(0, data, data).hyperparams.shape
+    (5,)
+    """
+    size = len(train.targets)
+    examples = (*train, np.arange(size, dtype=np.int32))
+    return Task(
+        PROBLEM,
+        init(seed, train.inputs),
+        np.zeros(size, np.float32),
+        train=lambda: examples,
+        val=lambda: tuple(val),
+        natural=lambda lam: {"weight": jax.nn.sigmoid(lam)},
+        test=test,
+    )

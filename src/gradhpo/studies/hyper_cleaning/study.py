@@ -11,18 +11,17 @@ import numpy as np
 import optax
 
 from gradhpo import datasets
-from gradhpo.core.dynamics import from_optax
+from gradhpo.core.task import Task
 from gradhpo.report import StudyResult, interval, plots, summarize, write_csv
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.drawing import COLORS, INK, new_axes, new_figure, save
-from gradhpo.studies.hyper_cleaning.model import init, logits, train_loss, val_loss
-from gradhpo.studies.shared.images import ImageConfig, Parts, cost, make_optimizer, parts, scorer
+from gradhpo.studies.hyper_cleaning.model import PROBLEM, logits, task
+from gradhpo.studies.shared.images import ImageConfig, cost, parts, scorer, tuned
 
 __all__ = ["Config", "Detection", "detection", "run"]
 
 COMPARED = ("one_step", "hyperdistill", "greedy", "reverse")
 FASTEST = ("one_step", "greedy")
-INNER = optax.sgd(0.1, momentum=0.9)
 OUTER = optax.adam(0.1)
 POINTS = 20  # of a curve
 
@@ -75,11 +74,9 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     data = datasets.load(config.dataset, config.data_dir)
     own = FASTEST if config.fast else COMPARED
     methods = tuple(dict.fromkeys(("fixed", *(config.method or own))))
-    common = {"inner_optimizer": INNER, "outer_optimizer": OUTER}
-    optimizers = {m: make_optimizer(m, config, **common) for m in methods if m != "fixed"}
     score = scorer(logits)
     values: dict[str, dict[str, list[Any]]] = {m: {} for m in methods}
-    weights: dict[str, list[np.ndarray]] = {m: [] for m in optimizers}
+    weights: dict[str, list[np.ndarray]] = {m: [] for m in methods if m != "fixed"}
     wrong: list[np.ndarray] = []
     for seed in range(config.seeds):
         part = parts(data, config, seed)
@@ -89,9 +86,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         for method in methods:
             curve: list[np.ndarray] = []
             params, lam = _train(
-                optimizers.get(method),
-                init(seed, part.train.inputs),
-                part,
+                task(seed, part.train, part.val),
+                method,
                 config,
                 lambda params: curve.append(score(params, part.test)),  # noqa: B023
             )
@@ -129,8 +125,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     )
 
 
-_DYNAMICS = from_optax(train_loss, INNER)
-_advance = jax.jit(_DYNAMICS.step)
+_advance = jax.jit(PROBLEM.dynamics.step)
 
 
 def _reduced(config: Config) -> Config:
@@ -139,15 +134,14 @@ def _reduced(config: Config) -> Config:
     return replace(config, **{name: min(getattr(config, name), n) for name, n in most.items()})
 
 
-def _train(optimizer: Any, params: Any, part: Parts, config: Config, watch: Any) -> Any:
+def _train(task: Task, method: str, config: Config, watch: Callable[[Any], object]) -> Any:
     """`(params, lam)` after all episodes of full-batch training; `watch` sees some params."""
-    size = len(part.train.targets)
-    train = (*part.train, np.arange(size, dtype=np.int32))
-    lam = np.zeros(size, np.float32)
     each = max(1, config.episodes // POINTS)
-    if optimizer is None:
+    if method == "fixed":
+        assert callable(task.train)
+        params, lam, train = task.params, task.hyperparams, task.train()
         for m in range(1, config.episodes + 1):
-            inner = _DYNAMICS.init(params, lam)  # an episode starts with fresh momentum
+            inner = PROBLEM.dynamics.init(params, lam)  # an episode starts with fresh momentum
             for _ in range(config.steps):  # no scan: on CPU convolutions are slow in it
                 inner = _advance(inner, lam, train)
             params = inner.params
@@ -159,16 +153,7 @@ def _train(optimizer: Any, params: Any, part: Parts, config: Config, watch: Any)
         if m % each == 0 or m == config.episodes:
             watch(state.params)
 
-    state = optimizer.run(
-        optimizer.init(params, lam),
-        M=config.episodes,
-        T=config.steps,
-        get_train_batch=lambda: train,
-        get_val_batch=lambda: tuple(part.val),
-        train_loss_fn=train_loss,
-        val_loss_fn=val_loss,
-        callback=callback,
-    )
+    state = tuned(task, method, config, OUTER, callback)
     return state.params, state.hyperparams
 
 

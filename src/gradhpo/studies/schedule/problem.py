@@ -8,11 +8,12 @@ import numpy as np
 from jax import lax
 
 from gradhpo.core.dynamics import from_optax
-from gradhpo.studies.shared.reversible import Rows, cross_entropy, draw, on_rows
+from gradhpo.core.problem import BilevelProblem
+from gradhpo.studies.shared.reversible import Rows, cross_entropy, draw, on_all, on_rows, started
 from gradhpo.transforms import reversible_sgd
 from gradhpo.transforms.reversible import Reversible
 
-__all__ = ["Schedule", "curve", "initial", "inner_optimizer", "judge", "start"]
+__all__ = ["Schedule", "curve", "initial", "inner_optimizer", "judge", "problem_of", "start"]
 
 LAYERS = (784, 50, 50, 50, 10)
 BATCH = 200
@@ -47,6 +48,17 @@ def start(
 ) -> tuple[list[jax.Array], jax.Array]:
     """New initial weights and new batches, as row numbers (steps, BATCH), for one run."""
     return draw(key, LAYERS, log_scale, (steps, BATCH), len(data.train.targets))
+
+
+def problem_of(data: Rows, steps: int) -> BilevelProblem:
+    """The loss on all training examples after a run from new weights, exp(log_scale) noise."""
+
+    def begin(params, lam, key):
+        del params
+        return started(*start(data, lam.log_scale, steps, key))
+
+    dynamics = from_optax(on_rows(data.train), inner_optimizer)
+    return BilevelProblem(dynamics, on_all(data.train), begin=begin)
 
 
 @jax.jit

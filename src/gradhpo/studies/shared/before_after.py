@@ -1,47 +1,37 @@
 """Before against after: default hyperparameters, and those that a tuning run has learned.
 
 Both trainings start from the same weights and take the same batches in the same order, so
-that they differ in the hyperparameters alone. Model, losses and the tuning run are those of a
-module in `gradhpo.examples`.
+that they differ in the hyperparameters alone. The tasks are those of `gradhpo.examples`, whose
+network is one.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax import lax
 
 from gradhpo import datasets
-from gradhpo.algorithms._facade import EstimatorOptimizer
-from gradhpo.core.dynamics import from_optax
+from gradhpo.core.task import Task
+from gradhpo.core.types import Hyper, Params
+from gradhpo.examples.mnist import logits
 from gradhpo.report import StudyResult, plots, summarize, write_csv
 from gradhpo.report.config import Progress
-from gradhpo.studies.shared.images import ImageConfig, cost, make_optimizer, parts, scorer
+from gradhpo.studies.shared.images import ImageConfig, cost, parts, scorer, tuned
 
-__all__ = ["Example", "Outcome", "before_after", "with_paths"]
+__all__ = ["Outcome", "TaskAt", "before_after", "retrained", "with_paths"]
 
 Curves = dict[str, np.ndarray]
 
 
-class Example(Protocol):
-    """What a module of `gradhpo.examples` offers to its study."""
-
-    @property
-    def OPTIMIZER(self) -> EstimatorOptimizer: ...
-    @property
-    def init(self) -> Callable[..., Any]: ...
-    @property
-    def logits(self) -> Callable[..., jax.Array]: ...
-    @property
-    def train_loss(self) -> Callable[..., jax.Array]: ...
-    @property
-    def batches(self) -> Callable[..., Callable[[], Any]]: ...
-    @property
-    def tune(self) -> Callable[..., Any]: ...
+TaskAt = Callable[..., Task]
+"""`(seed, train, val, test) -> Task`, its sources at their beginning."""
 
 
 class Outcome(NamedTuple):
@@ -53,11 +43,11 @@ class Outcome(NamedTuple):
 
 def before_after(
     name: str,
-    example: Example,
+    task_at: TaskAt,
+    outer: optax.GradientTransformation,
     config: ImageConfig,
     methods: tuple[str, ...],
-    before: Mapping[str, Any],
-    values: Callable[[Any], Mapping[str, Any]],
+    before: Mapping[str, Hyper],
     progress: Progress,
     *,
     restarts: bool = False,
@@ -67,11 +57,11 @@ def before_after(
 
     Args:
         name: Of the study.
-        example: A module of `gradhpo.examples`.
+        task_at: The task of a seed and its data; it says what its hyperparameters are, `natural`.
+        outer: Moves the hyperparameters.
         config: The settings; `config.method` overrides `methods`.
         methods: The study's own choice.
         before: Hyperparameters to compare with, by name; the first are the baseline.
-        values: The hyperparameters as people know them (`exp` of a logarithm …).
         progress: Told of every seed.
         restarts: Whether an episode is a whole training run, as in `learning_rate`.
         fast_episodes: At most so many with `config.fast`.
@@ -89,33 +79,27 @@ def before_after(
     methods = tuple(m for m in config.method or methods if m not in config.baselines)
     baseline = next(iter(before))
     data = datasets.load(config.dataset, config.data_dir)
-    own = example.OPTIMIZER
-    common = {"inner_optimizer": own.inner_optimizer, "outer_optimizer": own.outer_optimizer}
-    optimizers = {m: make_optimizer(m, config, **common) for m in methods}
     training = replace(config, episodes=1) if restarts else config
-    train, score = _trainer(example, training), scorer(example.logits)
+    score = scorer(logits)
     scores: dict[str, list[np.ndarray]] = {}
     paths: dict[str, list[Curves]] = {m: [] for m in methods}
     for seed in range(config.seeds):
         part = parts(data, config, seed)
-        params = example.init(seed, part.train.inputs)
-        trained = {row: train(params, lam, part.train, seed) for row, lam in before.items()}
+        fresh = partial(task_at, seed, part.train, part.val, part.test)
+        trained = {row: retrained(fresh(), lam, training) for row, lam in before.items()}
         for method in methods:
             seen: list[Any] = []
-            state = example.tune(
-                params,
-                part.train,
-                part.val,
-                seed,
-                optimizers[method],
-                M=config.episodes,
-                T=config.steps,
+            state = tuned(
+                fresh(),
+                method,
+                config,
+                outer,
                 callback=lambda m, state: seen.append(state),  # noqa: B023
+                lr_reptile=0.0 if restarts else 1.0,
             )
-            trained[method] = train(params, state.hyperparams, part.train, seed)
+            trained[method] = retrained(fresh(), state.hyperparams, training)
             trained[f"{method} online"] = seen[-1].params  # w_T of the last episode
-            steps = [values(state.hyperparams) for state in seen]
-            paths[method].append({key: np.array([s[key] for s in steps]) for key in steps[0]})
+            paths[method].append(_path(fresh(), seen))
         for row, params in trained.items():
             scores.setdefault(row, []).append(score(params, part.test))
         told = ", ".join(f"{row} {100 * pairs[-1][1]:.2f} %" for row, pairs in scores.items())
@@ -172,23 +156,28 @@ def with_paths(
     return replace(result, files={**result.files, file: draw})
 
 
-def _trainer(example: Example, config: ImageConfig) -> Callable[..., Any]:
-    """`(params, hyperparams, data, seed) -> params`: training with nothing tuned."""
-    dynamics = from_optax(example.train_loss, example.OPTIMIZER.inner_optimizer)  # type: ignore[arg-type]
+def retrained(task: Task, hyperparams: Hyper, config: ImageConfig) -> Params:
+    """The weights after training with nothing tuned, on the batches of the tuning run."""
+    dynamics, source = task.problem.dynamics, task.train
+    assert callable(source)
+    inner = dynamics.init(task.params, hyperparams)
+    for _ in range(config.episodes):  # a part at a time, to keep memory small
+        batches = [source() for _ in range(config.steps)]
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *batches)
+        inner = _advance(dynamics, inner, hyperparams, stacked)
+    return inner.params
 
-    @jax.jit
-    def advance(inner, hyperparams, batches):
-        return lax.scan(lambda s, b: (dynamics.step(s, hyperparams, b), None), inner, batches)[0]
 
-    def train(params, hyperparams, data, seed):
-        source = example.batches(data, 2 * seed)  # those of the tuning run
-        inner = dynamics.init(params, hyperparams)
-        for _ in range(config.episodes):  # a part at a time, to keep memory small
-            batches = [source() for _ in range(config.steps)]
-            inner = advance(inner, hyperparams, jax.tree.map(lambda *xs: np.stack(xs), *batches))
-        return inner.params
+@partial(jax.jit, static_argnums=0)
+def _advance(dynamics, inner, hyperparams, batches):
+    return lax.scan(lambda s, b: (dynamics.step(s, hyperparams, b), None), inner, batches)[0]
 
-    return train
+
+def _path(task: Task, seen: list[Any]) -> Curves:
+    """The hyperparameters of all episodes, as people know them."""
+    assert task.natural is not None
+    steps = [task.natural(state.hyperparams) for state in seen]
+    return {key: np.array([float(step[key]) for step in steps]) for key in steps[0]}
 
 
 def _columns(pairs: np.ndarray) -> dict[str, np.ndarray]:

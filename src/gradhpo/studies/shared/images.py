@@ -1,4 +1,4 @@
-"""What the studies on images share: data and its parts, methods by name, their costs, scores."""
+"""What the studies on images share: data and its parts, tuning runs, their costs, scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ import optax
 
 from gradhpo import datasets
 from gradhpo.algorithms.registry import METHODS
+from gradhpo.core.state import BilevelState
+from gradhpo.core.task import Task
 from gradhpo.core.types import DataBatch
 from gradhpo.report.config import DataStudyConfig
 
-__all__ = ["ImageConfig", "Parts", "cost", "make_optimizer", "parts", "scorer"]
+__all__ = ["ImageConfig", "Parts", "cost", "parts", "scorer", "tuned"]
 
 FIT_PERIOD = 50  # episodes between two fits of HyperDistill's theta
 
@@ -87,6 +89,38 @@ def parts(data: datasets.Dataset, config: ImageConfig, seed: int) -> Parts:
     return Parts(DataBatch(train.inputs, noisy), val, test, noisy != train.targets)
 
 
+def tuned(
+    task: Task,
+    name: str,
+    config: ImageConfig,
+    outer: optax.GradientTransformation,
+    callback: Callable[[int, BilevelState], object],
+    lr_reptile: float = 1.0,
+) -> BilevelState:
+    """A tuning run by a registered method, with the settings of the study that concern it.
+
+    Args:
+        task: Its dynamics are those of an Optax optimizer.
+        name: Of the method.
+        outer: Moves the hyperparameters.
+        callback, lr_reptile: As of `run` of the classes.
+    """
+    dynamics = task.problem.dynamics
+    assert dynamics.parts is not None and task.train is not None and task.val is not None
+    inner = dynamics.parts.make_optimizer
+    optimizer = make_optimizer(name, config, inner_optimizer=inner, outer_optimizer=outer)
+    return optimizer.run(
+        optimizer.init(task.params, task.hyperparams),
+        M=config.episodes,
+        get_train_batch=task.train,
+        get_val_batch=task.val,
+        train_loss_fn=dynamics.parts.train_loss,
+        val_loss_fn=task.problem.outer_loss,
+        callback=callback,
+        lr_reptile=lr_reptile,
+    )
+
+
 def make_optimizer(name: str, config: ImageConfig, **common: Any) -> Any:
     """A registered method by name, with the settings of the study that concern it."""
     own: dict[str, dict[str, Any]] = {
@@ -100,16 +134,12 @@ def cost(name: str, config: ImageConfig, size: int = 1) -> tuple[float, float]:
     """Gradient evaluations and second-order products of one seed's run of `size` numbers.
 
     >>> cost("fixed", ImageConfig()), cost("one_step", ImageConfig())
-    ((2000, 0), (4000, 2000))
+    ((2000, 0), Cost(gradients=4000, products=2000))
     """
     if name not in METHODS:  # the baseline: training alone
         return config.episodes * config.steps, 0
-    gradients, products = (config.episodes * x for x in METHODS[name].cost(config.steps, size))
-    if name == "hyperdistill":
-        fits = -(-config.episodes // FIT_PERIOD)
-        gradients += fits * (2 * config.steps + 1)
-        products += fits * 2 * config.steps
-    return gradients, products
+    estimator = make_optimizer(name, config, inner_optimizer=optax.identity()).estimator()
+    return estimator.cost(config.steps, size, episodes=config.episodes, period=FIT_PERIOD)
 
 
 def scorer(logits: Callable[[Any, Any], jax.Array]) -> Callable[[Any, DataBatch], np.ndarray]:

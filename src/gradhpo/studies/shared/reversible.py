@@ -15,14 +15,16 @@ import numpy as np
 import optax
 
 from gradhpo import datasets
-from gradhpo.core.dynamics import from_optax
-from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.core.status import Status
+from gradhpo.core.dynamics import InnerState
+from gradhpo.core.estimator import roll
+from gradhpo.core.loop import run_episodes
+from gradhpo.core.problem import BilevelProblem, Start, Window, check_window
+from gradhpo.core.start import Origin, begin_episode
+from gradhpo.core.state import BilevelState
+from gradhpo.core.step import init_state
 from gradhpo.core.types import DataBatch
-from gradhpo.estimators.reversible import Reversed
+from gradhpo.estimators.reversible import reversible
 from gradhpo.report.config import DataStudyConfig
-from gradhpo.transforms.reversible import Reversible
-from gradhpo.utils.gradients import tree_where
 
 __all__ = [
     "CLASSES",
@@ -31,17 +33,17 @@ __all__ = [
     "by_part",
     "cost",
     "cross_entropy",
-    "descend",
     "draw",
     "draw_weights",
+    "learn",
     "logits",
     "names",
     "note_of",
+    "on_all",
     "on_rows",
-    "outer_loss",
-    "problem_on_rows",
     "rows",
-    "whole",
+    "started",
+    "trained",
 ]
 
 CLASSES = 10
@@ -139,7 +141,7 @@ def cross_entropy(params: list[jax.Array], data: Any) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
 
 
-# -- the problem: training on rows, judged by whole parts ------------------------------------
+# -- the problem: training runs on rows, each from a start of its own --------------------------
 
 
 def on_rows(part: DataBatch) -> Callable[[Any, Any, Any], jax.Array]:
@@ -152,29 +154,47 @@ def on_rows(part: DataBatch) -> Callable[[Any, Any, Any], jax.Array]:
     return train_loss
 
 
-def outer_loss(params: Any, lam: Any, part: Any) -> jax.Array:
-    """The loss on all examples of a part."""
-    del lam
-    return cross_entropy(params, part)
+def on_all(part: DataBatch) -> Callable[[Any, Any, Any], jax.Array]:
+    """An outer loss on all examples of a part, whatever the batch."""
+
+    def outer_loss(params, lam, batch):
+        del lam, batch
+        return cross_entropy(params, part)
+
+    return outer_loss
 
 
-def problem_on_rows(
-    part: DataBatch, inner_optimizer: Callable[[Any], Reversible]
-) -> BilevelProblem:
-    """Hyperparameters of the optimizer alone: `on_rows` and `outer_loss`."""
-    return BilevelProblem(from_optax(on_rows(part), inner_optimizer), outer_loss)
+def started(weights: Any, batches: jax.Array) -> Start:
+    """A training run from these weights on these batches; the outer loss needs none."""
+    return Start(weights, Window(batches, jnp.zeros(len(batches))))
 
 
-def whole(index: Any, part: DataBatch) -> Window:
-    """The window of a run on these batches, judged by all examples of a part."""
-    return Window(index, jax.tree.map(lambda x: x[None], part))
+def learn(
+    problem: BilevelProblem,
+    lam: Any,
+    keys: jax.Array,
+    outer: Any,
+    observe: Callable[[BilevelState], Any],
+    least_momentum: float | None = None,
+) -> tuple[BilevelState, Any]:
+    """Follow the exact hypergradient of the training runs that begin from these keys.
+
+    Returns:
+        `(state, observations)` of `run_episodes`; a hypergradient that is flagged changes nothing.
+    """
+    assert problem.begin is not None
+    first = problem.begin(None, lam, keys[0])
+    assert first.window is not None
+    method = reversible(check_window(first.window), least_momentum=least_momentum)
+    state = init_state(problem, method, outer, first.params, lam, first.window)
+    return run_episodes(method, outer, problem, state, None, draws=keys, observe=observe)
 
 
-def descend(lam: Any, got: Reversed, rate: float) -> tuple[Any, jax.Array]:
-    """`(lam, discarded)`: a plain step along the hypergradient; none where that is flagged."""
-    found, good = got.gradients, got.status == Status.OK
-    new = jax.tree.map(lambda x, a, b: x - rate * (a + b), lam, found.direct, found.indirect)
-    return tree_where(good, new, lam), ~good
+def trained(problem: BilevelProblem, lam: Any, key: jax.Array) -> Any:
+    """The weights after such a run in floating point."""
+    inner, window = begin_episode(problem, Origin(InnerState(None, ()), key), lam)
+    assert window is not None
+    return roll(problem.dynamics, inner, lam, window.train).params
 
 
 # -- what is told of it ----------------------------------------------------------------------

@@ -265,9 +265,5 @@ def cost(name: str, episodes: int, steps: int) -> tuple[float, float]:
     """Gradients and second-order products of one seed's run."""
     if name == "fixed":
         return episodes * steps, 0
-    method = METHODS["one_step" if name == "t1t2" else name]  # exact here: see `T1T2Optimizer`
-    gradients, products = (episodes * x for x in method.cost(steps, HYPERPARAMS))
-    if name == "hyperdistill":
-        fits = -(-episodes // PERIOD)
-        gradients, products = gradients + fits * (2 * steps + 1), products + fits * 2 * steps
-    return gradients, products
+    method = METHODS[name].make(update_fn=update_fn, T=steps, **SETTINGS[name])
+    return method.estimator().cost(steps, HYPERPARAMS, episodes=episodes, period=PERIOD)

@@ -1,0 +1,99 @@
+"""The episode that a check is about: its start, its data, and its loss as a function of lam."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradhpo.core.dynamics import InnerState
+from gradhpo.core.inspect import started_hyperparams
+from gradhpo.core.losses import loss_value
+from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.start import Origin, begin_episode
+from gradhpo.core.step import strengthen
+from gradhpo.core.task import Task
+from gradhpo.core.types import Hyper, Scalar
+from gradhpo.utils.gradients import tree_last
+
+__all__ = ["Episode", "begin_in_float64", "loss_after"]
+
+
+class Episode(NamedTuple):
+    """What every method sees of a check."""
+
+    problem: BilevelProblem
+    inner: InnerState  # s_0
+    lam: Hyper
+    window: Window  # of T steps
+    origin: Origin | None  # where s_0 depends on lam
+    steps: int  # T
+
+
+def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any) -> Episode:
+    """An episode of so many steps, all that floats in float64; 64-bit types must be on.
+
+    Args:
+        inner: A state to go on from, which then is a constant; None: a fresh start.
+    """
+    problem = task.problem
+    dynamics = problem.dynamics
+    problem = problem._replace(
+        dynamics=dynamics._replace(init=_widened(dynamics.init)),
+        begin=problem.begin and _widened(problem.begin),
+    )
+    params, lam, model_state = _wide((task.params, task.hyperparams, task.model_state))
+    task = task.replace(problem=problem, params=params, hyperparams=lam, model_state=model_state)
+    fresh, window = task.begin(steps, key)
+    lam, origin = strengthen(lam), None
+    if inner is None:
+        inner = fresh
+        if started_hyperparams(problem, task.origin(key), lam):
+            origin = task.origin(key)
+    return Episode(problem, strengthen(_wide(inner)), lam, _wide(window), origin, steps)
+
+
+def loss_after(episode: Episode) -> Callable[[Hyper], Scalar]:
+    """`lam -> L_val(s_T(lam), lam)`, by plain training; compiled.
+
+    A model state is a constant for the step that reads it (see `gradhpo.core.losses`): for every
+    lam it is what training at `episode.lam` has left behind there.
+    """
+    problem, inner, lam, window, origin, _ = episode
+
+    def remember(inner, batch):
+        return problem.dynamics.step(inner, lam, batch), inner.model_state
+
+    end, model_states = jax.jit(lambda inner: lax.scan(remember, inner, window.train))(inner)
+
+    def advance(lam, inner, x):
+        batch, model_state = x
+        return problem.dynamics.step(inner._replace(model_state=model_state), lam, batch), None
+
+    @jax.jit
+    def loss(lam):
+        start = inner if origin is None else begin_episode(problem, origin, lam)[0]
+        start = start._replace(model_state=inner.model_state)
+        last, _ = lax.scan(lambda s, x: advance(lam, s, x), start, (window.train, model_states))
+        batch = tree_last(window.val)
+        return loss_value(problem.outer_loss, last.params, lam, batch, end.model_state)
+
+    return loss
+
+
+def _widened(function: Callable) -> Callable:
+    return lambda *arguments: _wide(function(*arguments))
+
+
+def _wide(tree: Any) -> Any:
+    """Floating leaves as float64 arrays; integers and keys as they are."""
+
+    def wide(x):
+        return jnp.asarray(x, jnp.float64 if jnp.issubdtype(_dtype(x), jnp.floating) else None)
+
+    return jax.tree.map(wide, tree)
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

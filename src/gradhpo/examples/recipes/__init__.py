@@ -1,0 +1,1 @@
+"""How a network of each library comes to gradhpo: `docs/recipes.md` shows the files."""
