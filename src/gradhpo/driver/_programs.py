@@ -1,7 +1,7 @@
 """The compiled programs of a run and of single steps: one set for each way to loop."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
