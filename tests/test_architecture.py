@@ -15,9 +15,7 @@ FILES = {
 MODULES = {name.removesuffix(".__init__") for name in FILES}
 
 # Layer -> what it may import besides itself; an entry is a layer or one module of it.
-LOWER = set(
-    "utils core solvers estimators driver algorithms diagnostics transforms".split()
-)
+LOWER = set("utils core solvers estimators driver algorithms diagnostics transforms".split())
 USER = LOWER | {"meta", "datasets"}
 ALLOWED = {
     "utils": set(),

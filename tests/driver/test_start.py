@@ -167,5 +167,5 @@ def test_data_that_do_not_fit_the_start_are_refused(x64):
     with pytest.raises(ValueError, match="get_task= is the draw for begin="):
         none.run(state, 1, get_task=lambda: 0.0, **SOURCES, **losses)
     wide = classy(ReverseOptimizer, lambda w, lam, draw: Start({"w": jnp.zeros(3)}))
-    with pytest.raises(ValueError, match=r"begin must return weights like.*give init weights"):
+    with pytest.raises(ValueError, match=r"begin must return a Start of the structure, shapes"):
         wide.run(state, 1, **SOURCES, **losses)

@@ -38,7 +38,6 @@ from gradhpo.driver.single import as_rate
 from gradhpo.driver.summary import summarise
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import avals
-from gradhpo.utils.validation import difference
 
 __all__ = ["Plan", "run"]
 
@@ -161,18 +160,13 @@ def _shapes(setup: Setup, state: BilevelState, resident: Window, drawn: Drawn) -
     """For `Setup.remember_shapes`.
 
     Raises:
-        ValueError: the start changes the weights' shapes, or the batches come twice or not at all.
+        ValueError: the batches come twice, or not at all.
     """
-    origin, inner, own = jax.eval_shape(
+    origin, _, own = jax.eval_shape(
         lambda state, draw: loops.begin(setup.estimator, setup.problem, state, draw),
         state,
         drawn.draw,
     )
-    if where := difference(inner.params, state.params):
-        raise ValueError(
-            f"begin must return weights like those it is given, but {where}: give init weights of "
-            "the shapes that begin makes."
-        )
     window, resident = loops.episode_data(drawn.window, own, resident)
     return Shapes(origin, jax.eval_shape(fetch, resident, window))
 

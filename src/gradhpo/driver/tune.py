@@ -102,7 +102,7 @@ def tune(
     >>> task = Task(problem, 2.0, 0.5, InOrder(jnp.ones(20)), InOrder(jnp.zeros(20)))
     >>> state = tune(task, one_step(), episodes=2, T=10, lr_hyper=0.01)
     >>> print(int(state.step), state.hyperparams)
-    20 0.48...
+    20 0.55...
     """
     name = "tune"
     given = _as_it_is(estimator) if isinstance(estimator, Estimator) else estimator
