@@ -125,9 +125,7 @@ def main(M: int = 8) -> None:
     runs: list[gradhpo.BilevelState] = []
     gradhpo.tune(
         task(0, train, val, test),
-        gradhpo.reverse(
-            300
-        ),  # the exact hypergradient of a whole training run
+        gradhpo.reverse(300),  # the exact hypergradient of a whole training run
         OUTER,
         episodes=M,
         T=300,

@@ -87,9 +87,7 @@ def main(M: int = 60) -> None:
     runs: list[gradhpo.BilevelState] = []
     gradhpo.tune(
         task(0, train, val, test),
-        gradhpo.reverse(
-            100
-        ),  # the exact hypergradient of a whole training run
+        gradhpo.reverse(100),  # the exact hypergradient of a whole training run
         OUTER,
         episodes=M,
         T=100,
