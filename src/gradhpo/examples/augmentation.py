@@ -122,17 +122,13 @@ def task(
 def main(M: int = 8) -> None:
     """Tune on digits in M > 1 training runs; of the first and the last: accuracy and strengths."""
     train, val, test = datasets.split(datasets.digits().train, [200, 400, 1197], 0)
-    mine: Any = task(0, train, val, test)
     runs: list[gradhpo.BilevelState] = []
-    # The exact hypergradient of a training run of 300 steps, once per run.
-    optimizer = gradhpo.ReverseOptimizer(inner_optimizer=SGD, outer_optimizer=OUTER, T=300)
-    optimizer.run(
-        optimizer.init(mine.params, mine.hyperparams),
-        M=M,
-        get_train_batch=mine.train,
-        get_val_batch=mine.val,
-        train_loss_fn=train_loss,
-        val_loss_fn=val_loss,
+    gradhpo.tune(
+        task(0, train, val, test),
+        gradhpo.reverse(300),  # the exact hypergradient of a whole training run
+        OUTER,
+        episodes=M,
+        T=300,
         lr_reptile=0.0,  # the next run starts where this one did
         callback=lambda m, state: runs.append(state),
     )

@@ -84,19 +84,13 @@ def task(
 def main(M: int = 60) -> None:
     """Tune on digits in M > 1 training runs; of the first and the last: accuracy and rates."""
     train, val, test = datasets.split(datasets.digits().train, [400, 400, 997], 0)
-    mine: Any = task(0, train, val, test)
     runs: list[gradhpo.BilevelState] = []
-    # The exact hypergradient of a training run of 100 steps, once per run.
-    optimizer = gradhpo.ReverseOptimizer(
-        inner_optimizer=layerwise_sgd, outer_optimizer=OUTER, T=100
-    )
-    optimizer.run(
-        optimizer.init(mine.params, mine.hyperparams),
-        M=M,
-        get_train_batch=mine.train,
-        get_val_batch=mine.val,
-        train_loss_fn=loss,
-        val_loss_fn=loss,
+    gradhpo.tune(
+        task(0, train, val, test),
+        gradhpo.reverse(100),  # the exact hypergradient of a whole training run
+        OUTER,
+        episodes=M,
+        T=100,
         lr_reptile=0.0,  # the next run starts where this one did
         callback=lambda m, state: runs.append(state),
     )

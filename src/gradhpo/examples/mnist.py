@@ -125,17 +125,9 @@ def main(M: int = 200) -> None:
     train, val, test = datasets.split(datasets.digits().train, [400, 400, 997], 0)
     labels, _ = datasets.corrupt_labels(0, train.targets, 0.2, 10)
     for name, outer in (("before", optax.set_to_zero()), ("after", OUTER)):
-        mine: Any = task(0, gradhpo.DataBatch(train.inputs, labels), val, test)
+        mine = task(0, gradhpo.DataBatch(train.inputs, labels), val, test)
         # One step ahead after every training step (T1-T2, Luketina et al. 2016).
-        optimizer = gradhpo.OneStepOptimizer(inner_optimizer=SGD, outer_optimizer=outer, T=20)
-        state = optimizer.run(
-            optimizer.init(mine.params, mine.hyperparams),
-            M=M,
-            get_train_batch=mine.train,
-            get_val_batch=mine.val,
-            train_loss_fn=train_loss,
-            val_loss_fn=val_loss,
-        )
+        state = gradhpo.tune(mine, gradhpo.one_step(), outer, episodes=M, T=20)
         told = ", ".join(f"{x:.1e}" for x in penalties(state.hyperparams).values())
         print(f"{name}: test accuracy {100 * accuracy(state.params, test):.1f} %, penalties {told}")
 
