@@ -264,8 +264,8 @@ def gradient_and_products(
     (see `gradhpo.core.custom_rules`), and then they need not: such a loss takes reverse over
     reverse, right for any rule, at a higher price.
 
-    >>> loss = lambda w, lam: (lam * w**3, "aux")
-    >>> g, aux, products = gradient_and_products(loss, 2.0, 0.5)
+    >>> loss = lambda w, lam: (lam * w**3, w)
+    >>> g, aux, products = gradient_and_products(loss, jnp.array(2.0), 0.5)
     >>> print(g, *products(1.0))
     6.0 6.0 12.0
     """

@@ -35,7 +35,7 @@ def adamw(hyperparams):
     return optax.chain(optax.scale_by_adam(eps_root=1e-8), decay, optax.stateless(scale))
 
 
-def cross_entropy(logits, labels, smoothing=0.0):
+def cross_entropy(logits, labels, smoothing):
     targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), smoothing)
     loss = optax.softmax_cross_entropy(logits, targets).mean()
     return loss, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
@@ -82,7 +82,7 @@ def val_loss(params, hyperparams, batch, state):
     del hyperparams
     images, labels = batch
     net = eqx.nn.inference_mode(eqx.combine(params, STATIC))
-    return cross_entropy(evaluate(net, images, state["statistics"], state["key"])[0], labels)
+    return cross_entropy(evaluate(net, images, state["statistics"], state["key"])[0], labels, 0.0)
 
 
 def main(M=20):

@@ -33,7 +33,7 @@ def adamw(hyperparams):
     return optax.chain(optax.scale_by_adam(eps_root=1e-8), decay, optax.stateless(scale))
 
 
-def cross_entropy(logits, labels, smoothing=0.0):
+def cross_entropy(logits, labels, smoothing):
     targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), smoothing)
     loss = optax.softmax_cross_entropy(logits, targets).mean()
     return loss, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
@@ -75,7 +75,7 @@ def val_loss(params, hyperparams, batch, state):
     images, labels = batch
     x = linear(params["hidden"], images)
     x = normalised(params["norm"], x, state["mean"], state["var"])
-    return cross_entropy(linear(params["head"], x), labels)
+    return cross_entropy(linear(params["head"], x), labels, 0.0)
 
 
 def main(M=20):
