@@ -21,7 +21,7 @@ import optax
 
 from gradhpo import ReverseOptimizer, Start, Window
 
-__all__ = ["errors", "init", "loss", "main", "pretrain", "sample", "tune"]
+__all__ = ["errors", "init", "learn", "loss", "main", "pretrain", "sample"]
 
 LAYERS = (1, 40, 40, 1)
 TASKS, POINTS, RATE, META_RATE = 25, 10, 0.01, 0.001
@@ -71,10 +71,10 @@ OPTIMIZER = ReverseOptimizer(
 )
 
 
-def tune(seed: int, M: int, **run: Any) -> Any:
+def learn(seed: int, M: int, **run: Any) -> Any:
     """The initial weights after M meta-steps.
 
-    >>> weights = tune(seed=0, M=2)
+    >>> weights = learn(seed=0, M=2)
     >>> [layer["w"].shape for layer in weights]
     [(1, 40), (40, 40), (40, 1)]
     """
@@ -118,7 +118,7 @@ def errors(weights: Any, steps: int = 10, tasks: int = 600) -> jax.Array:
 
 def main(M: int = 20_000, seeds: int = 1) -> None:
     """Mean squared error on new tasks by the number of steps taken on their ten points."""
-    starts = {"random": lambda seed, M: init(seed), "all tasks": pretrain, "MAML": tune}
+    starts = {"random": lambda seed, M: init(seed), "all tasks": pretrain, "MAML": learn}
     shown = [0, 1, 2, 3, 5, 10]
     print("steps", *(f"{n:>8}" for n in shown))
     for name, start in starts.items():
