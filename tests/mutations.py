@@ -54,8 +54,8 @@ FAULTS = [
     Fault(
         "DrMAD: the points of the line one step late",
         "estimators/drmad.py",
-        "beta = jnp.arange(steps, dtype=scalar_dtype(lam)) / steps",
-        "beta = jnp.arange(1, steps + 1, dtype=scalar_dtype(lam)) / steps",
+        "beta = jnp.arange(unroll_steps, dtype=scalar_dtype(lam)) / unroll_steps",
+        "beta = jnp.arange(1, unroll_steps + 1, dtype=scalar_dtype(lam)) / unroll_steps",
         "tests/estimators/test_unrolled.py::test_drmad_is_exact_on_a_straight_line",
     ),
     Fault(

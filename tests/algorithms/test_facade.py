@@ -108,7 +108,7 @@ def test_step_repeats_its_batch_over_the_window(name, pure):
     opt, (params, lam) = method(name), start()
     h = opt.compute_hypergradient(opt.init(params, lam), batch(0), batch(1), train_loss, val_loss)
     problem = BilevelProblem(from_update(update_fn), val_loss)
-    window = Window(*(jnp.stack([batch(i)] * pure.window) for i in (0, 1)))
+    window = Window(*(jnp.stack([batch(i)] * pure.unroll_steps) for i in (0, 1)))
     inner = problem.dynamics.init(params, lam)
     assert_trees_close(h, pure.estimate(problem, (), inner, lam, window).hypergrad, 1e-6)
 
@@ -141,7 +141,7 @@ def test_callbacks_count_from_one_and_see_w_T(name):
     state = opt.init(*start())
     got = run(opt, state, M=3, lr_reptile=0.0, callback=lambda m, s: seen.append((m, s)))
     assert [m for m, _ in seen] == [1, 2, 3]
-    per_episode = T // opt.estimator().window
+    per_episode = T // opt.estimator().unroll_steps
     assert [int(s.step) for _, s in seen] == [per_episode, 2 * per_episode, 3 * per_episode]
     np.testing.assert_array_equal(got.params["w"], state.params["w"])  # phi, restarted
     for _, s in seen:  # every one still valid, and w_T, not phi
@@ -258,7 +258,7 @@ def test_a_run_that_meets_nan_says_so_and_goes_on():
         with pytest.warns(GradhpoWarning, match=r"1 of the \d updates of this run were rejected"):
             state = run(opt, opt.init(*start()), get_train_batch=Poisoned(1))
         assert int(state.metadata["n_rejected"]) == 1, name
-        assert int(state.metadata["first_bad_step"]) == 2 // opt.estimator().window, name
+        assert int(state.metadata["first_bad_step"]) == 2 // opt.estimator().unroll_steps, name
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(floats(state))), name
         assert np.all(np.asarray(state.hyperparams["scale"]) != np.float32(0.1)), name
 

@@ -134,7 +134,7 @@ def test_a_method_of_another_package(restored):
 def test_costs_add_up(name):
     """So many episodes cost so many times one, and the fits come on top."""
     estimator = METHODS[name].tried()
-    T = 2 * estimator.window
+    T = 2 * estimator.unroll_steps
     one = estimator._replace(start_price=None).cost(T, 3)
     assert estimator.cost(T, 3, episodes=4, period=2) == Cost(
         4 * one.gradients + 2 * (estimator.cost(T, 3).gradients - one.gradients),

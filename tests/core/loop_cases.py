@@ -54,7 +54,7 @@ def data(*leading):
 
 
 def fresh(estimator, outer=None, params=PARAMS, problem=PROBLEM):
-    window = jax.tree.map(lambda x: x[: estimator.window], data(T))
+    window = jax.tree.map(lambda x: x[: estimator.unroll_steps], data(T))
     return init_state(problem, estimator, outer, params, LAM, window)
 
 

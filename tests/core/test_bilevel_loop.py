@@ -46,15 +46,15 @@ def test_scan_jit_and_vmap_are_the_plain_loop(name):
     estimator = ESTIMATORS[name]
     outer = optax.adam(1e-2)
     step = partial(bilevel_step(estimator, outer), PROBLEM)
-    windows = in_windows(data(T), estimator.window)
+    windows = in_windows(data(T), estimator.unroll_steps)
     start = fresh(estimator, outer)
     plain = start
-    for i in range(T // estimator.window):
+    for i in range(T // estimator.unroll_steps):
         plain = step(plain, jax.tree.map(lambda x: x[i], windows))  # noqa: B023
     scanned, _ = jax.jit(partial(jax.lax.scan, lambda s, w: (step(s, w), None)))(start, windows)
     rtol = 1e-3 if name == "finite_difference" else 2e-5  # differences in float32
     assert_trees_close(what_counts(scanned), what_counts(plain), rtol)
-    assert int(scanned.step) == T // estimator.window
+    assert int(scanned.step) == T // estimator.unroll_steps
 
     first = jax.tree.map(lambda x: x[0], windows)
     states = [start.update(params={"w": PARAMS["w"] * k}) for k in (1.0, 2.0, 3.0)]
@@ -183,14 +183,14 @@ def test_every_loop_gives_the_same_numbers(make, x64):
     numbers = {}
     wide = jax.tree.map(lambda x: x.astype(jnp.float64), (PARAMS, LAM, data(T)))
     for loop in ("scan", "unroll", "host"):
-        settings = {"steps": T} if make is not hyperdistill else {}
+        settings = {"unroll_steps": T} if make is not hyperdistill else {}
         estimator = make(loop=loop, **settings)
         params, lam, window = wide
         inner = PROBLEM.dynamics.init(params, lam)
         memory = estimator.init(inner, lam, window)
         if estimator.start is not None:
             memory = estimator.start(PROBLEM, memory, inner, lam, window)
-        last = jax.tree.map(lambda x: x[-estimator.window :], window)  # noqa: B023
+        last = jax.tree.map(lambda x: x[-estimator.unroll_steps :], window)  # noqa: B023
         got = estimator.estimate(PROBLEM, memory, inner, lam, last)
         theta = memory.theta if make is hyperdistill else got.info["val_loss"]
         numbers[loop] = got.hypergrad, split(tuple(got.inner))[0], theta

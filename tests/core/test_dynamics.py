@@ -148,14 +148,14 @@ def test_every_estimator_carries_keys_and_counts(name):
     lam = jnp.array(0.4)
     inner = problem.dynamics.init(mixed_params(), lam)
     estimator = ESTIMATORS[name]
-    window = Window(jnp.ones((estimator.window, 2)), jnp.zeros((estimator.window, 2)))
+    window = Window(jnp.ones((estimator.unroll_steps, 2)), jnp.zeros((estimator.unroll_steps, 2)))
     memory = estimator.init(inner, lam, window)
     got = jax.jit(lambda *a: estimator.estimate(problem, *a))(memory, inner, lam, window)
     assert jax.tree.structure(got.inner) == jax.tree.structure(inner)
     if name == "reverse":
         exact = jax.grad(lambda x: unrolled_loss(problem, inner, x, window))(lam)
         np.testing.assert_allclose(got.hypergrad, exact, rtol=1e-13)
-    assert got.inner.params["count"] == 3 + estimator.window
+    assert got.inner.params["count"] == 3 + estimator.unroll_steps
 
 
 def test_optax_sees_floating_leaves_only():

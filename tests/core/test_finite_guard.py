@@ -73,7 +73,7 @@ def test_nan_in_a_batch_is_reported_and_undone(name, side, code):
     estimator = ESTIMATORS[name]
     outer = optax.adam(1e-2)
     step = jax.jit(partial(bilevel_step(estimator, outer), PROBLEM))
-    windows = in_windows(data(3 * T), estimator.window)
+    windows = in_windows(data(3 * T), estimator.unroll_steps)
     good = [jax.tree.map(lambda x: x[i], windows) for i in range(3)]  # noqa: B023
     state = step(fresh(estimator, outer), good[0])
     bad = good[1]._replace(**{side: getattr(good[1], side).at[-1, 0, 0].set(jnp.nan)})
@@ -183,7 +183,7 @@ def test_a_diverging_inner_loop_never_moves_lam_to_nan():
     lam = {"rate": jnp.array(400.0), "scale": jnp.array(0.1)}
     for name in ("one_step", "hyperdistill", "greedy", "reverse"):
         estimator = ESTIMATORS[name]
-        state = init_state(PROBLEM, estimator, None, PARAMS, lam, data(estimator.window))
+        state = init_state(PROBLEM, estimator, None, PARAMS, lam, data(estimator.unroll_steps))
         episode = jax.jit(partial(run_episode, estimator, None, PROBLEM))
         for _ in range(2):
             state = episode(state, data(T), 1.0)

@@ -325,7 +325,7 @@ def test_methods_without_alpha_take_the_start_for_a_constant(name, x64):
     if name == "implicit":  # refuses a rate, which moves no minimum
         problem = problem._replace(dynamics=from_optax(train_loss, optax.sgd(0.1)))
     lam = hyperparams("layer")
-    state = init_state(problem, estimator, READ, network(0), lam, window(estimator.window))
+    state = init_state(problem, estimator, READ, network(0), lam, window(estimator.unroll_steps))
     assert start_episode(estimator, problem, state).origin is None
     state = episode(estimator, problem, state, window())
     got = state.outer_opt_state["start"]

@@ -333,7 +333,7 @@ def test_products_are_taken_at_the_documented_model_state(name, u, count):
     """SOBA at the model state before the step, the others at that after it."""
     estimator = {
         "soba": gh.soba(RHO),
-        "implicit": gh.implicit(steps=1),
+        "implicit": gh.implicit(unroll_steps=1),
         "amigo": gh.amigo(1, u_steps=1, step_size=RHO),
         "stocbio": gh.stocbio(1, terms=0, step_size=RHO),
     }[name]

@@ -48,7 +48,7 @@ def mean_and_error(make, case, repeats=200):
         estimator = make
         problem, inner, lam, window = case
         memory = estimator.init(inner, lam, None)._replace(key=key)
-        steps = estimator.window
+        steps = estimator.unroll_steps
         windows = jax.tree.map(lambda x: x.reshape(T // steps, steps, *x.shape[1:]), window)
         for k in range(T // steps):
             got = estimator.estimate(problem, memory, inner, lam, at(windows, k))

@@ -204,7 +204,7 @@ def test_float32_points_the_same_way(name):
         makers["finite_difference"] = finite_difference
 
     def gradient(estimator):
-        got = whole_window(estimator, *started(ZOO[name], estimator.window))
+        got = whole_window(estimator, *started(ZOO[name], estimator.unroll_steps))
         return np.asarray(ravel_pytree(got.hypergrad)[0], np.float64)
 
     def gradients():

@@ -91,7 +91,7 @@ def test_the_hypergradient_is_the_mean(name, x64):
     draws, window = jnp.array([0.5, 1.0, 2.0]), data(2 * T, N)
 
     def run(method, draw, window):
-        first = jax.tree.map(lambda x: x[: method.window], window)
+        first = jax.tree.map(lambda x: x[: method.unroll_steps], window)
         state = init_state(problem, method, READ, PARAMS, LAM, first)
         if method.start is not None:
             state = prepare_episode(method, problem, state, window, draw)
@@ -117,7 +117,7 @@ def test_structure_is_final_from_init_on(name, shown):
     """Every leaf of weights, slots and memory has the tasks in front; an update keeps it."""
     estimator = {"es": es(T), "pes": pes(T)}.get(name) or ESTIMATORS[name]
     method = over_tasks(estimator, N)
-    window = data(method.window, N)
+    window = data(method.unroll_steps, N)
     state = init_state(PROBLEM, method, None, PARAMS, LAM, window if shown else None)
     for leaf in jax.tree.leaves((state.inner, state.memory)):
         assert np.shape(leaf)[:1] == (N,)

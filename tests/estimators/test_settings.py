@@ -49,7 +49,11 @@ FUNCTION = {TypeError: (3, "index")}
 FACTORIES = {
     "one_step": (one_step, {}, {"gamma": FRACTION}),
     "finite_difference": (finite_difference, {}, {"gamma": FRACTION, "radius": POSITIVE}),
-    "greedy": (greedy, {"steps": 3}, {"gamma": FRACTION, "steps": COUNT, "loop": WORD}),
+    "greedy": (
+        greedy,
+        {"unroll_steps": 3},
+        {"gamma": FRACTION, "unroll_steps": COUNT, "loop": WORD},
+    ),
     "hyperdistill": (
         hyperdistill,
         {},
@@ -64,9 +68,9 @@ FACTORIES = {
     ),
     "reverse": (
         reverse,
-        {"steps": 3},
+        {"unroll_steps": 3},
         {
-            "steps": COUNT,
+            "unroll_steps": COUNT,
             "truncate": {TypeError: (1.5,), ValueError: (-1, 4)},
             "memory": WORD,
             "budget": {TypeError: (2.5, "3"), ValueError: (0, -1, 100)},
@@ -75,30 +79,38 @@ FACTORIES = {
     ),
     "reversible": (
         reversible,
-        {"steps": 3},
-        {"steps": COUNT, "least_momentum": {**POSITIVE, ValueError: (0, 1, 2.0)}, "loop": WORD},
+        {"unroll_steps": 3},
+        {
+            "unroll_steps": COUNT,
+            "least_momentum": {**POSITIVE, ValueError: (0, 1, 2.0)},
+            "loop": WORD,
+        },
     ),
-    "forward": (forward, {"steps": 3}, {"steps": COUNT, "budget": COUNT, "loop": WORD}),
+    "forward": (
+        forward,
+        {"unroll_steps": 3},
+        {"unroll_steps": COUNT, "budget": COUNT, "loop": WORD},
+    ),
     "fds": (
         forward_sharing,
-        {"steps": 3, "pieces": 3},
-        {"steps": COUNT, "pieces": COUNT, "budget": COUNT, "loop": WORD},
+        {"unroll_steps": 3, "pieces": 3},
+        {"unroll_steps": COUNT, "pieces": COUNT, "budget": COUNT, "loop": WORD},
     ),
-    "drmad": (drmad, {"steps": 3}, {"steps": COUNT, "loop": WORD}),
+    "drmad": (drmad, {"unroll_steps": 3}, {"unroll_steps": COUNT, "loop": WORD}),
     "es": (
         es,
-        {"steps": 3},
-        {"steps": COUNT, "sigma": POSITIVE, "pairs": COUNT, "seed": SEED, "loop": WORD},
+        {"unroll_steps": 3},
+        {"unroll_steps": COUNT, "sigma": POSITIVE, "pairs": COUNT, "seed": SEED, "loop": WORD},
     ),
     "pes": (
         pes,
-        {"steps": 3},
-        {"steps": COUNT, "sigma": POSITIVE, "pairs": COUNT, "seed": SEED, "loop": WORD},
+        {"unroll_steps": 3},
+        {"unroll_steps": COUNT, "sigma": POSITIVE, "pairs": COUNT, "seed": SEED, "loop": WORD},
     ),
     "implicit": (
         implicit,
-        {"steps": 3},
-        {"steps": COUNT, "solver": FUNCTION, "condition": WORD, "seed": SEED, "loop": WORD},
+        {"unroll_steps": 3},
+        {"unroll_steps": COUNT, "solver": FUNCTION, "condition": WORD, "seed": SEED, "loop": WORD},
     ),
     "soba": (soba, {}, {"step_size": POSITIVE}),
     "saba": (
@@ -113,20 +125,20 @@ FACTORIES = {
     ),
     "amigo": (
         amigo,
-        {"steps": 3},
-        {"steps": COUNT, "u_steps": COUNT, "step_size": POSITIVE, "loop": WORD},
+        {"unroll_steps": 3},
+        {"unroll_steps": COUNT, "u_steps": COUNT, "step_size": POSITIVE, "loop": WORD},
     ),
     "stocbio": (
         stocbio,
-        {"steps": 3},
+        {"unroll_steps": 3},
         {
-            "steps": COUNT,
+            "unroll_steps": COUNT,
             "terms": {**COUNT, ValueError: (-1,)},
             "step_size": POSITIVE,
             "loop": WORD,
         },
     ),
-    "f2sa": (f2sa, {"steps": 3}, {"steps": COUNT, "penalty": POSITIVE, "loop": WORD}),
+    "f2sa": (f2sa, {"unroll_steps": 3}, {"unroll_steps": COUNT, "penalty": POSITIVE, "loop": WORD}),
 }
 
 
@@ -143,7 +155,7 @@ def test_nonsense_is_refused_by_its_name(name):
 
 
 # The arguments of a class whose estimator knows them by another name.
-RENAMED = {"steps": "unroll_steps", "radius": "eps"}
+RENAMED = {"radius": "eps"}
 ARGUMENTS = {factory: arguments for factory, _, arguments in FACTORIES.values()}
 
 
@@ -159,7 +171,7 @@ def test_the_class_names_its_own_argument(name):
         if known not in fields:
             continue  # a horizon T; the class has no such setting
         for value in errors.get(ValueError, ()):
-            if value is None or (argument, name) == ("steps", "forward"):
+            if value is None or (argument, name) == ("unroll_steps", "forward"):
                 continue  # the class's own default, or used online only
             with pytest.raises((TypeError, ValueError), match=rf"\b{known}\b"):
                 method.make(**{**common, known: value})
@@ -183,7 +195,7 @@ def test_rates_and_weights_may_be_traced():
             pes(2, seed=seed),
         )
         for estimator in estimators:
-            part = jax.tree.map(lambda x, n=estimator.window: x[:n], window)
+            part = jax.tree.map(lambda x, n=estimator.unroll_steps: x[:n], window)
             memory = estimator.init(inner, lam, part)
             yield estimator.estimate(problem, memory, inner, lam, part).hypergrad
 
@@ -215,7 +227,7 @@ def of_length(*shape):
 def test_a_window_of_another_length_is_refused(name):
     """Too long, too short, a side or a leaf alone, and 64 examples without a step axis."""
     estimator = ESTIMATORS[name]
-    n = estimator.window
+    n = estimator.unroll_steps
     right = of_length(n, 64, 5)
     problem = BilevelProblem(from_optax(loss, optax.sgd(0.1)), judge, loss)
     state = init_state(problem, one_step(), None, jnp.ones(3), jnp.full(3, 0.1))
@@ -253,7 +265,7 @@ def test_an_episode_is_whole_windows():
 def test_a_changed_estimator_is_checked_as_well():
     """`_replace` gives the parts their checks again, and one check only."""
     calls = []
-    mine = one_step()._replace(estimate=lambda *args: calls.append(args), window=2)
+    mine = one_step()._replace(estimate=lambda *args: calls.append(args), unroll_steps=2)
     mine.estimate(None, (), None, None, Window(np.ones(2), np.ones((2, 7))))
     with pytest.raises(ValueError, match="of length 2"):
         mine.estimate(None, (), None, None, Window(np.ones(1), np.ones(1)))

@@ -388,7 +388,7 @@ def test_converges_to_the_implicit_hypergradient(estimator, updates):
     train, val = whole(quadratic(1, 5, 40)), whole(quadratic(1, 5, 40, seed=1))
     problem, inner, lam = of_parts(train, val, 5)
     w, u, h = at_minimum(train, val, lam)
-    window = repeated(train, val, estimator.window)
+    window = repeated(train, val, estimator.unroll_steps)
     memory = estimator.init(inner, lam, window)
     estimate = compiled(estimator, problem)
     for _ in range(updates):
@@ -481,8 +481,8 @@ def test_scan_equals_a_loop(name):
     first = init_state(problem, estimator, outer, w, lam)
     step = jax.jit(partial(bilevel_step(estimator, outer), problem))
     state = start_episode(estimator, problem, first, keep_phi=False).state
-    for t in range(0, 4, estimator.window):
-        state = step(state, at(window, slice(t, t + estimator.window)))
+    for t in range(0, 4, estimator.unroll_steps):
+        state = step(state, at(window, slice(t, t + estimator.unroll_steps)))
     scanned = jax.jit(partial(run_episode, estimator, outer, problem))(first, window)
     for field in ("params", "hyperparams", "memory"):
         assert_trees_close(getattr(scanned, field), getattr(state, field), 1e-12)
@@ -500,7 +500,7 @@ def test_structure_and_dtypes_are_final_from_the_start(name, dtype):
     begun = jax.eval_shape(
         lambda s: start_episode(estimator, problem, s, keep_phi=False).state, first
     )
-    after = jax.eval_shape(step, begun, at(window, slice(estimator.window)))
+    after = jax.eval_shape(step, begun, at(window, slice(estimator.unroll_steps)))
     assert avals(first) == avals(begun) == avals(after)
     floating = jax.tree.leaves(split((after.memory, after.params, after.hyperparams))[0])
     assert {x.dtype for x in floating} == {jnp.dtype(dtype)}
@@ -544,7 +544,7 @@ def test_warm_starts_outlive_an_episode(name):
 def test_hyperparameters_of_the_optimizer_are_refused(name):
     problem, inner, lam, window = started(learning_rates, 1)
     estimator = EVERY[name]()
-    window = jax.tree.map(lambda x: jnp.repeat(x, estimator.window, 0), window)
+    window = jax.tree.map(lambda x: jnp.repeat(x, estimator.unroll_steps, 0), window)
     memory = estimator.init(inner, lam, window)
     with pytest.raises(ValueError, match=f"{name} cannot tune the leaf the value itself.*one_step"):
         jax.eval_shape(partial(estimator.estimate, problem), memory, inner, lam, window)
@@ -559,7 +559,7 @@ def test_an_opaque_step_is_refused_where_the_method_needs_its_gradient(name):
     with pytest.raises(ValueError, match=f"{name} sends a gradient.*inner_optimizer="):
         jax.eval_shape(
             partial(estimator.estimate, problem),
-            estimator.init(inner, lam, None), inner, lam, at(window, slice(estimator.window)),
+            estimator.init(inner, lam, None), inner, lam, at(window, slice(estimator.unroll_steps)),
         )  # fmt: skip
 
 
@@ -568,7 +568,7 @@ def test_an_opaque_step_does_where_the_training_loss_is_given(name):
     problem, w, lam, window = small(jnp.float64)
     hidden = problem._replace(dynamics=problem.dynamics._replace(parts=None), train_loss=train_loss)
     inner, estimator = problem.dynamics.init(w, lam), EVERY[name]()
-    window = at(window, slice(estimator.window))
+    window = at(window, slice(estimator.unroll_steps))
     memory = estimator.init(inner, lam, None)
     results = [compiled(estimator, p)(memory, inner, lam, window) for p in (problem, hidden)]
     assert_trees_close(results[0].hypergrad, results[1].hypergrad, 1e-12)

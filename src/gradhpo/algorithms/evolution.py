@@ -96,6 +96,6 @@ ENTRIES = (
             of_class={"unroll_steps": 2, "pairs": 2, "sigma": 0.3},
         ),
         _EVOLUTION,
-        longest_window=10,
+        most_unroll_steps=10,
     ),
 )

@@ -62,7 +62,7 @@ ENTRIES = (
             r"$A_t = \gamma I$, validation loss linear in $w$",
             "a longer horizon with no stored trajectory",
         ),
-        longest_window=math.inf,
+        most_unroll_steps=math.inf,
         usual=True,
     ),
 )

@@ -52,7 +52,7 @@ class Method(NamedTuple):
     summary: Summary | None = None  # None: in no table
     settings: Mapping[str, Any] = NONE  # that the name stands for
     needs: tuple[str, ...] = ()  # settings that have to fit the problem
-    longest_window: float = 0  # what `unroll_steps` may be in a run of T; 0: leave it alone
+    most_unroll_steps: float = 0  # what `unroll_steps` may be in a run of T; 0: leave it alone
     usual: bool = False  # one of those that `check_hypergradient` runs by itself
 
     def make(self, **settings: Any) -> EstimatorOptimizer:
@@ -61,8 +61,8 @@ class Method(NamedTuple):
 
     def over(self, T: int, **settings: Any) -> EstimatorOptimizer:
         """As `make`, for a run of T inner steps in the fewest windows it may take."""
-        if self.longest_window:
-            longest = int(min(T, self.longest_window))
+        if self.most_unroll_steps:
+            longest = int(min(T, self.most_unroll_steps))
             settings = {
                 "unroll_steps": max(k for k in range(1, longest + 1) if T % k == 0),
                 **settings,

@@ -260,7 +260,7 @@ ENTRIES = (
             of_class={"unroll_steps": 2},
         ),
         _SINGLE_LOOP,
-        longest_window=10,
+        most_unroll_steps=10,
     ),
     Method(
         "stocbio",
@@ -275,7 +275,7 @@ ENTRIES = (
             of_class={"unroll_steps": 2},
         ),
         _SINGLE_LOOP,
-        longest_window=10,
+        most_unroll_steps=10,
     ),
     Method(
         "f2sa",
@@ -290,6 +290,6 @@ ENTRIES = (
             trained_by=optax.sgd,
         ),
         _SINGLE_LOOP,
-        longest_window=10,
+        most_unroll_steps=10,
     ),
 )

@@ -124,7 +124,7 @@ def cost_table() -> str:
     for name, method in METHODS.items():
         gradients, products = _costs(method, 1)
         grows = _costs(method, 2)[1] != products
-        window = _estimator(method, STEPS).window
+        window = _estimator(method, STEPS).unroll_steps
         rows.append(
             (
                 f"`{name}`",

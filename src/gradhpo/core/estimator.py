@@ -76,7 +76,7 @@ class _Method(NamedTuple):
 
     init: Callable[[InnerState, Hyper, Window | None], Memory]  # reads shapes only
     estimate: Callable[..., Estimate]  # (problem, memory, inner, lam, window[, origin])
-    window: int = 1  # inner steps per outer update
+    unroll_steps: int = 1  # inner steps per outer update
     start: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Memory] | None = None
     # before every estimation_period-th episode, with the data of that whole episode
     reset: Callable[[Memory, InnerState, Hyper], Memory] | None = None
@@ -113,7 +113,7 @@ class Estimator(_Method):
             problem: Dynamics and validation loss.
             memory: From `init`, or of the last estimate.
             inner: s_0 of the window; lam: hyperparameters.
-            window: `self.window` train and validation batches, along a leading axis.
+            window: `self.unroll_steps` train and validation batches, along a leading axis.
             origin: Of an episode that begins at `inner`, where `inner` depends on lam. Its
                 derivative `alpha_0 ds_0/dlam` is added by methods that carry alpha to s_0
                 (`self.starts`); for the others s_0 is a constant.
@@ -121,7 +121,7 @@ class Estimator(_Method):
         Raises:
             ValueError: a leaf of the window has another length, or no step axis.
         """
-        check_window(window, self.window)
+        check_window(window, self.unroll_steps)
         extra = (origin,) if self.starts and origin is not None else ()
         return super().estimate(problem, memory, inner, lam, window, *extra)
 
@@ -137,7 +137,7 @@ class Estimator(_Method):
         """What training and the hypergradients of whole episodes take.
 
         Args:
-            T: Inner steps per episode, a multiple of `self.window`.
+            T: Inner steps per episode, a multiple of `self.unroll_steps`.
             size: H, how many numbers the hyperparameters are.
             episodes, period: So many episodes; `start` is called before every period-th.
             iterations: Of the linear solver in one update, as a run counted them (metric
@@ -156,7 +156,7 @@ class Estimator(_Method):
                 "Estimator(..., price=lambda size: Cost(gradients, products)), for one outer "
                 "update of `size` hyperparameters."
             )
-        updates = episodes * (T // self.window)
+        updates = episodes * (T // self.unroll_steps)
         gradients, products = self.price(size)
         products += self.iterations if iterations is None else iterations
         fits = -(-episodes // period)

@@ -182,7 +182,7 @@ def run_episode(
     Args:
         estimator, outer_optimizer, problem: As in `bilevel_step`.
         state: Where the episode starts; its `params` are phi.
-        window: The T batches of the episode, T a multiple of `estimator.window`; None where
+        window: The T batches of the episode, T a multiple of `estimator.unroll_steps`; None where
             `problem.begin` brings them.
         lr_hyper: Outer rate, if there is no outer optimizer.
         draw: For `problem.begin`, see `start_episode`.
@@ -198,7 +198,7 @@ def run_episode(
     state, origin, own = start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
     window, resident = episode_data(window, own, resident)
     T = check_window(window)
-    windows = in_windows(window, estimator.window)
+    windows = in_windows(window, estimator.unroll_steps)
     if estimator.room is not None and estimator.room.missing(state.memory):
         raise ValueError(
             "this state's memory keeps a batch whose shape is not known yet, so it cannot be "

@@ -35,8 +35,10 @@ def measure(choice: Estimator | str, episode: Episode, exact: Hyper, training: f
     problem, inner, lam, window, origin, steps = episode
     try:
         estimator = METHODS[choice].estimator(steps) if isinstance(choice, str) else choice
-        if steps % estimator.window:
-            raise ValueError(f"its window of {estimator.window} does not divide {steps} steps.")
+        if steps % estimator.unroll_steps:
+            raise ValueError(
+                f"its window of {estimator.unroll_steps} does not divide {steps} steps."
+            )
         if estimator.tasks is not None:
             raise ValueError("it is over several tasks; check what it averages, on one.")
         traced = jax.jit(_run(problem, estimator)).trace(inner, lam, window, origin)
@@ -75,7 +77,7 @@ def _run(problem: BilevelProblem, estimator: Estimator) -> Callable:
     """`(s_0, lam, window, origin) -> (last estimate, info of all)`, lam held fixed."""
 
     def run(inner, lam, window, origin):
-        steps = estimator.window
+        steps = estimator.unroll_steps
         pieces = jax.tree.leaves(window)[0].shape[0] // steps
 
         def piece(i):  # windows made beforehand would be a copy of all the data

@@ -84,7 +84,7 @@ def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
         begun = loops.start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
         window, resident = loops.episode_data(window, begun.window, resident)
         state = loops.finished(begun.state, check_window(window))  # counted at once, in here
-        windows = loops.in_windows(window, estimator.window)
+        windows = loops.in_windows(window, estimator.unroll_steps)
         # Buffers of its own, which the updates may donate.
         carry = jax.tree.map(jnp.copy, Packed.of((jnp.zeros((), jnp.int32), state)))
         return carry, windows, begun.origin

@@ -93,7 +93,7 @@ def _programs(setup: Setup) -> _Single:
 def _repeated(setup: Setup, batch: Window) -> Window:
     check_batch("train_batch", batch.train)
     check_batch("val_batch", batch.val)
-    steps = setup.estimator.window
+    steps = setup.estimator.unroll_steps
     return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (steps, *jnp.shape(x))), batch)
 
 

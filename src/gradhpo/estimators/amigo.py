@@ -40,12 +40,12 @@ class AmigoMemory(NamedTuple):
 
 
 def amigo(
-    steps: int = 10, u_steps: int = 10, step_size: float = 0.1, *, loop: Loop = "scan"
+    unroll_steps: int = 10, u_steps: int = 10, step_size: float = 0.1, *, loop: Loop = "scan"
 ) -> Estimator:
     """Hypergradients of the minimum, with inner problem and linear system solved by halves.
 
     Args:
-        steps: Inner steps T per update.
+        unroll_steps: Inner steps T per update.
         u_steps: Steps N on u per update.
         step_size: rho of u, below 2 over the largest eigenvalue of H.
         loop: How both loops run, see `gradhpo.core.estimator.fold`.
@@ -56,7 +56,7 @@ def amigo(
     `info`: `stationarity` is ||grad_w L_tr|| and `linear_residual` is ||u H - alpha|| /
     ||alpha||, after the last step of either, on the last training batch.
     """
-    steps = check_count("steps (unroll_steps of the class)", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     u_steps = check_count("u_steps", u_steps)
     step_size = unless_traced(check_positive, "step_size", step_size)
     loop = check_loop(loop)
@@ -97,9 +97,9 @@ def amigo(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         metrics=("stationarity", "linear_residual"),
-        price=lambda size: Cost(steps + 1, u_steps + 1),
+        price=lambda size: Cost(unroll_steps + 1, u_steps + 1),
     )
 
 

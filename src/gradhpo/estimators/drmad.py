@@ -25,11 +25,11 @@ from gradhpo.utils.validation import check_count
 __all__ = ["drmad"]
 
 
-def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
+def drmad(unroll_steps: int, *, loop: Loop = "scan") -> Estimator:
     """Approximate reverse mode with the memory of two states.
 
     Args:
-        steps: Horizon T.
+        unroll_steps: Horizon T.
         loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
 
     Exact where training moves on a straight line at uniform speed, and for one step.
@@ -37,7 +37,7 @@ def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
     Cost per outer update: T training gradients forwards; T gradients and second-order
     products backwards; one validation gradient. Memory: two states and the step counts.
     """
-    steps = check_count("steps", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     loop = check_loop(loop)
 
     def init(inner, lam, window):
@@ -62,7 +62,7 @@ def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
         inner, exact = fold(forward, problem, lam, inner, window.train, loop=loop)
         last, _ = split((inner.params, inner.opt_state))
         loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
-        beta = jnp.arange(steps, dtype=scalar_dtype(lam)) / steps
+        beta = jnp.arange(unroll_steps, dtype=scalar_dtype(lam)) / unroll_steps
         consts, carry = (lam, first, last), (alpha, optax.tree.zeros_like(lam))
         xs = (beta, window.train, exact)
         (alpha, indirect), _ = fold(backward, problem, consts, carry, xs, loop=loop, reverse=True)
@@ -73,7 +73,7 @@ def drmad(steps: int, *, loop: Loop = "scan") -> Estimator:
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         starts=True,
-        price=lambda size: Cost(2 * steps + 1, steps),
+        price=lambda size: Cost(2 * unroll_steps + 1, unroll_steps),
     )

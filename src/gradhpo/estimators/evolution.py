@@ -57,12 +57,12 @@ class PESMemory(NamedTuple):
 
 
 def es(
-    steps: int, *, sigma: float = 0.01, pairs: int = 16, seed: int = 0, loop: Loop = "scan"
+    unroll_steps: int, *, sigma: float = 0.01, pairs: int = 16, seed: int = 0, loop: Loop = "scan"
 ) -> Estimator:
     """Antithetic evolution strategies over a window.
 
     Args:
-        steps: Inner steps T per outer update.
+        unroll_steps: Inner steps T per outer update.
         sigma: Standard deviation of the perturbations, in the units of lam.
         pairs: N. The standard error falls with its root.
         seed: Of the perturbations.
@@ -71,7 +71,7 @@ def es(
     Cost per outer update: (2 N + 1) T training gradients and 2 N + 1 values of the
     validation loss. Memory: 2 N states while it lasts.
     """
-    steps = check_count("steps", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     sigma, pairs, seed, loop = _settings(sigma, pairs, seed, loop)
 
     def init(inner, lam, window):
@@ -96,26 +96,26 @@ def es(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         differentiates=False,
         starts=True,
-        price=_price(steps, pairs),
+        price=_price(unroll_steps, pairs),
     )
 
 
 def pes(
-    steps: int, *, sigma: float = 0.01, pairs: int = 16, seed: int = 0, loop: Loop = "scan"
+    unroll_steps: int, *, sigma: float = 0.01, pairs: int = 16, seed: int = 0, loop: Loop = "scan"
 ) -> Estimator:
     """Persistent evolution strategies: short windows, no truncation bias.
 
     Args:
-        steps: Inner steps K per outer update; an episode is many windows.
+        unroll_steps: Inner steps K per outer update; an episode is many windows.
         sigma, pairs, seed, loop: As in `es`.
 
     Cost per outer update: (2 N + 1) K training gradients and 2 N + 1 values of the
     validation loss. Memory: 2 N states and N trees of hyperparameters.
     """
-    steps = check_count("steps (unroll_steps of the class)", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     sigma, pairs, seed, loop = _settings(sigma, pairs, seed, loop)
 
     def init(inner, lam, window):
@@ -154,18 +154,18 @@ def pes(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         reset=reset,
         follows=True,
         differentiates=False,
         starts=True,
-        price=_price(steps, pairs),
+        price=_price(unroll_steps, pairs),
     )
 
 
-def _price(steps: int, pairs: int) -> Callable[[int], Cost]:
+def _price(unroll_steps: int, pairs: int) -> Callable[[int], Cost]:
     """Values of the validation loss count as gradients; there is one more run, unperturbed."""
-    return lambda size: Cost((2 * pairs + 1) * (steps + 1), 0)
+    return lambda size: Cost((2 * pairs + 1) * (unroll_steps + 1), 0)
 
 
 def _settings(sigma: Any, pairs: Any, seed: Any, loop: Any) -> tuple[float, int, Any, Loop]:

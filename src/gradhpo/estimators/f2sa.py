@@ -63,7 +63,7 @@ def growing_penalty(count: Any) -> Any:
 
 
 def f2sa(
-    steps: int = 10,
+    unroll_steps: int = 10,
     penalty: Schedule = growing_penalty,
     y_scale: Schedule = 1.0,
     *,
@@ -72,7 +72,7 @@ def f2sa(
     """Hypergradients of the minimum without second derivatives, and with their bias.
 
     Args:
-        steps: Inner steps T per update, of z and of y.
+        unroll_steps: Inner steps T per update, of z and of y.
         penalty: kappa > 0: a number, or a function of the count of updates, growing (the
             bias is O(1/kappa)), but slower than y can follow.
         y_scale: c > 0, the steps of y in those of the inner optimizer: a number, or a
@@ -89,7 +89,7 @@ def f2sa(
     Raises:
         ValueError: (when traced) an opaque `update_fn`, which takes its gradient itself.
     """
-    steps = check_count("steps (unroll_steps of the class)", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     penalty = check_schedule("penalty", penalty)
     y_scale = check_schedule("y_scale", y_scale)
     loop = check_loop(loop)
@@ -144,10 +144,10 @@ def f2sa(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         reset=reset,
         metrics=metrics,
-        price=lambda size: Cost(3 * steps + 3, 0),
+        price=lambda size: Cost(3 * unroll_steps + 3, 0),
     )
 
 

@@ -46,12 +46,12 @@ class ForwardMemory(NamedTuple):
 
 
 def forward(
-    steps: int = 1, *, online: bool = False, budget: int = BUDGET, loop: Loop = "scan"
+    unroll_steps: int = 1, *, online: bool = False, budget: int = BUDGET, loop: Loop = "scan"
 ) -> Estimator:
-    """The derivative of the validation loss after `steps` inner steps, by forward mode.
+    """The derivative of the validation loss after `unroll_steps` inner steps, by forward mode.
 
     Args:
-        steps: Inner steps per outer update. The hypergradient is exact for the window, or,
+        unroll_steps: Inner steps per outer update. The hypergradient is exact for the window, or,
             `online`, for the whole episode as far as lam has not moved since.
         online: Keep Z from window to window (RTHO); an episode starts with Z = 0.
         budget: Bytes that Z may take. Columns that do not fit at once are made in further
@@ -65,7 +65,7 @@ def forward(
     Raises:
         ValueError: `online`, and Z does not fit into the budget; or one column does not.
     """
-    steps = check_count("steps (unroll_steps of the class if online)", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     budget = check_count("budget", budget)
     loop = check_loop(loop)
 
@@ -109,16 +109,16 @@ def forward(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         reset=reset_online,
         follows=online,
         starts=True,
-        price=lambda size: Cost(steps + 1, steps * size),  # in one pass
+        price=lambda size: Cost(unroll_steps + 1, unroll_steps * size),  # in one pass
     )
 
 
 def forward_sharing(
-    steps: int,
+    unroll_steps: int,
     pieces: int,
     *,
     average: bool = True,
@@ -128,7 +128,7 @@ def forward_sharing(
     """FDS: hypergradients of a schedule with one value per piece of the run.
 
     Args:
-        steps: Inner steps T of the run, a multiple of `pieces`.
+        unroll_steps: Inner steps T of the run, a multiple of `pieces`.
         pieces: n. Every leaf of lam has n entries along its leading axis, of which entry j
             acts in steps j T/n .. (j + 1) T/n - 1 alone: read them off a step count, as
             in `optax.sgd(lambda count: lam[count // 100])`.
@@ -138,12 +138,12 @@ def forward_sharing(
 
     Cost per run: T training gradients and H T (n + 1) / (2 n) products. Memory: H states.
     """
-    steps = check_count("steps", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     pieces = check_count("pieces", pieces)
     budget = check_count("budget", budget)
     loop = check_loop(loop)
-    if steps % pieces:
-        raise ValueError(f"T must be a multiple of the {pieces} pieces, got {steps}.")
+    if unroll_steps % pieces:
+        raise ValueError(f"T must be a multiple of the {pieces} pieces, got {unroll_steps}.")
 
     def init(inner, lam, window):
         del window
@@ -162,7 +162,7 @@ def forward_sharing(
             [np.repeat(np.arange(pieces), np.size(x) // pieces) for x in jax.tree.leaves(lam)]
         )
         order = np.argsort(piece, kind="stable")
-        per_piece, per_run = len(order) // pieces, steps // pieces
+        per_piece, per_run = len(order) // pieces, unroll_steps // pieces
         Z = _zeros(inner, 0)
         for j in range(pieces):
             fresh = _zeros(inner, per_piece)
@@ -175,16 +175,18 @@ def forward_sharing(
         flat = _contract(alpha, Z)[np.argsort(order)]
         indirect = _like(lam, flat)
         if average:
-            direct, indirect = (tree_scale(pieces / steps, x) for x in (direct, indirect))
+            direct, indirect = (tree_scale(pieces / unroll_steps, x) for x in (direct, indirect))
         hypergrad = optax.tree.add(direct, indirect)
         return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
 
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         # the columns of piece j take part from there on: (n + 1) / 2 n of them on average
-        price=lambda size: Cost(steps + 1, steps * size * (pieces + 1) // (2 * pieces)),
+        price=lambda size: Cost(
+            unroll_steps + 1, unroll_steps * size * (pieces + 1) // (2 * pieces)
+        ),
     )
 
 

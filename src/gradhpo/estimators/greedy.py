@@ -20,12 +20,12 @@ from gradhpo.utils.validation import check_count, check_fraction, unless_traced
 __all__ = ["greedy"]
 
 
-def greedy(gamma: float = 0.9, steps: int = 5, *, loop: Loop = "scan") -> Estimator:
-    """Horizon `steps` at the memory of one step.
+def greedy(gamma: float = 0.9, unroll_steps: int = 5, *, loop: Loop = "scan") -> Estimator:
+    """Horizon `unroll_steps` at the memory of one step.
 
     Args:
         gamma: Discount in [0, 1]; 0.9 was uniformly good in the paper.
-        steps: Inner steps T per outer update.
+        unroll_steps: Inner steps T per outer update.
         loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
 
     Cost per outer update: T times (training gradient + validation gradient + mixed
@@ -33,7 +33,7 @@ def greedy(gamma: float = 0.9, steps: int = 5, *, loop: Loop = "scan") -> Estima
     direction or with their own outer rates, not at one shared rate.
     """
     gamma = unless_traced(check_fraction, "gamma", gamma)
-    steps = check_count("steps (unroll_steps of the class)", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     loop = check_loop(loop)
 
     def init(inner, lam, window):
@@ -55,4 +55,9 @@ def greedy(gamma: float = 0.9, steps: int = 5, *, loop: Loop = "scan") -> Estima
         hypergrad = optax.tree.add(direct, acc)
         return Estimate(hypergrad, inner, memory, report(losses[-1], direct, acc))
 
-    return Estimator(init, estimate, window=steps, price=lambda size: Cost(2 * steps, steps))
+    return Estimator(
+        init,
+        estimate,
+        unroll_steps=unroll_steps,
+        price=lambda size: Cost(2 * unroll_steps, unroll_steps),
+    )

@@ -77,7 +77,7 @@ class _System(NamedTuple):
 
 
 def implicit(
-    steps: int = 1,
+    unroll_steps: int = 1,
     solver: Solver | None = None,
     *,
     condition: str | Condition = "training_loss",
@@ -88,7 +88,7 @@ def implicit(
     """The derivative of the validation loss at the minimum of the training loss.
 
     Args:
-        steps: Inner steps before every hypergradient; they bring w to the minimum, and a
+        unroll_steps: Inner steps before every hypergradient; they bring w to the minimum, and a
             few are enough where the last update left it close by.
         solver: Of the linear system, from `gradhpo.solvers`. None is
             `minres()` for the training loss, right for a singular Hessian too. Where G need not be
@@ -115,7 +115,7 @@ def implicit(
             weight decay in the optimizer moves the fixed point, a learning rate does not,
             and nothing tells the two apart.
     """
-    steps = check_count("steps (unroll_steps of the class)", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     if not callable(condition) and condition not in ("training_loss", "fixed_point"):
         raise ValueError(
             f"condition must be 'training_loss', 'fixed_point' or a function, got {condition!r}."
@@ -203,9 +203,9 @@ def implicit(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         metrics=metrics,
-        price=lambda size: Cost(steps + 2, checks + 1),
+        price=lambda size: Cost(unroll_steps + 2, checks + 1),
         iterations=getattr(used, "iterations", math.inf),
     )
 

@@ -52,17 +52,17 @@ __all__ = ["reverse", "unrolled_gradients"]
 
 
 def reverse(
-    steps: int,
+    unroll_steps: int,
     *,
     truncate: int | None = None,
     memory: str = "trajectory",
     budget: int | None = None,
     loop: Loop = "scan",
 ) -> Estimator:
-    """The derivative of the validation loss after `steps` inner steps.
+    """The derivative of the validation loss after `unroll_steps` inner steps.
 
     Args:
-        steps: Horizon T. The hypergradient is exact for the whole window; what happened
+        unroll_steps: Horizon T. The hypergradient is exact for the whole window; what happened
             before it is a constant.
         truncate: Only the last K steps are differentiated (None: all). 1 is the one-step
             method, 0 the direct term alone.
@@ -78,11 +78,13 @@ def reverse(
     products backwards, K more gradients per level of segments; one validation gradient.
     Memory: K states ("trajectory"), about 2 sqrt(K) ("segments").
     """
-    steps = check_count("steps", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     loop = check_loop(loop)
-    kept = check_count("truncate", truncate, minimum=0) if truncate is not None else steps
-    if kept > steps:
-        raise ValueError(f"truncate must be at most the {steps} steps of the window, got {kept}.")
+    kept = check_count("truncate", truncate, minimum=0) if truncate is not None else unroll_steps
+    if kept > unroll_steps:
+        raise ValueError(
+            f"truncate must be at most the {unroll_steps} steps of the window, got {kept}."
+        )
     memory = check_choice("memory", memory, ("trajectory", "segments", "reversible"))
     if budget is not None:
         budget = check_count("budget", budget)
@@ -90,7 +92,7 @@ def reverse(
             raise ValueError('budget= says how much memory="segments" may use; give both.')
     if memory == "reversible":
         _check_whole(truncate)
-        return reversible(steps, loop=loop)
+        return reversible(unroll_steps, loop=loop)
 
     def init(inner, lam, window):
         del inner, lam, window
@@ -103,15 +105,15 @@ def reverse(
         hypergrad, info = whole(_sum, loop)(problem, got, origin, lam)
         return Estimate(hypergrad, got.inner, state, info)
 
-    starts = kept == steps  # else alpha ends at s_{T-K}
+    starts = kept == unroll_steps  # else alpha ends at s_{T-K}
     again = kept if memory == "segments" else 0  # of one level; with a budget there may be more
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         metrics=("alpha_growth",),
         starts=starts,
-        price=None if budget else lambda size: Cost(steps + kept + again + 1, kept),
+        price=None if budget else lambda size: Cost(unroll_steps + kept + again + 1, kept),
     )
 
 

@@ -84,14 +84,14 @@ class Reversed(NamedTuple):
 
 
 def reversible(
-    steps: int, *, least_momentum: float | None = None, loop: Loop = "scan"
+    unroll_steps: int, *, least_momentum: float | None = None, loop: Loop = "scan"
 ) -> Estimator:
     """The exact derivative of the validation loss, from a run that is stored nowhere.
 
     The dynamics must be `from_optax(train_loss, lam -> reversible_sgd(…))`.
 
     Args:
-        steps: Horizon T.
+        unroll_steps: Horizon T.
         least_momentum: What the buffers are sized for: no momentum of the window is below it,
             at least in the geometric mean. Needed where a momentum is a hyperparameter;
             taken from the momenta where they are known at compile time.
@@ -111,7 +111,7 @@ def reversible(
     they were, and the buffer with zero; otherwise the hypergradient is NaN, and the status of
     the step says why (`NOT_REVERSED`, `OUT_OF_RANGE`, `BUFFER_TOO_SMALL`).
     """
-    steps = check_count("steps", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     least_momentum = _checked(least_momentum)
     loop = check_loop(loop)
 
@@ -141,10 +141,10 @@ def reversible(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         metrics=metrics,
         starts=True,
-        price=lambda size: Cost(3 * steps + 1, steps),
+        price=lambda size: Cost(3 * unroll_steps + 1, unroll_steps),
     )
 
 

@@ -32,12 +32,12 @@ __all__ = ["stocbio"]
 
 
 def stocbio(
-    steps: int = 10, terms: int = 10, step_size: float = 0.1, *, loop: Loop = "scan"
+    unroll_steps: int = 10, terms: int = 10, step_size: float = 0.1, *, loop: Loop = "scan"
 ) -> Estimator:
     """Hypergradients of the minimum by a truncated series; nothing to remember.
 
     Args:
-        steps: Inner steps T per update.
+        unroll_steps: Inner steps T per update.
         terms: K, the products of the series, which has K + 1 terms; 0 is u = a alpha.
         step_size: a, at most 1 over the largest eigenvalue of H: beyond 2 over it the
             series diverges.
@@ -50,7 +50,7 @@ def stocbio(
     ||alpha||, on the last training batch. A last term ten times alpha is reported as status
     LINEAR_SOLVE_INACCURATE: the series diverges.
     """
-    steps = check_count("steps (unroll_steps of the class)", steps)
+    unroll_steps = check_count("unroll_steps", unroll_steps)
     terms = check_count("terms", terms, minimum=0)
     step_size = unless_traced(check_positive, "step_size", step_size)
     loop = check_loop(loop)
@@ -97,7 +97,7 @@ def stocbio(
     return Estimator(
         init,
         estimate,
-        window=steps,
+        unroll_steps=unroll_steps,
         metrics=("stationarity", "linear_residual"),
-        price=lambda size: Cost(steps + 1, terms + 1),
+        price=lambda size: Cost(unroll_steps + 1, terms + 1),
     )

@@ -78,10 +78,10 @@ class _Contract:
 
     def __init__(self, estimator: Estimator, problem_at: ProblemAt):
         self.estimator = estimator
-        task = problem_at(3 * estimator.window)
+        task = problem_at(3 * estimator.unroll_steps)
         self.problem, self.lam = task.problem, task.hyperparams
-        self.inner, self.window = task.begin(3 * estimator.window)
-        self.windows = in_windows(self.window, estimator.window)
+        self.inner, self.window = task.begin(3 * estimator.unroll_steps)
+        self.windows = in_windows(self.window, estimator.unroll_steps)
         self.memory = estimator.init(self.inner, self.lam, _first(self.windows))
         narrow = jnp.result_type(*jax.tree.leaves(self.lam)) != jnp.float64
         self.rtol = 1e-4 if narrow else 1e-10  # rounding: the programs compared are not the same
@@ -186,22 +186,22 @@ def _errors(estimator: Estimator, case: Case) -> list[float]:
     """Relative error of every update of one episode, lam held fixed."""
     if not jax.config.read("jax_enable_x64"):
         raise RuntimeError("exactness is judged in float64: set jax_enable_x64 first.")
-    problem_at, steps = case if isinstance(case, tuple) else (case, estimator.window)
+    problem_at, steps = case if isinstance(case, tuple) else (case, estimator.unroll_steps)
     task = problem_at(steps)
     problem, lam, origin = task.problem, task.hyperparams, task.origin()
     inner, window = task.begin(steps)
-    windows = in_windows(window, estimator.window)
+    windows = in_windows(window, estimator.unroll_steps)
     memory = estimator.init(inner, lam, _first(windows))
     if estimator.start is not None:
         memory = estimator.start(problem, memory, inner, lam, window)
     start, errors = inner, []
     estimate = jax.jit(partial(estimator.estimate, problem))
     exact = jax.jit(jax.grad(lambda x, past: unrolled_loss(problem, start, x, past, origin)))
-    for i in range(steps // estimator.window):
+    for i in range(steps // estimator.unroll_steps):
         first = (origin,) if i == 0 else ()
         got = estimate(memory, inner, lam, _first(windows, i), *first)
         inner, memory = got.inner, got.memory
-        past = jax.tree.map(lambda x: x[: (i + 1) * estimator.window], window)  # noqa: B023
+        past = jax.tree.map(lambda x: x[: (i + 1) * estimator.unroll_steps], window)  # noqa: B023
         errors.append(relative_error(got.hypergrad, exact(lam, past)))
     return errors
 

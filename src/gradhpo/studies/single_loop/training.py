@@ -104,7 +104,7 @@ def _segment(
     def body(state, window):
         return step(_problem(inner_rate), state, fetch(resident, window)), None
 
-    return lax.scan(body, state, in_windows(draws, estimator.window))[0]
+    return lax.scan(body, state, in_windows(draws, estimator.unroll_steps))[0]
 
 
 def _exact(data: Split, state: BilevelState, before: Exact) -> Exact:

@@ -222,7 +222,7 @@ def _compiled(method: Any, dynamics: Dynamics, restart: bool) -> Run:
     estimator, period = method.estimator(), method.estimation_interval
     problem = BilevelProblem(dynamics, val_loss)
     assert method.T is not None
-    updates = method.T // estimator.window  # per episode
+    updates = method.T // estimator.unroll_steps  # per episode
 
     def run(weights, data, indices, rate, adam, rates):
         def observe(state):
