@@ -16,6 +16,8 @@ import optax
 import gradhpo
 from gradhpo import datasets
 
+__all__ = ["main"]
+
 HYPERPARAMS = {
     "rates": {layer: np.log(1e-3, dtype=np.float32) for layer in ("hidden", "norm", "head")},
     "decay": np.log(1e-2, dtype=np.float32),
