@@ -133,7 +133,7 @@ ENTRIES = (
         hyperdistill,
         "HyperDistill: online hypergradient distillation",
         Example(
-            problems=("integer_leaves", "batch_norm"),
+            problems=("integer_leaves",),
             exact_on=(("contraction_nonlinear", 4),),
             not_exact_on=(("outer_lam", 3), "initial_scale"),
             settings={"gamma": 0.8},

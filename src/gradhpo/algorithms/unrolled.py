@@ -199,7 +199,7 @@ ENTRIES = (
         reverse,
         "reverse mode: exact, T stored states",
         Example(
-            problems=("integer_leaves", "batch_norm"),
+            problems=("integer_leaves",),
             exact_on=("integer_leaves", "batch_norm", "initial_scale", "initial_weights"),
             settings={"T": 3},
         ),
