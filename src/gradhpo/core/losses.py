@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradhpo.core.types import Batch, Hyper, LossFn, MetricDict, Params, PyTree, Scalar
 from gradhpo.utils._calls import explain_call
-from gradhpo.utils._partition import is_differentiable
 
 __all__ = ["Evaluated", "has_model_state", "judge", "loss_value", "reported", "train"]
 
@@ -127,7 +127,7 @@ def _is_pair(got: Any) -> bool:
 
 
 def _checked(name: str, metrics: Any) -> MetricDict:
-    """A dictionary of scalars under names of text."""
+    """A dictionary of real scalars under names of text, none of them that of the loss."""
     if not isinstance(metrics, dict):
         raise TypeError(
             f"the metrics that {name} returns beside the loss must be a dictionary of scalars, "
@@ -135,14 +135,25 @@ def _checked(name: str, metrics: Any) -> MetricDict:
             "declared by init(..., model_state=...)."
         )
     for key, value in metrics.items():
-        if not isinstance(key, str) or jnp.shape(value) != ():
-            raise TypeError(
-                f"metric {key!r} of {name} must be a scalar under a name, but has shape "
-                f"{jnp.shape(value)}. Reduce it over the examples, for example with jnp.mean."
+        if not isinstance(key, str):
+            raise TypeError(f"the metrics of {name} need names of text, but one is {key!r}.")
+        if key == "loss":
+            raise ValueError(
+                f"a metric of {name} is called 'loss', which is the name of the loss itself in the "
+                "metrics of the state: give it another name."
             )
-        if not (is_differentiable(value) or jnp.issubdtype(jnp.result_type(value), jnp.integer)):
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+            raise TypeError(f"metric {key!r} of {name} must be a number, but is {_outline(value)}.")
+        if jnp.shape(value) != ():
             raise TypeError(
-                f"metric {key!r} of {name} must be a number, but is {jnp.result_type(value)}."
+                f"metric {key!r} of {name} must be a scalar, but has shape {jnp.shape(value)}. "
+                "Reduce it over the examples, for example with jnp.mean."
+            )
+        dtype = jnp.result_type(value)
+        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+            raise TypeError(
+                f"metric {key!r} of {name} must be a number, but is {dtype}. Make a truth value "
+                "one by jnp.float32(...)."
             )
     return metrics
 
