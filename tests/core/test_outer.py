@@ -203,6 +203,26 @@ def test_an_apply_that_changes_what_lam_is(move, message, x32):
         bilevel_step(first_order(), outer)(PROBLEM, state, Window(jnp.zeros(1), jnp.zeros(1)))
 
 
+@pytest.mark.parametrize(
+    "apply, message",
+    [
+        (
+            lambda h, slots, lam: (lam, jnp.zeros(3)),
+            r"of the slots, but .* float32\[2\] to float32",
+        ),
+        (lambda h, slots, lam: (lam, slots > 0), r"of the slots, but .* float32\[2\] to bool"),
+        (lambda h, slots, lam: (lam, (slots, slots)), "outer update.*structure"),
+        (lambda h, slots, lam: lam, r"must return \(hyperparams, slots\), but returned dict"),
+    ],
+    ids=["shape", "dtype", "structure", "no pair"],
+)
+def test_an_apply_that_changes_what_the_slots_are(apply, message, x32):
+    outer = Outer(lambda lam: jnp.zeros(2), apply)
+    state = init_state(PROBLEM, first_order(), outer, jnp.zeros(()), LAM)
+    with pytest.raises((TypeError, ValueError), match=message):
+        bilevel_step(first_order(), outer)(PROBLEM, state, Window(jnp.zeros(1), jnp.zeros(1)))
+
+
 @pytest.mark.parametrize("outer", [optax.adam, 0.1, "adam"])
 def test_what_is_no_outer_update(outer):
     with pytest.raises(TypeError, match="outer_optimizer must be an Optax GradientTransformation"):

@@ -119,16 +119,23 @@ def check_outer(name: str, outer: Any) -> None:
 
 
 def checked_apply(outer: Outer, h: Hyper, slots: OptState, lam: Hyper) -> tuple[Hyper, OptState]:
-    """`outer.apply`, refused where lam comes back in other shapes or dtypes.
+    """`outer.apply`, refused where lam or the slots come back in other shapes or dtypes.
 
     Raises:
+        TypeError: (when traced) it returns something else than a pair.
         ValueError: (when traced) the leaf that changed.
     """
-    new, slots = outer.apply(h, slots, lam)
-    check_same_avals(
-        *jax.eval_shape(lambda: (lam, new)),
-        rule="the outer update must keep the shapes and dtypes of the hyperparameters",
-        remedy="A rate, a bound or a constant of another shape or a wider dtype does that; cast "
-        "it, or give one number.",
-    )
-    return new, slots
+    got = outer.apply(h, slots, lam)
+    if not (isinstance(got, tuple) and len(got) == 2):
+        raise TypeError(
+            "apply(hypergradient, slots, hyperparams) of the outer update must return "
+            f"(hyperparams, slots), but returned {type(got).__name__}."
+        )
+    for what, old, new in (("hyperparameters", lam, got[0]), ("slots", slots, got[1])):
+        check_same_avals(
+            *jax.eval_shape(lambda old=old, new=new: (old, new)),
+            rule=f"the outer update must keep the shapes and dtypes of the {what}",
+            remedy="A rate, a bound or a constant of another shape or a wider dtype does that; "
+            "cast it, or give one number.",
+        )
+    return got
