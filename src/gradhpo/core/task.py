@@ -48,7 +48,8 @@ class Task:
             `gradhpo.InOrder`. None for both where `problem.begin` brings the batches.
         model_state: Of losses that have one, see `gradhpo.core.losses`.
         bounds: `(lowest, highest)`, trees like `hyperparams` in structure and shapes, or with
-            numbers for arrays, in the units they are stored in.
+            numbers for arrays, in the units they are stored in. Where to start is checked by them;
+            a run keeps to them only if its outer update does, see `gradhpo.outer.followed_by`.
         natural: The hyperparameters as people know them, `natural(hyperparams) -> dictionary`:
             a rate for its logarithm. Logged by a run.
         test: Data that nothing is tuned on, for the last word.

@@ -69,7 +69,8 @@ def tune(
         lr_reptile: Where the next episode starts: 1 at w_T, 0 where this one did.
         estimation_period: Episodes between two fits of methods that have one (HyperDistill).
         state: Where to go on from: the result of an earlier call, `error.state` of one that was
-            interrupted, or a callback's. None: the task's own start.
+            interrupted, or (at `lr_reptile=1`, without `over_tasks`) a callback's. None: the task's
+            own start.
         get_task: The draw for `problem.begin`, once an episode: a tree of arrays or a PRNG key;
             with `over_tasks(estimator, n)` it is called n times and stacked. None: a key that
             depends on the number of the episode alone.
@@ -79,7 +80,8 @@ def tune(
             is not one number by its mean, least and largest. Closing it is up to the caller.
         natural: The hyperparameters as they shall be logged; None: by `task.natural`.
         progress: A progress line on stderr; None: where that is a terminal.
-        loop: "scan", "unroll", "host" or "auto"; see `gradhpo.EstimatorOptimizer`.
+        loop: "scan", "unroll", "host" or "auto"; see
+            `gradhpo.algorithms.EstimatorOptimizer`.
         strict: Raise where others are warned before the first episode.
 
     Returns:

@@ -1,7 +1,7 @@
 """Metric loggers: JSON lines, CSV, TensorBoard and a progress line.
 
     with MultiLogger(JSONLinesLogger("run/metrics.jsonl"), ProgressLogger(total=60)) as logger:
-        state = optimizer.run(state, M=60, callback=log_callback(logger), ...)
+        state = optimizer.run(state, M=60, logger=logger, ...)
 
 A target that fails (disk full, broken pipe) does not stop the run: the logger warns once, with a
 RuntimeWarning, and keeps the records from then on in `logger.records`.
