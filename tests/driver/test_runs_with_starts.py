@@ -169,3 +169,9 @@ def test_data_that_do_not_fit_the_start_are_refused(x64):
     wide = classy(ReverseOptimizer, lambda w, lam, draw: Start({"w": jnp.zeros(3)}))
     with pytest.raises(ValueError, match=r"begin must return a Start of the structure, shapes"):
         wide.run(state, 1, **SOURCES, **losses)
+
+
+def test_tune_wants_a_task():
+    problem = BilevelProblem(from_optax(loss, optax.sgd(0.1)), judge)
+    with pytest.raises(TypeError, match=r"task must be a gradhpo\.Task, got BilevelProblem"):
+        tune(problem, reverse(T), episodes=1, T=T, lr_hyper=0.1)  # type: ignore[arg-type]

@@ -39,12 +39,11 @@ class BilevelState:
         inner_opt_state: Slots of the inner optimizer; `()` for an `update_fn`.
         outer_opt_state: Slots of the outer optimizer; `()` for `lr_hyper`.
         step: int32 array: outer updates since `init`, never reset.
-        metadata: Scalar metrics with keys fixed by `init`: `train_loss` (first batch of the
-            window, before its first step), `val_loss` (after its last), `hypergrad_norm`,
-            `direct_norm`, `indirect_norm`, `status` (see `gradhpo.core.status`),
-            `first_bad_step` (step of the first rejection, -1 if none) and `n_rejected`. What
-            the losses return beside their value follows as `train_...` and `val_...`, taken
-            at the same points. Keys of your own are carried along.
+        metadata: Scalar metrics: `train_loss` (first batch of the window, before its first step),
+            `val_loss` (after its last), `hypergrad_norm`, `direct_norm`, `indirect_norm`, `status`
+            (see `gradhpo.core.status`), `first_bad_step` (step of the first rejection, -1 if none)
+            and `n_rejected`. What the losses return beside their value follows as `train_...` and
+            `val_...`, taken at the same points. Keys of your own are carried along.
         memory: What the method remembers between updates.
         model_state: Batch statistics, PRNG keys … that the losses carry from step to step.
         phi: Where the episode began, for Reptile; `()` when it is not needed.

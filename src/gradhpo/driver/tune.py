@@ -106,6 +106,8 @@ def tune(
     >>> print(int(state.step), state.hyperparams)
     20 0.55...
     """
+    if not isinstance(task, Task):
+        raise TypeError(f"task must be a gradhpo.Task, got {type(task).__name__}.")
     name = "tune"
     given = _as_it_is(estimator) if isinstance(estimator, Estimator) else estimator
     check_callable("estimator", given, "loop -> gradhpo.Estimator, or an Estimator")
