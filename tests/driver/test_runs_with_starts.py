@@ -175,3 +175,13 @@ def test_tune_wants_a_task():
     problem = BilevelProblem(from_optax(loss, optax.sgd(0.1)), judge)
     with pytest.raises(TypeError, match=r"task must be a gradhpo\.Task, got BilevelProblem"):
         tune(problem, reverse(T), episodes=1, T=T, lr_hyper=0.1)  # type: ignore[arg-type]
+
+
+def test_messages_of_tune_name_its_own_arguments():
+    problem = BilevelProblem(from_optax(loss, optax.sgd(0.1)), judge)
+    source = Resident(DATA, 4)
+    task = Task(problem, {"w": np.zeros(2, np.float32)}, {"w": np.zeros(2)}, source, source)
+    with pytest.raises(ValueError, match=r"tune moves the hyperparameters by outer= or by"):
+        tune(task, reverse(T), episodes=1, T=T)
+    with pytest.raises(ValueError, match=r"give T= to it"):
+        tune(task, reverse(T), episodes=1, lr_hyper=0.1)

@@ -116,8 +116,8 @@ def check_length(name: str, window: int, T: int | None) -> int:
     """
     if T is None:
         raise ValueError(
-            f"{name} does not know how many inner steps an episode has: give T= to the "
-            "constructor or to run (T=20, say)."
+            f"{name} does not know how many inner steps an episode has: give T= to "
+            f"{'it' if name == 'tune' else 'the constructor or to run'} (T=20, say)."
         )
     T = check_count("T", T)
     if T % window:

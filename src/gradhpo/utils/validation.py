@@ -207,9 +207,10 @@ def check_outer_step(who: str, outer_optimizer: Any, lr_hyper: Any) -> None:
     """Hyperparameters are moved by an optimizer or by plain steps of a rate: exactly one."""
     if (lr_hyper is None) == (outer_optimizer is None):
         given = "neither" if lr_hyper is None else "both"
+        outer = "outer=" if who == "tune" else "outer_optimizer= (given when it is made)"
         raise ValueError(
-            f"{who} moves the hyperparameters by outer_optimizer= (given when it is made) or by "
-            f"plain steps of lr_hyper= (given to every call), but got {given}."
+            f"{who} moves the hyperparameters by {outer} or by plain steps of lr_hyper= (given to "
+            f"every call), but got {given}."
         )
     if lr_hyper is not None:
         check_rate("lr_hyper", lr_hyper)
