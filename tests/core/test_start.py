@@ -29,6 +29,7 @@ from gradhpo import (
     DrMADOptimizer,
     Dynamics,
     ForwardOptimizer,
+    GradhpoWarning,
     InnerState,
     InOrder,
     ReverseOptimizer,
@@ -406,3 +407,33 @@ def test_a_start_with_a_rule_of_its_own(x64):
     np.testing.assert_allclose(state.outer_opt_state["b"], np.ones(3))
     with pytest.raises(TypeError, match="custom_vjp"):
         begun(begin, forward(2), data=None)
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+def test_a_start_that_is_not_finite_costs_its_episode_alone(loop):
+    """The next one begins at the last finite weights, not at infinity."""
+    draws = iter([0.0, np.inf, 0.0, 0.0])
+
+    def begin(params, lam, draw):
+        return Start(params + draw)
+
+    tuner = ReverseOptimizer(
+        inner_optimizer=optax.sgd(0.1), outer_optimizer=optax.sgd(0.1), begin=begin, T=2, loop=loop
+    )
+
+    def loss(w, lam, batch):
+        return jnp.sum((w - lam - batch) ** 2)
+
+    ones = InOrder(np.ones((8, 2), np.float32))
+    with pytest.warns(GradhpoWarning, match="NONFINITE_TRAIN_STATE 1"):
+        state = tuner.run(
+            tuner.init(np.zeros(2, np.float32), np.zeros(2, np.float32)),
+            4,
+            get_train_batch=ones,
+            get_val_batch=ones,
+            get_task=lambda: np.float32(next(draws)),
+            train_loss_fn=loss,
+            val_loss_fn=loss,
+        )
+    assert np.isfinite(state.params).all()
+    assert int(state.metadata["n_rejected"]) == 1 and int(state.metadata["first_bad_step"]) == 1

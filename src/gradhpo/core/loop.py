@@ -25,7 +25,7 @@ from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
 from gradhpo.core.types import PyTree
-from gradhpo.utils.gradients import tree_lerp
+from gradhpo.utils.gradients import tree_is_finite, tree_lerp, tree_where
 from gradhpo.utils.validation import check_rate, check_same_avals, leaves_with_names
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "in_windows",
     "linear_decay",
     "prepare_episode",
+    "recovered",
     "run_episode",
     "run_episodes",
     "start_episode",
@@ -194,7 +195,7 @@ def run_episode(
     Returns:
         The state after the last step, `params = w_T`; see `end_episode`.
     """
-    step = bilevel_step(estimator, outer_optimizer)
+    step, before = bilevel_step(estimator, outer_optimizer), state.inner
     state, origin, own = start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
     window, resident = episode_data(window, own, resident)
     T = check_window(window)
@@ -213,12 +214,23 @@ def run_episode(
         windows = jax.tree.map(lambda x: x[1:], windows)
     if check_window(windows):
         state = lax.scan(body, state, windows, unroll=loop == "unroll")[0]
-    return finished(state, T)
+    return finished(recovered(problem, before, state), T)
 
 
 def finished(state: BilevelState, T: int) -> BilevelState:
     """The state after an episode of T steps, counted."""
     return state.update(episode=state.episode + 1, drawn=state.drawn + T)
+
+
+def recovered(problem: BilevelProblem, before: InnerState, state: BilevelState) -> BilevelState:
+    """The state after an episode, with the weights and the model state of `before` it where they
+    have become NaN or infinite: the finite guard undoes steps, down to a start of the user's own,
+    which may not be finite itself."""
+    if problem.begin is None:
+        return state
+    new, old = (state.params, state.model_state), (before.params, before.model_state)
+    params, model_state = tree_where(tree_is_finite(new), new, old)
+    return state.update(params=params, model_state=model_state)
 
 
 def episode_data(

@@ -35,12 +35,12 @@ class Evaluated(NamedTuple):
 
 
 def has_model_state(model_state: PyTree) -> bool:
-    """Whether there is a model state, which the losses then get: `()` is none, `{}` is one.
+    """Whether there is a model state, which the losses then get: `()` and None are none, `{}` is.
 
     >>> has_model_state(()), has_model_state({"mean": 0.0})
     (False, True)
     """
-    return not (isinstance(model_state, tuple) and not model_state)
+    return not (model_state is None or (isinstance(model_state, tuple) and not model_state))
 
 
 def _call(

@@ -70,12 +70,22 @@ class Data(NamedTuple):
         """What the episode that begins with inner step `first` takes."""
         task = None
         if self.task is not None and self.tasks is None:
-            task = owned(self.task())
+            task = owned(_next(self.task))
         elif self.task is not None:
-            task = stack("get_task", [as_arrays(self.task()) for _ in range(self.tasks or 1)])
+            task = stack("get_task", [as_arrays(_next(self.task)) for _ in range(self.tasks or 1)])
         if self.train is None or self.val is None or T is None:
             return Drawn(None, task)
         return Drawn(draw(self.train, self.val, first, T), task)
+
+
+def _next(get_task: Callable[[], Any]) -> Any:
+    try:
+        return get_task()
+    except StopIteration:
+        raise ValueError(
+            "get_task ran out of tasks: a run asks for one in every episode (tasks= for so many). "
+            "Cycle over them, or run fewer episodes."
+        ) from None
 
 
 def in_one(drawn: list[Drawn], room: int) -> Window | None:

@@ -199,6 +199,12 @@ def checked_run(
     )
     if callback is not None:
         check_callable("callback", callback, "(episode, state)")
+    if logger is not None:
+        if not callable(getattr(logger, "log", None)):
+            raise TypeError(
+                "logger must be one of gradhpo.utils.logging, with log(metrics, step), got "
+                f"{logger!r}. A function of your own goes into callback=."
+            )
     if natural is not None:
         check_callable("natural", natural, "hyperparams -> dictionary")
     check_state(state)
