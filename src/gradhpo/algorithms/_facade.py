@@ -34,6 +34,7 @@ from gradhpo.utils.validation import (
     check_fraction,
     check_hyperparams,
     check_params,
+    complain,
 )
 
 __all__ = ["EstimatorOptimizer"]
@@ -227,8 +228,24 @@ class EstimatorOptimizer(BilevelOptimizer):
         return single.hypergradient(setup, state, train_batch, val_batch)
 
     def start_episode(self, state: BilevelState) -> BilevelState:
-        """For a loop of your own around `step`: fresh slots and memory, phi kept."""
-        return loops.start_episode(self.method(), problem_of(self, None, None), state).state
+        """For a loop of your own around `step`: fresh slots and memory, phi kept.
+
+        Warns:
+            GradhpoWarning: (an error if strict) `step` does not know where the episode began, so
+                the hypergradient lacks the part of hyperparameters that enter the start.
+        """
+        method, problem = self.method(), problem_of(self, None, None)
+        begun = loops.start_episode(method, problem, state)
+        if begun.origin is not None:
+            moved = loops.started(method, problem, begun.origin, state.hyperparams)
+            complain(
+                f"{type(self).__name__}: the start of an episode depends on hyperparameters' leaf "
+                f"{', '.join(moved)}, but step does not know where the episode began, so its "
+                "hypergradient lacks alpha_0 ds_0/dlam. Use run, which adds it; or gradhpo."
+                "bilevel_step, which takes the origin of the episode (docs/starts.md).",
+                self.strict,
+            )
+        return begun.state
 
     def end_episode(self, state: BilevelState, lr_reptile: float = 1.0) -> BilevelState:
         """For a loop of your own: move from phi towards w_T (1: go on from w_T; 0: restart)."""

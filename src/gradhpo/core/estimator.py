@@ -90,6 +90,8 @@ class _Method(NamedTuple):
     tasks: int | None = None  # every leaf of state and memory has that many, see `over_tasks`
     price: Callable[[int], Cost] | None = None  # of one outer update of H hyperparameters
     start_price: Callable[[int], Cost] | None = None  # of `start` on an episode of T steps
+    hosted: bool = False  # the problem's functions are called within `fold` and `whole` alone, with
+    # loop="host": outside of `jit`, `estimate` is a Python loop over programs of its own
     iterations: float = 0  # of a linear solver per update, at most: a product each, not in `price`
 
 

@@ -24,7 +24,7 @@ from gradhpo.core.source import fetch
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, per_task, strengthen
-from gradhpo.core.types import PyTree
+from gradhpo.core.types import Hyper, PyTree
 from gradhpo.utils.gradients import tree_is_finite, tree_lerp, tree_where
 from gradhpo.utils.validation import check_rate, check_same_avals, leaves_with_names
 
@@ -42,6 +42,7 @@ __all__ = [
     "run_episode",
     "run_episodes",
     "start_episode",
+    "started",
 ]
 
 ON_HOST = Window(None, None)  # no resident data set: windows hold the batches themselves
@@ -81,11 +82,7 @@ def start_episode(
     memory = state.memory
     if estimator.reset is not None:
         memory = estimator.reset(memory, inner, lam)
-    one = origin
-    if estimator.tasks is not None:
-        one = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
-    moved = started_hyperparams(problem, one, lam, differentiates=estimator.differentiates)
-    sees = estimator.starts and moved
+    sees = estimator.starts and started(estimator, problem, origin, lam)
     state = state.update(
         params=inner.params,
         inner_opt_state=inner.opt_state,
@@ -117,6 +114,13 @@ def begin(
     inner = strengthen(inner)
     _check_started(state.inner, inner)
     return origin, inner, window
+
+
+def started(estimator: Estimator, problem: BilevelProblem, origin: Origin, lam: Hyper) -> list[str]:
+    """Names of the leaves of `lam` that this start depends on; see `started_hyperparams`."""
+    if estimator.tasks is not None:
+        origin = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
+    return started_hyperparams(problem, origin, lam, differentiates=estimator.differentiates)
 
 
 def _check_tasks(what: str, tree: PyTree, tasks: int) -> None:

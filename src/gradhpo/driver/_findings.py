@@ -8,9 +8,9 @@ from gradhpo.core.inspect import (
     check_problem,
     has_convolution,
     reach,
-    started_hyperparams,
     untrained_params,
 )
+from gradhpo.core.loop import started as started_in
 from gradhpo.core.outer import as_outer
 from gradhpo.core.problem import Window
 from gradhpo.core.start import Origin
@@ -60,10 +60,8 @@ def look(
     )
     started: list[str] = []
     if origin is not None and reached.ignored:
-        one = origin
-        if estimator.tasks is not None:
-            one = jax.eval_shape(lambda origin: jax.tree.map(lambda x: x[0], origin), origin)
-        started = [x for x in started_hyperparams(problem, one, lam) if x in reached.ignored]
+        moved = started_in(estimator, problem, origin, lam)
+        started = [x for x in moved if x in reached.ignored]
     ignored = [x for x in reached.ignored if x not in started or not estimator.starts]
     return Findings(
         ignored,
@@ -108,7 +106,7 @@ def _check_state(setup: Setup, state: BilevelState, window: Window) -> None:
         )
     seen = state.memory
     if estimator.room is not None:  # a kept batch follows the data, not the settings
-        seen = estimator.room.make(seen, window)
+        seen = jax.eval_shape(estimator.room.make, seen, window)
     if where := difference(seen, memory):
         raise ValueError(
             f"this state was made by another {name}, or for other hyperparameters: its memory "

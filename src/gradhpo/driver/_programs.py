@@ -8,12 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradhpo.core import loop as loops
+from gradhpo.core.estimator import Estimator
+from gradhpo.core.outer import as_outer
 from gradhpo.core.problem import check_window
 from gradhpo.core.source import fetch
 from gradhpo.core.state import BilevelState
-from gradhpo.core.step import bilevel_step
+from gradhpo.core.step import apply_estimate, bilevel_step
 from gradhpo.driver._packed import Packed
 from gradhpo.driver.setup import Loops, Setup
+from gradhpo.utils._calls import explain_loops
 
 __all__ = ["Programs", "end_episode", "programs"]
 
@@ -76,18 +79,65 @@ def _programs(setup: Setup, looped: Loops) -> Programs:
 
 
 def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
-    """An episode as a Python loop over one compiled update."""
-    problem, estimator = setup.problem, setup.method(looped.window)
+    """An episode as a Python loop, over updates or over their steps."""
+    hosted = setup.method("host")
+    if hosted.hosted and hosted.unroll_steps > 1:
+        return _by_steps(setup, hosted)
+    return _by_updates(setup, setup.method(looped.window))
+
+
+def _begun(setup: Setup, estimator: Estimator) -> Callable[..., Any]:
+    """`-> (s_0, windows, origin)`, for `jit`."""
+
+    def begin(state, window, draw, resident, keep_phi):
+        begun = loops.start_episode(estimator, setup.problem, state, draw, keep_phi=keep_phi)
+        window, _ = loops.episode_data(window, begun.window, resident)
+        state = loops.finished(begun.state, check_window(window))  # counted at once, in here
+        return state, loops.in_windows(window, estimator.unroll_steps), begun.origin
+
+    return begin
+
+
+def _by_steps(setup: Setup, estimator: Estimator) -> Callable[..., BilevelState]:
+    """An update is the host loop of its estimator, over one compiled step forwards and one back."""
+    problem = setup.problem
+
+    def cut(windows, i, resident):
+        return fetch(resident, jax.tree.map(lambda x: x[i], windows))
+
+    def apply(state, estimate, window, rate):
+        outer = as_outer(setup.outer, rate)
+        return apply_estimate(estimator, outer, problem, state, estimate, window)
+
+    begin = jax.jit(_begun(setup, estimator), static_argnames="keep_phi")
+    cut, apply = jax.jit(cut), jax.jit(apply)
+
+    def episode(state, window, draw, rate, resident, keep_phi):
+        state, windows, origin = begin(state, window, draw, resident, keep_phi=keep_phi)
+        resident = loops.ON_HOST if window is None else resident
+        for i in range(check_window(windows)):
+            batches = cut(windows, i, resident)
+            with explain_loops():
+                estimate = estimator.estimate(
+                    problem, state.memory, state.inner, state.hyperparams, batches, origin
+                )
+            state = apply(state, estimate, batches, rate)
+            origin = None  # the first window alone looks back at the start
+        return state
+
+    return episode
+
+
+def _by_updates(setup: Setup, estimator: Estimator) -> Callable[..., BilevelState]:
+    """An update is one compiled program."""
+    problem, start = setup.problem, _begun(setup, estimator)
     step = bilevel_step(estimator, setup.outer)
 
     def begin(state, window, draw, resident, keep_phi):
-        begun = loops.start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
-        window, resident = loops.episode_data(window, begun.window, resident)
-        state = loops.finished(begun.state, check_window(window))  # counted at once, in here
-        windows = loops.in_windows(window, estimator.unroll_steps)
+        state, windows, origin = start(state, window, draw, resident, keep_phi)
         # Buffers of its own, which the updates may donate.
         carry = jax.tree.map(jnp.copy, Packed.of((jnp.zeros((), jnp.int32), state)))
-        return carry, windows, begun.origin
+        return carry, windows, origin
 
     def advance(carry, windows, rate, resident, origin):
         i, state = carry.tree()

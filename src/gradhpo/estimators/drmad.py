@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import join, linearize
-from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report
+from gradhpo.core.estimator import (
+    Cost,
+    Estimate,
+    Estimator,
+    Loop,
+    check_loop,
+    fold,
+    report,
+    whole,
+)
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import pull_start
 from gradhpo.utils._partition import scalar_dtype, split
@@ -61,19 +70,31 @@ def drmad(unroll_steps: int, *, loop: Loop = "scan") -> Estimator:
         first, _ = split((inner.params, inner.opt_state))
         inner, exact = fold(forward, problem, lam, inner, window.train, loop=loop)
         last, _ = split((inner.params, inner.opt_state))
-        loss, alpha, direct = outer_gradients(problem, inner, lam, tree_last(window.val))
+        loss, alpha, direct = whole(_judge, loop)(problem, inner, lam, window.val)
         beta = jnp.arange(unroll_steps, dtype=scalar_dtype(lam)) / unroll_steps
         consts, carry = (lam, first, last), (alpha, optax.tree.zeros_like(lam))
         xs = (beta, window.train, exact)
         (alpha, indirect), _ = fold(backward, problem, consts, carry, xs, loop=loop, reverse=True)
-        indirect = optax.tree.add(indirect, pull_start(problem, origin, lam, alpha))
-        hypergrad = optax.tree.add(direct, indirect)
-        return Estimate(hypergrad, inner, memory, report(loss, direct, indirect))
+        terms = (direct, indirect, alpha)
+        hypergrad, info = whole(_sum, loop)(problem, origin, lam, loss, terms)
+        return Estimate(hypergrad, inner, memory, info)
 
     return Estimator(
         init,
         estimate,
         unroll_steps=unroll_steps,
+        hosted=loop == "host",
         starts=True,
         price=lambda size: Cost(2 * unroll_steps + 1, unroll_steps),
     )
+
+
+def _judge(problem, inner, lam, val):
+    return outer_gradients(problem, inner, lam, tree_last(val))
+
+
+def _sum(problem, origin, lam, loss, terms):
+    """The hypergradient and what is reported of it."""
+    direct, indirect, alpha = terms
+    indirect = optax.tree.add(indirect, pull_start(problem, origin, lam, alpha))
+    return optax.tree.add(direct, indirect), report(loss, direct, indirect)

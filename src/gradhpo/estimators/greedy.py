@@ -59,5 +59,6 @@ def greedy(gamma: float = 0.9, unroll_steps: int = 5, *, loop: Loop = "scan") ->
         init,
         estimate,
         unroll_steps=unroll_steps,
+        hosted=loop == "host",
         price=lambda size: Cost(2 * unroll_steps, unroll_steps),
     )

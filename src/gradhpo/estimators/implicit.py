@@ -204,6 +204,7 @@ def implicit(
         init,
         estimate,
         unroll_steps=unroll_steps,
+        hosted=loop == "host",
         metrics=metrics,
         price=lambda size: Cost(unroll_steps + 2, checks + 1),
         iterations=getattr(used, "iterations", math.inf),

@@ -63,7 +63,7 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
             info["status"] = status[jnp.argmax(status != Status.OK)]
         return Estimate(hypergrad, got.inner, got.memory, info, got.reported)
 
-    made = estimator._replace(init=init, estimate=estimate, tasks=tasks)
+    made = estimator._replace(init=init, estimate=estimate, tasks=tasks, hosted=False)
     if (prepare := estimator.start) is not None:
 
         def start(problem, memory, inner, lam, window):
@@ -78,6 +78,13 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
             return jax.vmap(lambda memory, inner: renew(memory, inner, lam))(memory, inner)
 
         made = made._replace(reset=reset)
+    if (room := estimator.room) is not None:
+
+        def make(memory, window):
+            one = jax.eval_shape(lambda window: jax.tree.map(lambda x: x[:, 0], window), window)
+            return jax.vmap(lambda memory: room.make(memory, one))(memory)
+
+        made = made._replace(room=room._replace(make=make))
     if (price := estimator.price) is not None:
         made = made._replace(price=lambda size: _times(tasks, price(size)))
     if (fit := estimator.start_price) is not None:

@@ -111,6 +111,7 @@ def reverse(
         init,
         estimate,
         unroll_steps=unroll_steps,
+        hosted=loop == "host",
         metrics=("alpha_growth",),
         starts=starts,
         price=None if budget else lambda size: Cost(unroll_steps + kept + again + 1, kept),
