@@ -43,7 +43,7 @@ class Packed:
         """The tree as it was."""
         structure, kinds = self.layout
         arrays = iter(self.arrays)
-        scalars = {kind: iter(list(x)) for kind, x in self.scalars.items()}
+        scalars = {kind: iter(x) for kind, x in _apart(self.scalars).items()}
         return jax.tree.unflatten(
             structure, [next(arrays if kind is None else scalars[kind]) for kind in kinds]
         )
@@ -57,6 +57,11 @@ class Packed:
         """For JAX."""
         arrays, scalars = children
         return cls(arrays, scalars, layout)
+
+
+@jax.jit
+def _apart(scalars: dict[str, Any]) -> dict[str, list[Any]]:
+    return {kind: list(x) for kind, x in scalars.items()}
 
 
 def _kind(x: Any) -> str | None:

@@ -146,7 +146,6 @@ def _by_updates(setup: Setup, estimator: Estimator) -> Callable[..., BilevelStat
 
     begin = jax.jit(begin, static_argnames="keep_phi")
     advance = jax.jit(advance, donate_argnums=0)
-    unpacked = jax.jit(lambda carry: carry.tree()[1])
 
     def episode(state, window, draw, rate, resident, keep_phi):
         carry, windows, origin = begin(state, window, draw, resident, keep_phi=keep_phi)
@@ -155,7 +154,7 @@ def _by_updates(setup: Setup, estimator: Estimator) -> Callable[..., BilevelStat
         for _ in range(check_window(windows)):
             carry = advance(carry, windows, rate, resident, origin)
             origin = None  # the first window alone looks back at the start
-        return unpacked(carry)
+        return carry.tree()[1]
 
     return episode
 
