@@ -21,8 +21,6 @@ from _models import MODELS, adamw
 from _w8_hand import OUTER, begin_run, fetched, one_step, plain_step, runs
 
 import gradhpo as gh
-from gradhpo.core.outer import as_outer
-from gradhpo.core.step import apply_estimate
 
 STEPS = 10
 LOOPS = {"cnn": "host", "transformer": "scan"}  # by hand; on CPU not a convolution in a scan
@@ -96,28 +94,6 @@ def our_run(method, model, opaque=False):
     )
 
 
-def our_host_run(model):
-    """Reverse as `run` could loop it: one compiled step forwards, one backwards."""
-    problem, inner = problem_of(model)
-    estimator = gh.reverse(STEPS, loop="host")
-    state = gh.init_state(
-        problem, estimator, OUTER, inner.params, model.hyperparams, model_state=inner.model_state
-    )
-    apply = jax.jit(apply_estimate, static_argnums=(0, 1, 2))
-    outer, rows = as_outer(OUTER), make_rows(model)
-
-    @jax.jit
-    def drawn(data, rows):
-        return gh.Window(*map(fetched, data, rows))
-
-    def run():
-        window = drawn((model.train, model.val), rows)
-        estimate = estimator.estimate(problem, state.memory, state.inner, state.hyperparams, window)
-        return apply(estimator, outer, problem, state, estimate, window)
-
-    return run
-
-
 def hand_run(method, name, model):
     return functools.partial(runs(model, LOOPS[name])[method], begin_run(model), make_rows(model))
 
@@ -169,8 +145,6 @@ def report(name, rounds, small):
         candidates[f"{method}, by hand"] = hand_run(method, name, model)
         candidates[method] = our_run(method, model)
         candidates[f"{method}, opaque"] = our_run(method, model, opaque=True)
-    if LOOPS[name] == "host":
-        candidates["reverse, steps on the host"] = our_host_run(model)
     candidates = {key: functools.partial(_done, run) for key, run in candidates.items()}
     first = {key: _first(run) for key, run in candidates.items()}
     seconds = race(candidates, rounds)
@@ -183,8 +157,6 @@ def report(name, rounds, small):
     for method in METHODS:
         hand, met = f"{method}, by hand", (TIME_BAR, COMPILE_BAR)
         compared = {method: met, f"{method}, opaque": (None, None)}
-        if f"{method}, steps on the host" in candidates:
-            compared[f"{method}, steps on the host"] = met
         for key, bars in compared.items():
             table.append(Row(key, "time / by hand", ratio(seconds[key], seconds[hand]), bars[0]))
             table.append(Row(key, "first call / by hand", first[key] / first[hand], bars[1]))

@@ -8,6 +8,7 @@ import pytest
 
 from gradhpo import (
     GradhpoWarning,
+    InOrder,
     OnlineHypergradientOptimizer,
     Resident,
     Status,
@@ -230,3 +231,50 @@ def test_training_that_forgets_nothing_keeps_its_theta(gamma):
     theta = float(state.get_metric("theta"))
     assert theta == pytest.approx(np.sum(S * s) / np.sum(S * S), rel=1e-4)
     assert 1 - 1e-4 < theta < (1 + 1e-4) * 20 / S[-1]
+
+
+def several_loss(w, lam, batch):
+    x, scale = batch
+    return jnp.mean((w - scale[..., None] * x) ** 2) + lam * jnp.sum(w**2)
+
+
+@pytest.mark.parametrize("source", ["functions", "in order"])
+@pytest.mark.parametrize("examples", [True, False], ids=["examples", "none"])
+def test_several_tasks_keep_a_batch_each(examples, source, x64):
+    """A run makes room for D* by task: those of a task share an axis of examples, or they do not,
+    whatever the axis of tasks is. The room is that of a state that was shown a batch."""
+    rng = np.random.default_rng(0)
+    shape = (4, 3, 5) if examples else (4, 3)
+    x, scale = rng.standard_normal((*shape, 3)), rng.uniform(1, 2, shape)
+    opt, one = distill(tasks=3, estimation_period=2), (x[0], scale[0])
+
+    def side():
+        if source == "in order":
+            return InOrder((x, scale))
+        batches = iter([*zip(x, scale, strict=True)] * 2)
+        return lambda: next(batches)
+
+    def run(state):
+        return opt.run(
+            state,
+            2,
+            get_train_batch=side(),
+            get_val_batch=side(),
+            train_loss_fn=several_loss,
+            val_loss_fn=several_loss,
+            lr_hyper=0.1,
+        )
+
+    states = opt.init(PARAMS, LAM), opt.init(PARAMS, LAM, one)
+    if not examples:
+        with pytest.warns(GradhpoWarning, match="share no leading axis"):
+            got, shown = map(run, states)
+        assert got.memory.data == ()
+    else:
+        got, shown = map(run, states)
+        assert [leaf.shape for leaf in got.memory.data] == [(3, 5, 3), (3, 5)]
+    assert not int(got.metadata["n_rejected"])
+    for a, b in zip(
+        *(jax.tree.leaves((s.params, s.hyperparams)) for s in (got, shown)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)

@@ -232,7 +232,8 @@ def test_sources_that_change_shape_between_episodes_are_named():
 
 
 @pytest.mark.parametrize("loop", ["scan", "host"])
-def test_clear_caches_frees_what_losses_close_over(loop):
+@pytest.mark.parametrize("name", ["hyperdistill", "reverse"])
+def test_clear_caches_frees_what_losses_close_over(name, loop):
     """Programs are kept for later calls, and the data with them, until they are cleared."""
     data = np.ones((1000, 2), np.float32)
     kept = weakref.ref(data)
@@ -240,7 +241,7 @@ def test_clear_caches_frees_what_losses_close_over(loop):
     def closed(w, lam, batch, data=data):
         return train_loss(w, lam, batch) + jnp.mean(data @ w["w"]) ** 2
 
-    opt = method("hyperdistill", inner_optimizer=sgd, loop=loop)
+    opt = method(name, inner_optimizer=sgd, loop=loop)
     state = opt.init(*start())
     state = run(opt, state, M=1, losses=(closed, val_loss))
     opt.compute_hypergradient(state, batch(0), batch(1), closed, val_loss)

@@ -1,5 +1,7 @@
 """Episodes that begin from hyperparameters, from a key or from a task, through the driver."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,16 @@ from gradhpo import (
     Start,
     Task,
     Window,
+    clear_caches,
+    drmad,
     from_optax,
+    greedy,
+    implicit,
     over_tasks,
     reverse,
     tune,
 )
+from gradhpo.core.estimator import compiled
 
 T = 3
 DATA = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
@@ -185,3 +192,67 @@ def test_messages_of_tune_name_its_own_arguments():
         tune(task, reverse(T), episodes=1, T=T)
     with pytest.raises(ValueError, match=r"give T= to it"):
         tune(task, reverse(T), episodes=1, lr_hyper=0.1)
+
+
+def test_start_episode_says_what_step_does_not_see(x64):
+    """`step` is not told the origin, and would drop alpha_0 ds_0/dlam without a word."""
+    opt = classy(ReverseOptimizer, from_lam)
+    state = opt.init(params(), lam())
+    message = r"leaf \['w'\], but step does not know.*Use run.*bilevel_step.*docs/starts.md"
+    with pytest.warns(GradhpoWarning, match=message):
+        begun = opt.start_episode(state)
+    np.testing.assert_array_equal(begun.params["w"], lam()["w"])
+    strict = classy(ReverseOptimizer, from_lam, strict=True)
+    with pytest.raises(ValueError, match=message):
+        strict.start_episode(state)
+    several = classy(ReverseOptimizer, from_lam, tasks=2)
+    with pytest.warns(GradhpoWarning, match=message):
+        several.start_episode(several.init(params(), lam()))
+    for silent in (classy(ReverseOptimizer, None), classy(OneStepOptimizer, from_lam, strict=True)):
+        silent.start_episode(silent.init(params(), lam()))
+
+
+# -- estimates that are host loops of their own -----------------------------------------------
+
+
+def pulled(w, lam, batch):
+    """A training loss whose minimum depends on lam, for implicit differentiation."""
+    return loss(w, lam, batch) + jnp.mean((w["w"] - lam["w"]) ** 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [reverse, drmad, implicit, functools.partial(greedy, 0.9)],
+    ids=["reverse", "drmad", "implicit", "greedy"],
+)
+@pytest.mark.parametrize("outer", [None, optax.sgd(0.1)], ids=["rate", "sgd"])
+def test_a_host_loop_compiles_one_step_whatever_the_window(make, outer, compilations, x64):
+    """No program holds the steps of a window, and what the second episode runs, the first has
+    compiled; the numbers are those of a scan."""
+    clear_caches()
+    problem = BilevelProblem(from_optax(pulled, optax.sgd(0.3)), judge, begin=from_lam)
+    task = Task(problem, params(), lam(), *SOURCES.values())
+    more = {"T": 6, "lr_hyper": 0.1 if outer is None else None, "of": 4}
+
+    def run(loop, window, **settings):
+        method = make(window, loop="host" if loop == "host" else "scan")
+        return tune(task, method, outer, loop=loop, **more, **settings)
+
+    found = {loop: run(loop, 3, episodes=3) for loop in ("scan", "host")}
+    for a, b in zip(*(jax.tree.leaves(x.hyperparams) for x in found.values()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    assert compiled.cache_info().currsize  # by the steps of a window, not by a window
+    method, counts = make(3, loop="host"), []
+    for episodes in (1, 4):
+        before = compilations()
+        tune(task, method, outer, loop="host", episodes=episodes, **more)
+        counts.append(compilations() - before)
+    assert counts[1] == 0, counts
+
+
+def test_several_tasks_are_one_program_on_the_host_too(x64):
+    """`vmap` goes around the steps."""
+    opt = classy(ReverseOptimizer, of_a_task, tasks=2, loop="host")
+    clear_caches()
+    opt.run(opt.init(params(), lam()), 2, train_loss_fn=loss, val_loss_fn=judge)
+    assert not compiled.cache_info().currsize

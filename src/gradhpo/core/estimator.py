@@ -5,6 +5,7 @@ inner state, the method's memory and diagnostics. The horizon of a method is the
 sees plus what its memory carries.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ __all__ = [
     "Room",
     "Unrolled",
     "check_loop",
+    "compiled",
     "fold",
     "report",
     "roll",
@@ -229,13 +231,20 @@ def fold(
             reverse=reverse,
             unroll=loop == "unroll",
         )
-    compiled = jax.jit(body, static_argnums=0)  # jit caches by the identity of `body`
+    step = compiled(body, problem)
     steps = range(jax.tree.leaves(xs)[0].shape[0])
     ys = []
     for t in reversed(steps) if reverse else steps:
-        carry, y = compiled(problem, consts, carry, _entry(xs, t))
+        carry, y = step(consts, carry, _entry(xs, t))
         ys.append(y)
     return carry, _stacked(ys[::-1] if reverse else ys) if ys else None
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(function: Callable, problem: BilevelProblem) -> Callable:
+    """A program of the host loop, by the identity of `function`. Not a static argument of `jit`,
+    which would keep the problem, and the data that its losses close over, for good."""
+    return jax.jit(functools.partial(function, problem))
 
 
 @jax.jit
@@ -251,7 +260,9 @@ def _stacked(ys):
 def whole(function: Callable, loop: Loop) -> Callable:
     """A part `function(problem, …)` of an estimate between two loops, with a lasting identity: of
     the host loop it is a program of its own."""
-    return jax.jit(function, static_argnums=0) if loop == "host" else function
+    if loop != "host":
+        return function
+    return lambda problem, *args: compiled(function, problem)(*args)
 
 
 def roll(

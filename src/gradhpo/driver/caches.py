@@ -4,12 +4,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from gradhpo.core.estimator import compiled
 from gradhpo.driver._recompilation import compilations
 
 __all__ = ["clear_caches", "kept"]
 
 KEPT = 64
-_caches: list[Any] = []
+_caches: list[Any] = [compiled]
 
 
 def kept(make: Callable) -> Any:
