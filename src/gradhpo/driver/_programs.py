@@ -1,5 +1,6 @@
 """The compiled programs of a run and of single steps: one set for each way to loop."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,8 +83,17 @@ def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
     """An episode as a Python loop, over updates or over their steps."""
     hosted = setup.method("host")
     if hosted.hosted and hosted.unroll_steps > 1:
-        return _by_steps(setup, hosted)
-    return _by_updates(setup, setup.method(looped.window))
+        run = _by_steps(setup, hosted)
+    else:
+        run = _by_updates(setup, setup.method(looped.window))
+    if setup.problem.begin is None:
+        return run
+    recovered = jax.jit(functools.partial(loops.recovered, setup.problem))
+
+    def episode(state, *arguments, keep_phi):
+        return recovered(state.inner, run(state, *arguments, keep_phi=keep_phi))
+
+    return episode
 
 
 def _begun(setup: Setup, estimator: Estimator) -> Callable[..., Any]:
