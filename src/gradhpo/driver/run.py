@@ -1,13 +1,13 @@
 """The driver: prepare once, then episode after episode.
 
-a first look at the problem, one set of programs, room for kept batches      once
-for each episode:
-    batches and draw            from the sources, at the position `state.drawn`
-    memory <- start(memory)     every period-th, by `state.episode`
-    s, lam, memory <- episode   one compiled call, or a Python loop over its updates
-    phi <- (1 - r) phi + r w_T
-    hooks                       callback, logger, progress line
-one summary of what went wrong                                               at the end
+    a first look at the problem, one set of programs, room for kept batches      once
+    for each episode:
+        batches and draw            from the sources, at the position `state.drawn`
+        memory <- start(memory)     every period-th, by `state.episode`
+        s, lam, memory <- episode   one compiled call, or a Python loop over its updates
+        phi <- (1 - r) phi + r w_T
+        hooks                       callback, logger, progress line
+    one summary of what went wrong                                               at the end
 
 The state alone says where a run stands, so a run that is cut in two is the same run. Several
 episodes go into one call where nothing happens on the host between them.
