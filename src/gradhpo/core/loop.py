@@ -82,7 +82,7 @@ def start_episode(
     memory = state.memory
     if estimator.reset is not None:
         memory = estimator.reset(memory, inner, lam)
-    sees = estimator.starts and started(estimator, problem, origin, lam)
+    reached = started(estimator, problem, origin, lam)  # refuses batches that depend on lam
     state = state.update(
         params=inner.params,
         inner_opt_state=inner.opt_state,
@@ -90,7 +90,7 @@ def start_episode(
         model_state=inner.model_state,
         phi=origin.phi if keep_phi else (),
     )
-    return Begun(state, origin if sees else None, window)
+    return Begun(state, origin if estimator.starts and reached else None, window)
 
 
 def begin(
