@@ -1,6 +1,7 @@
 """Training run backwards: bit for bit, and with the right derivative on the way."""
 
 import functools
+import importlib
 import math
 from typing import NamedTuple
 
@@ -169,7 +170,7 @@ def test_round_trip_of_1000_steps(bits, convolution, request):
 
 def test_start_is_checked_against_what_it_was(monkeypatch):
     """The check itself, on a program that undoes its steps with a few bits changed."""
-    from gradhpo.estimators import reversible as module
+    module = importlib.import_module("gradhpo.estimators.reversible")
 
     kept = ea.undo_decay
 
