@@ -113,7 +113,7 @@ def test_the_hypergradient_is_the_mean(name, x64):
 
 @pytest.mark.parametrize("name", [*ESTIMATORS, "es", "pes"])
 @pytest.mark.parametrize("shown", [True, False], ids=["window", "no window"])
-def test_structure_is_final_from_init_on(name, shown):
+def test_structure_is_final_from_init_on(name, shown, x64):
     """Every leaf of weights, slots and memory has the tasks in front; an update keeps it."""
     estimator = {"es": es(T), "pes": pes(T)}.get(name) or ESTIMATORS[name]
     method = over_tasks(estimator, N)
