@@ -321,7 +321,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         )
 
     def _episode_length(self, T: int) -> int:
-        return check_length(type(self).__name__, self.method().unroll_steps, T)
+        return check_length(type(self).__name__, self.method(), T)
 
     def _setup(self, train_loss: LossFn, val_loss: LossFn, *, run: bool = False) -> Setup:
         """The method on a pair of losses, with what has been compiled for it.
