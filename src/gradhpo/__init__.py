@@ -11,6 +11,7 @@ The names are grouped in `__all__`. Groups with a package of their own, `gradhpo
 """
 
 from gradhpo.algorithms.baselines import FOOptimizer, OneStepOptimizer
+from gradhpo.algorithms.discounted_sum import DiscountedSumOptimizer
 from gradhpo.algorithms.evolution import ESOptimizer, PESOptimizer
 from gradhpo.algorithms.greedy import GreedyOptimizer
 from gradhpo.algorithms.implicit import ImplicitOptimizer
@@ -31,11 +32,12 @@ from gradhpo.algorithms.unrolled import (
     ReversibleOptimizer,
 )
 from gradhpo.core.base import BilevelOptimizer
+from gradhpo.core.delay import update_every, update_last
 from gradhpo.core.dynamics import Dynamics, InnerState, from_optax, from_update, linearize
 from gradhpo.core.estimator import Estimate, Estimator, Unrolled
 from gradhpo.core.loop import linear_decay, run_episode, run_episodes
 from gradhpo.core.problem import BilevelProblem, Start, Window, outer_gradients
-from gradhpo.core.source import InOrder, Resident
+from gradhpo.core.source import InOrder, Picked, Pool, Resident
 from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status, status_message
 from gradhpo.core.step import bilevel_step, init_state
@@ -46,6 +48,7 @@ from gradhpo.driver.caches import clear_caches
 from gradhpo.driver.hooks import StopRun
 from gradhpo.driver.tune import tune
 from gradhpo.estimators.amigo import amigo
+from gradhpo.estimators.discounted_sum import discounted_sum
 from gradhpo.estimators.distill import hyperdistill
 from gradhpo.estimators.drmad import drmad
 from gradhpo.estimators.evolution import es, pes
@@ -62,6 +65,7 @@ from gradhpo.estimators.reversible import Reversed, reversible, reversible_gradi
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
+from gradhpo.estimators.virtual import virtual_step
 from gradhpo.outer import Outer
 from gradhpo.solvers import cg, cgls, dense, gmres, identity, minres, neumann, nystrom
 from gradhpo.utils.gradients import (
@@ -91,10 +95,13 @@ __all__ = [
     # data
     "DataBatch",
     "InOrder",
+    "Picked",
+    "Pool",
     "Resident",
     # methods as classes
     "AmIGOOptimizer",
     "BilevelOptimizer",
+    "DiscountedSumOptimizer",
     "DrMADOptimizer",
     "ESOptimizer",
     "F2SAOptimizer",
@@ -116,6 +123,7 @@ __all__ = [
     "Estimate",
     "Estimator",
     "amigo",
+    "discounted_sum",
     "drmad",
     "es",
     "f2sa",
@@ -134,6 +142,9 @@ __all__ = [
     "saba",
     "soba",
     "stocbio",
+    "update_every",
+    "update_last",
+    "virtual_step",
     # linear solvers of `implicit`: gradhpo.solvers
     "cg",
     "cgls",

@@ -40,7 +40,7 @@ def blocks_of(page):
 @pytest.mark.usefixtures("x64")
 def test_one_file_with_one_entry_is_all_it_takes(restored, capsys):
     """The example of docs/extending.md, up to its entry, and nothing else: every place knows it."""
-    name, before = "discounted_sum", set(METHODS)
+    name, before = "endpoint", set(METHODS)
     exec("\n".join(blocks_of(ROOT / "docs" / "extending.md")), {"__name__": "mine"})
     assert set(METHODS) - before == {name}
     method = METHODS[name]
@@ -51,8 +51,8 @@ def test_one_file_with_one_entry_is_all_it_takes(restored, capsys):
     row = check_hypergradient(ridge(3), 3, [name]).rows[name]
     assert (row.gradients, row.products) == (7, 3) == method.estimator(3).cost(3, size=1)
     check_method(method)  # as tests/testing/test_conformance.py does
-    assert f"| `{name}` | `DiscountedSumOptimizer` |" in cost_table()
-    assert f"| [discounted sum](docs/methods/{name}.md) |" in summary_table()
+    assert f"| `{name}` | `EndpointOptimizer` |" in cost_table()
+    assert f"| [end point](docs/methods/{name}.md) |" in summary_table()
 
     cases = importlib.reload(facade_cases)  # as pytest loads it, when the methods are known
     try:

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from gradhpo.algorithms._setups import initializer, problem_of, setup_of
 from gradhpo.core import loop as loops
 from gradhpo.core.base import BilevelOptimizer
+from gradhpo.core.delay import update_every, update_last
 from gradhpo.core.dynamics import is_optimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import Outer, check_outer
@@ -26,6 +27,7 @@ from gradhpo.driver.run import Plan
 from gradhpo.driver.setup import Setup, check_length
 from gradhpo.driver.tune import checked_run, found_again
 from gradhpo.estimators.over_tasks import over_tasks
+from gradhpo.estimators.virtual import virtual_step
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
     check_callable,
@@ -58,6 +60,12 @@ class EstimatorOptimizer(BilevelOptimizer):
         tasks: A meta-batch: so many tasks at once, their hypergradients averaged, see
             `gradhpo.estimators.over_tasks`.
         T: Inner steps per episode, for `run` (which may override it).
+        update_every: The hyperparameters move after every so many windows of the method, and the
+            weights train alone in the others, see `gradhpo.update_every`.
+        update_last: They move after the last so many windows of an episode of T steps alone.
+        virtual: Looks ahead by this optimizer, of Optax or `hyperparams -> optimizer`, in place of
+            the one that trains, see `gradhpo.virtual_step`: `optax.sgd(rate / (1 - momentum))`
+            where a short-sighted method would not see what momentum does later.
         loop: How steps are looped over: "scan", "unroll", "host", or "auto", which avoids
             compiled loops for convolutions on CPU, where they are 15-20 times slower.
         strict: Raise instead of warning when a hyperparameter has no effect, the validation loss
@@ -73,6 +81,9 @@ class EstimatorOptimizer(BilevelOptimizer):
     begin: Begin | None = None
     tasks: int | None = None
     T: int | None = None
+    update_every: int = 1
+    update_last: int | None = None
+    virtual: optax.GradientTransformation | MakeOptimizer | None = None
     loop: str = "auto"
     strict: bool = False
 
@@ -105,7 +116,15 @@ class EstimatorOptimizer(BilevelOptimizer):
                 f"{type(self).__name__} {self.uses_optimizer} through the inner optimizer, which "
                 "an update_fn has no place for: give inner_optimizer=, or use another method."
             )
-        self.estimator()  # refuses bad settings
+        if self.virtual is not None:
+            if not is_optimizer(self.virtual):
+                check_callable("virtual", self.virtual, "hyperparams -> optimizer, or an optimizer")
+            if self.inner_optimizer is None:
+                raise ValueError(
+                    "virtual= is another optimizer for a step on the training loss, which an "
+                    "update_fn does not tell: give inner_optimizer= instead of update_fn=."
+                )
+        self.method()  # refuses bad settings
 
     def _make_hashable(self) -> None:
         """Numbers that come as arrays become Python's: settings are static under jit."""
@@ -144,8 +163,15 @@ class EstimatorOptimizer(BilevelOptimizer):
         return self.T
 
     def method(self, loop: Loop = "scan") -> Estimator:
-        """The estimator, over `tasks` if there are any."""
+        """The estimator, looking ahead and moving the hyperparameters as the settings say, over
+        `tasks` if there are any."""
         estimator = self.estimator(loop)
+        if self.virtual is not None:
+            estimator = virtual_step(estimator, self.virtual, loop=loop)
+        if self.update_every != 1:
+            estimator = update_every(estimator, self.update_every, loop=loop)
+        if self.update_last is not None:
+            estimator = update_last(estimator, self.update_last, self.horizon)
         return estimator if self.tasks is None else over_tasks(estimator, self.tasks)
 
     def remarks(self, train_batch: Batch) -> tuple[str, ...]:
@@ -321,7 +347,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         )
 
     def _episode_length(self, T: int) -> int:
-        return check_length(type(self).__name__, self.method().unroll_steps, T)
+        return check_length(type(self).__name__, self.method(), T)
 
     def _setup(self, train_loss: LossFn, val_loss: LossFn, *, run: bool = False) -> Setup:
         """The method on a pair of losses, with what has been compiled for it.

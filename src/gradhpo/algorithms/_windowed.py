@@ -15,5 +15,5 @@ class WindowedOptimizer(EstimatorOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        window = self.estimator().unroll_steps
+        window = self.estimator().unroll_steps * self.update_every
         self._settle(T=self._episode_length(window if self.T is None else self.T))

@@ -32,6 +32,8 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
         theta_guard: Reject a fit that is not positive or larger than training that forgets
             nothing explains (1.1 T / S_T), keep the one before, say so in the status.
         points: "line" (constant memory) or "trajectory" (eq. 17 as printed) in the fit.
+        slots: "differentiated" or "ignored": whether the fit carries derivatives through the
+            slots of the inner optimizer. With momentum the published numbers ask for "ignored".
         sampling: "bernoulli" or "round", how D* takes examples in.
         seed: Of those draws.
 
@@ -53,6 +55,7 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
     theta: float | str = "estimate"
     theta_guard: bool = True
     points: str = "line"
+    slots: str = "differentiated"
     sampling: str = "bernoulli"
     seed: int = 0
 
@@ -70,6 +73,7 @@ class OnlineHypergradientOptimizer(EstimatorOptimizer):
             self.gamma,
             theta=theta,
             points=self.points,
+            slots=self.slots,
             sampling=self.sampling,
             theta_guard=self.theta_guard,
             seed=self.seed,

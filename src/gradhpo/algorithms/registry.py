@@ -2,6 +2,7 @@
 
 from gradhpo.algorithms import (
     baselines,
+    discounted_sum,
     evolution,
     greedy,
     implicit,
@@ -14,6 +15,16 @@ from gradhpo.algorithms.method import METHODS, Example, Method, Summary, registe
 
 __all__ = ["METHODS", "Example", "Method", "Summary", "register"]
 
-for _module in (baselines, t1t2, greedy, online, unrolled, implicit, evolution, single_loop):
+for _module in (
+    baselines,
+    t1t2,
+    greedy,
+    online,
+    unrolled,
+    discounted_sum,
+    implicit,
+    evolution,
+    single_loop,
+):
     for _entry in _module.ENTRIES:
         register(_entry)

@@ -168,6 +168,8 @@ class DrMADOptimizer(EstimatorOptimizer):
 
     Args:
         T: Inner steps per hypergradient; required.
+        slots: "differentiated" or "ignored": whether derivatives go through the slots of the
+            inner optimizer. With momentum the numbers of Lee et al. (2022) ask for "ignored".
 
     Source:
         Fu et al. (2016). See `gradhpo.estimators.drmad`.
@@ -179,8 +181,10 @@ class DrMADOptimizer(EstimatorOptimizer):
     24.0
     """
 
+    slots: str = "differentiated"
+
     def estimator(self, loop: Loop = "scan") -> Estimator:
-        return drmad(self.horizon, loop=loop)
+        return drmad(self.horizon, slots=self.slots, loop=loop)
 
 
 _FORWARD = Summary(

@@ -50,6 +50,7 @@ __all__ = [
     "linearize",
     "pull_through_update",
     "take",
+    "without_slots",
     "zero_cotangent",
 ]
 
@@ -375,6 +376,12 @@ def join(floating: tuple[Any, Any], rest: tuple[Any, Any], model_state: PyTree) 
     """The state from the two halves that `split((params, opt_state))` made."""
     params, opt_state = merge(floating, rest)
     return InnerState(params, opt_state, model_state)
+
+
+def without_slots(alpha: InnerState) -> InnerState:
+    """The cotangent with zeros for the optimizer's slots: carried back so from step to step, the
+    slots are constants, and of SGD with momentum `A = I - eta H` remains."""
+    return alpha._replace(opt_state=optax.tree.zeros_like(alpha.opt_state))
 
 
 def zero_cotangent(inner: InnerState) -> InnerState:

@@ -81,8 +81,12 @@ class _Method(NamedTuple):
     unroll_steps: int = 1  # inner steps per outer update
     start: Callable[[BilevelProblem, Memory, InnerState, Hyper, Window], Memory] | None = None
     # before every estimation_period-th episode, with the data of that whole episode
+    pools: bool = False  # `start` takes a function too, the mean over the tasks of a meta-batch
     reset: Callable[[Memory, InnerState, Hyper], Memory] | None = None
     # at every episode start: what belongs to one episode restarts, the rest survives
+    advance: Callable[..., tuple[Memory, InnerState]] | None = None
+    # (problem, memory, inner, lam, batch): a step without an update; None: the memory sees nothing
+    lead: int = 0  # steps of an episode before its first window, see `gradhpo.core.delay`
     metrics: tuple[str, ...] = ()  # names in `info` beyond the ones every method reports
     indirect: bool = True  # False: only the direct term dL_val/dlam is used (first-order)
     follows: bool = False  # the memory belongs to s_t: it moves on even if L_val is not finite
@@ -141,7 +145,7 @@ class Estimator(_Method):
         """What training and the hypergradients of whole episodes take.
 
         Args:
-            T: Inner steps per episode, a multiple of `self.unroll_steps`.
+            T: Inner steps per episode: `self.lead` and a multiple of `self.unroll_steps`.
             size: H, how many numbers the hyperparameters are.
             episodes, period: So many episodes; `start` is called before every period-th.
             iterations: Of the linear solver in one update, as a run counted them (metric
@@ -160,13 +164,14 @@ class Estimator(_Method):
                 "Estimator(..., price=lambda size: Cost(gradients, products)), for one outer "
                 "update of `size` hyperparameters."
             )
-        updates = episodes * (T // self.unroll_steps)
+        updates = episodes * ((T - self.lead) // self.unroll_steps)
         gradients, products = self.price(size)
         products += self.iterations if iterations is None else iterations
         fits = -(-episodes // period)
         fit = Cost(0, 0) if self.start_price is None else self.start_price(T)
         return Cost(
-            updates * gradients + fits * fit.gradients, updates * products + fits * fit.products
+            updates * gradients + episodes * self.lead + fits * fit.gradients,
+            updates * products + fits * fit.products,
         )
 
 

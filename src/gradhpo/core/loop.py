@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from gradhpo.core.delay import delayed
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.inspect import started_hyperparams
@@ -32,6 +33,7 @@ __all__ = [
     "ON_HOST",
     "Begun",
     "begin",
+    "cut_episode",
     "end_episode",
     "episode_data",
     "finished",
@@ -90,7 +92,8 @@ def start_episode(
         model_state=inner.model_state,
         phi=origin.phi if keep_phi else (),
     )
-    return Begun(state, origin if estimator.starts and reached else None, window)
+    looks_back = estimator.starts and reached and not estimator.lead
+    return Begun(state, origin if looks_back else None, window)
 
 
 def begin(
@@ -199,22 +202,28 @@ def run_episode(
     Returns:
         The state after the last step, `params = w_T`; see `end_episode`.
     """
-    step, before = bilevel_step(estimator, outer_optimizer), state.inner
+    before = state.inner
     state, origin, own = start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
     window, resident = episode_data(window, own, resident)
     T = check_window(window)
-    windows = in_windows(window, estimator.unroll_steps)
+    first, windows = cut_episode(window, estimator)
     if estimator.room is not None and estimator.room.missing(state.memory):
         raise ValueError(
             "this state's memory keeps a batch whose shape is not known yet, so it cannot be "
             "scanned: give init_state a window (or init a train_batch)."
         )
 
-    def body(state, window, origin=None):
-        return step(problem, state, fetch(resident, window), lr_hyper, origin), None
+    def update(estimator, state, window, origin=None):
+        step = bilevel_step(estimator, outer_optimizer)
+        return step(problem, state, fetch(resident, window), lr_hyper, origin)
 
-    if origin is not None:  # the first window alone looks back at the start
-        state, _ = body(state, jax.tree.map(lambda x: x[0], windows), origin)
+    def body(state, window):
+        return update(estimator, state, window), None
+
+    if first is not None:
+        state = update(delayed(estimator, estimator.lead, loop=loop), state, first)
+    elif origin is not None:  # the first window alone looks back at the start
+        state = update(estimator, state, jax.tree.map(lambda x: x[0], windows), origin)
         windows = jax.tree.map(lambda x: x[1:], windows)
     if check_window(windows):
         state = lax.scan(body, state, windows, unroll=loop == "unroll")[0]
@@ -240,7 +249,8 @@ def recovered(problem: BilevelProblem, before: InnerState, state: BilevelState) 
 def episode_data(
     window: Window | None, own: Window | None, resident: Window
 ) -> tuple[Window, Window]:
-    """`(window, resident)`: the batches of an episode, from the sources or from its start.
+    """`(window, resident)`: the batches of an episode (or rows of `resident`), from the sources or
+    from its start.
 
     Raises:
         ValueError: both bring batches, or neither does.
@@ -251,7 +261,25 @@ def episode_data(
             "the batches of an episode come from the sources of the run or with Start(params, "
             f"window) from begin, but {given}."
         )
-    return (window, resident) if own is None else (own, ON_HOST)  # type: ignore[return-value]
+    return (window if own is None else own), resident  # type: ignore[return-value]
+
+
+def cut_episode(window: Window, estimator: Estimator) -> tuple[Window | None, Window]:
+    """`(first, windows)` of the batches of an episode, `windows` as by `in_windows`. `first` is the
+    first window of a method with a lead, longer by that; None if there is no lead."""
+    lead, steps = estimator.lead, estimator.unroll_steps
+    if not lead:
+        return None, in_windows(window, steps)
+    if check_window(window) < lead + steps:
+        raise ValueError(
+            f"an episode of T={check_window(window)} inner steps has no room for a window of "
+            f"{steps} after {lead} steps of training."
+        )
+    first, rest = (
+        jax.tree.map(lambda x: x[part], window)  # noqa: B023
+        for part in (slice(lead + steps), slice(lead + steps, None))
+    )
+    return first, in_windows(rest, steps)
 
 
 def in_windows(window: Window, steps: int) -> Window:
@@ -266,7 +294,7 @@ def in_windows(window: Window, steps: int) -> Window:
             f"an episode of T={T} inner steps does not divide into windows of {steps}, which this "
             "method takes: give a multiple of it."
         )
-    return jax.tree.map(lambda x: x.reshape((-1, steps) + x.shape[1:]), window)
+    return jax.tree.map(lambda x: x.reshape((T // steps, steps) + x.shape[1:]), window)
 
 
 def run_episodes(

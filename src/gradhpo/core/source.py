@@ -7,7 +7,7 @@ holds memory that somebody else may write to.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +28,48 @@ from gradhpo.utils.validation import (
 __all__ = [
     "BatchSource",
     "InOrder",
+    "Picked",
+    "Pool",
     "Resident",
     "as_arrays",
+    "check_pools",
     "check_source",
     "draw",
     "fetch",
     "gather",
     "owned",
+    "resident",
     "stack",
 ]
+
+
+class Picked(NamedTuple):
+    """Rows of a data set that stays on the device, in the place of a batch.
+
+    The losses get `(data[rows], beside)`.
+    """
+
+    rows: Any  # an integer array of any shape
+    beside: PyTree = ()  # what else belongs to the batch: labels of the task, PRNG keys
+
+
+class Pool:
+    """Data that stay on the device, from which `begin` picks the batches of a task.
+
+    Given as `train=` or `val=` of a task or run, it draws nothing by itself: the windows of
+    `Start(params, window)` hold row numbers in place of the examples, as an array or as `Picked`,
+    and a batch is gathered when its step comes.
+
+    Args:
+        data: Arrays that share their leading axis; finite. NumPy arrays are copied.
+
+    >>> pool = Pool(np.zeros((100, 28, 28), np.uint8))
+    >>> gather(pool.data, Picked(np.array([3, 5]), np.array([0, 1])))[0].shape
+    (2, 28, 28)
+    """
+
+    def __init__(self, data: Batch):
+        self.data, self.length = _on_device(data)
 
 
 class Resident:
@@ -57,15 +90,7 @@ class Resident:
     """
 
     def __init__(self, data: Batch, batch_size: int, seed: int = 0):
-        data = as_arrays(data)
-        lengths = {np.shape(x)[0] if np.ndim(x) else 0 for x in jax.tree.leaves(data)}
-        if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(
-                "the arrays of a resident data set must share a leading axis of at least one "
-                f"example, but their lengths are {sorted(lengths)}."
-            )
-        check_batch("a resident data set", data)
-        self.length = lengths.pop()
+        self.data, self.length = _on_device(data)
         self.batch_size = check_count("batch_size", batch_size)
         if self.batch_size > self.length:
             raise ValueError(
@@ -74,9 +99,6 @@ class Resident:
                 f"{self.length}; for all of them at every step, give a function that returns them."
             )
         self.seed = check_count("seed", seed, minimum=0)
-        for name, x in leaves_with_names(data):
-            _check_finite(name, x)
-        self.data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.array(x), data)
 
     def indices(self, first: int, steps: int) -> np.ndarray:
         """int32 indices (steps, batch_size) of the episode that begins with step `first`.
@@ -85,6 +107,22 @@ class Resident:
         """
         generator = np.random.default_rng((self.seed, first))
         return generator.integers(0, self.length, (steps, self.batch_size), dtype=np.int32)
+
+
+def _on_device(data: Batch) -> tuple[Batch, int]:
+    """Copies of a data set's arrays, and how many examples there are."""
+    data = as_arrays(data)
+    lengths = {np.shape(x)[0] if np.ndim(x) else 0 for x in jax.tree.leaves(data)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            "the arrays of a resident data set must share a leading axis of at least one "
+            f"example, but their lengths are {sorted(lengths)}."
+        )
+    check_batch("a resident data set", data)
+    for name, x in leaves_with_names(data):
+        _check_finite(name, x)
+    data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.array(x), data)
+    return data, lengths.pop()
 
 
 def _check_finite(name: str, values: Any) -> None:
@@ -147,7 +185,7 @@ class InOrder:
         return jax.tree.map(lambda x: x[first : first + count], self.batches)
 
 
-BatchSource = Callable[[], Batch] | Resident | InOrder
+BatchSource = Callable[[], Batch] | Resident | InOrder | Pool
 
 
 def check_source(name: str, source: Any) -> None:
@@ -156,13 +194,33 @@ def check_source(name: str, source: Any) -> None:
     Raises:
         TypeError: something else.
     """
-    if not isinstance(source, Resident | InOrder):
+    if not isinstance(source, Resident | InOrder | Pool):
         check_callable(name, source, "() -> batch, a gradhpo.Resident or a gradhpo.InOrder")
+
+
+def check_pools(train: Any, val: Any, begin: Any) -> None:
+    """Two of them or none, and a start that picks.
+
+    Raises:
+        ValueError: something is missing.
+    """
+    pools = [isinstance(source, Pool) for source in (train, val)]
+    if any(pools) and not (all(pools) and begin is not None):
+        raise ValueError(
+            "a gradhpo.Pool waits for the rows that begin picks: give one as train= and as val= "
+            "(the same, if both take from it), and begin=, a function (params, hyperparams, draw) "
+            "-> gradhpo.Start(params, Window(rows, rows))."
+        )
+
+
+def resident(train: BatchSource | None, val: BatchSource | None) -> Window:
+    """The data sets of these sources that stay on the device; None for the others."""
+    return Window(*(s.data if isinstance(s, Resident | Pool) else None for s in (train, val)))
 
 
 def draw(train: BatchSource, val: BatchSource, first: int, steps: int) -> Window:
     """The stacked batches (or index rows) of one episode, drawn alternately and in order."""
-    sources = {"get_train_batch": train, "get_val_batch": val}
+    sources: dict[str, Any] = {"get_train_batch": train, "get_val_batch": val}
     drawn = {
         name: _Stack(name, steps)
         for name, source in sources.items()
@@ -187,11 +245,13 @@ def fetch(resident: Window, window: Window) -> Window:
 
 
 def gather(data: PyTree, indices: PyTree) -> PyTree:
-    """The examples of a resident data set named by an index array of any shape.
+    """The examples of a resident data set named by an index array of any shape, or by `Picked`.
 
     >>> print(gather(jnp.array([10, 20, 30]), jnp.array([2, 0])))
     [30 10]
     """
+    if isinstance(indices, Picked):
+        return gather(data, indices.rows), indices.beside
     return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
 
 

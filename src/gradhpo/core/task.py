@@ -13,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.loop import ON_HOST, episode_data
+from gradhpo.core.loop import episode_data
 from gradhpo.core.problem import BilevelProblem, Window, check_window
-from gradhpo.core.source import BatchSource, Resident, check_source, draw, fetch
+from gradhpo.core.source import (
+    BatchSource,
+    Pool,
+    check_pools,
+    check_source,
+    draw,
+    fetch,
+    resident,
+)
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import Batch, Hyper, Params, PyTree
@@ -45,7 +53,8 @@ class Task:
         params: Weights to start from.
         hyperparams: Hyperparameters to start from; every leaf floating point.
         train, val: Sources of batches: functions of no argument, `gradhpo.Resident` or
-            `gradhpo.InOrder`. None for both where `problem.begin` brings the batches.
+            `gradhpo.InOrder`. None for both where `problem.begin` brings the batches, and
+            `gradhpo.Pool` where it brings rows of these data.
         model_state: Of losses that have one, see `gradhpo.core.losses`.
         bounds: `(lowest, highest)`, trees like `hyperparams` in structure and shapes, or with
             numbers for arrays, in the units they are stored in. Where to start is checked by them;
@@ -107,6 +116,7 @@ class Task:
         for name, source in sources.items():
             if source is not None:
                 check_source(name, source)
+        check_pools(self.train, self.val, self.problem.begin)
 
     def replace(self, **fields: Any) -> "Task":
         """A copy with some fields replaced."""
@@ -139,8 +149,10 @@ class Task:
         check_params(self.params)
         check_hyperparams(self.hyperparams)
         inner, own = begin_episode(self.problem, self.origin(key), strengthen(self.hyperparams))
-        drawn = None if self.train is None else self.window(steps)
-        window, _ = episode_data(drawn, own, ON_HOST)
+        picked = self.train is None or isinstance(self.train, Pool)
+        drawn = None if picked else self.window(steps)
+        window, data = episode_data(drawn, own, resident(self.train, self.val))
+        window = window if drawn is not None else fetch(data, window)
         if (length := check_window(window)) != steps:
             raise ValueError(
                 f"the start of this task brings the batches of {length} steps, but {steps} are "
@@ -154,13 +166,10 @@ class Task:
         Raises:
             ValueError: there are not so many, or no sources.
         """
-        if self.train is None or self.val is None:
+        if self.train is None or self.val is None or isinstance(self.train, Pool):
             raise ValueError("this task has no sources: its batches come with begin(steps, key).")
-        resident = Window(
-            *(s.data if isinstance(s, Resident) else None for s in (self.train, self.val))
-        )
         window = draw(self.train, self.val, 0, steps)
-        return jax.tree.map(jnp.asarray, fetch(resident, window))
+        return jax.tree.map(jnp.asarray, fetch(resident(self.train, self.val), window))
 
 
 def _check_bounds(hyperparams: Hyper, bounds: Any) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradhpo.core import loop as loops
+from gradhpo.core.delay import delayed
 from gradhpo.core.estimator import Estimator
 from gradhpo.core.outer import as_outer
 from gradhpo.core.problem import check_window
@@ -97,13 +98,13 @@ def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
 
 
 def _begun(setup: Setup, estimator: Estimator) -> Callable[..., Any]:
-    """`-> (s_0, windows, origin)`, for `jit`."""
+    """`-> (s_0, first, windows, origin)`, for `jit`; see `gradhpo.core.loop.cut_episode`."""
 
     def begin(state, window, draw, resident, keep_phi):
         begun = loops.start_episode(estimator, setup.problem, state, draw, keep_phi=keep_phi)
         window, _ = loops.episode_data(window, begun.window, resident)
         state = loops.finished(begun.state, check_window(window))  # counted at once, in here
-        return state, loops.in_windows(window, estimator.unroll_steps), begun.origin
+        return state, *loops.cut_episode(window, estimator), begun.origin
 
     return begin
 
@@ -119,19 +120,23 @@ def _by_steps(setup: Setup, estimator: Estimator) -> Callable[..., BilevelState]
         outer = as_outer(setup.outer, rate)
         return apply_estimate(estimator, outer, problem, state, estimate, window)
 
+    def update(estimator, state, batches, rate, origin=None):
+        with explain_loops():
+            estimate = estimator.estimate(
+                problem, state.memory, state.inner, state.hyperparams, batches, origin
+            )
+        return apply(state, estimate, batches, rate)
+
     begin = jax.jit(_begun(setup, estimator), static_argnames="keep_phi")
     cut, apply = jax.jit(cut), jax.jit(apply)
+    led, fetched = delayed(estimator, estimator.lead, loop="host"), jax.jit(_fetched)
 
     def episode(state, window, draw, rate, resident, keep_phi):
-        state, windows, origin = begin(state, window, draw, resident, keep_phi=keep_phi)
-        resident = loops.ON_HOST if window is None else resident
+        state, first, windows, origin = begin(state, window, draw, resident, keep_phi=keep_phi)
+        if first is not None:
+            state = update(led, state, fetched(first, resident), rate)
         for i in range(check_window(windows)):
-            batches = cut(windows, i, resident)
-            with explain_loops():
-                estimate = estimator.estimate(
-                    problem, state.memory, state.inner, state.hyperparams, batches, origin
-                )
-            state = apply(state, estimate, batches, rate)
+            state = update(estimator, state, cut(windows, i, resident), rate, origin)
             origin = None  # the first window alone looks back at the start
         return state
 
@@ -142,9 +147,12 @@ def _by_updates(setup: Setup, estimator: Estimator) -> Callable[..., BilevelStat
     """An update is one compiled program."""
     problem, start = setup.problem, _begun(setup, estimator)
     step = bilevel_step(estimator, setup.outer)
+    led = bilevel_step(delayed(estimator, estimator.lead, loop="unroll"), setup.outer)
 
-    def begin(state, window, draw, resident, keep_phi):
-        state, windows, origin = start(state, window, draw, resident, keep_phi)
+    def begin(state, window, draw, resident, rate, keep_phi):
+        state, first, windows, origin = start(state, window, draw, resident, keep_phi)
+        if first is not None:
+            state = led(problem, state, fetch(resident, first), rate)
         # Buffers of its own, which the updates may donate.
         carry = jax.tree.map(jnp.copy, Packed.of((jnp.zeros((), jnp.int32), state)))
         return carry, windows, origin
@@ -158,15 +166,18 @@ def _by_updates(setup: Setup, estimator: Estimator) -> Callable[..., BilevelStat
     advance = jax.jit(advance, donate_argnums=0)
 
     def episode(state, window, draw, rate, resident, keep_phi):
-        carry, windows, origin = begin(state, window, draw, resident, keep_phi=keep_phi)
-        resident = loops.ON_HOST if window is None else resident
         rate = rate if rate is None else jax.device_put(rate)
+        carry, windows, origin = begin(state, window, draw, resident, rate, keep_phi=keep_phi)
         for _ in range(check_window(windows)):
             carry = advance(carry, windows, rate, resident, origin)
             origin = None  # the first window alone looks back at the start
         return carry.tree()[1]
 
     return episode
+
+
+def _fetched(window, resident):
+    return fetch(resident, window)
 
 
 end_episode = jax.jit(loops.end_episode, static_argnames="tasks")

@@ -7,7 +7,18 @@ import jax
 import numpy as np
 
 from gradhpo.core.problem import Window
-from gradhpo.core.source import BatchSource, Resident, as_arrays, check_source, draw, owned, stack
+from gradhpo.core.source import (
+    BatchSource,
+    Pool,
+    Resident,
+    as_arrays,
+    check_pools,
+    check_source,
+    draw,
+    owned,
+    resident,
+    stack,
+)
 from gradhpo.utils.validation import check_callable
 
 __all__ = ["Data", "Drawn", "in_one"]
@@ -41,6 +52,7 @@ class Data(NamedTuple):
         if begin is None or self.train is not None or self.val is not None:
             check_source("get_train_batch", self.train)
             check_source("get_val_batch", self.val)
+            check_pools(self.train, self.val, begin)
         if self.task is not None:
             check_callable("get_task", self.task, "() -> a task or a PRNG key")
             if begin is None:
@@ -52,14 +64,18 @@ class Data(NamedTuple):
     @property
     def resident(self) -> Window:
         """Data sets that stay on the device."""
-        sides = (self.train, self.val)
-        return Window(*(s.data if isinstance(s, Resident) else None for s in sides))
+        return resident(self.train, self.val)
+
+    @property
+    def with_start(self) -> bool:
+        """Whether the batches, or the rows of them, come with the start of an episode."""
+        return self.train is None or isinstance(self.train, Pool)
 
     def at_once(self, T: int) -> int:
         """How many episodes can go into one call: several where indices say it all."""
         if self.task is not None:
             return 1
-        if self.train is None and self.val is None:
+        if self.with_start:
             return AT_ONCE
         if not (isinstance(self.train, Resident) and isinstance(self.val, Resident)):
             return 1
@@ -73,7 +89,7 @@ class Data(NamedTuple):
             task = owned(_next(self.task))
         elif self.task is not None:
             task = stack("get_task", [as_arrays(_next(self.task)) for _ in range(self.tasks or 1)])
-        if self.train is None or self.val is None or T is None:
+        if self.with_start or self.train is None or self.val is None or T is None:
             return Drawn(None, task)
         return Drawn(draw(self.train, self.val, first, T), task)
 

@@ -108,8 +108,8 @@ def check_state(state: Any) -> None:
         raise TypeError(f"state must be a BilevelState from init, got {type(state).__name__}.")
 
 
-def check_length(name: str, window: int, T: int | None) -> int:
-    """The inner steps of an episode of a method with windows of so many.
+def check_length(name: str, estimator: Estimator, T: int | None) -> int:
+    """The inner steps of an episode of this method.
 
     Raises:
         ValueError: nobody says how many, or windows do not fill them.
@@ -119,9 +119,10 @@ def check_length(name: str, window: int, T: int | None) -> int:
             f"{name} does not know how many inner steps an episode has: give T= to "
             f"{'it' if name == 'tune' else 'the constructor or to run'} (T=20, say)."
         )
-    T = check_count("T", T)
-    if T % window:
+    T, window, lead = check_count("T", T), estimator.unroll_steps, estimator.lead
+    if (T - lead) % window or T < lead + window:
+        after = f"{lead} steps and " if lead else ""
         raise ValueError(
-            f"T must be a multiple of the {window} steps this method unrolls, got T={T}."
+            f"T must be {after}a multiple of the {window} steps this method unrolls, got T={T}."
         )
     return T

@@ -189,7 +189,7 @@ def checked_run(
     data.check(setup.problem.begin)
     T = plan.T
     if T is not None or data.train is not None:
-        T = check_length(setup.name, setup.estimator.unroll_steps, T)
+        T = check_length(setup.name, setup.estimator, T)
     check_outer_step(setup.name, setup.outer, plan.lr_hyper)
     plan = plan._replace(
         episodes=episodes,

@@ -1,6 +1,7 @@
 """One hypergradient method per file, each a factory of an `Estimator`."""
 
 from gradhpo.estimators.amigo import amigo
+from gradhpo.estimators.discounted_sum import discounted_sum
 from gradhpo.estimators.distill import hyperdistill
 from gradhpo.estimators.drmad import drmad
 from gradhpo.estimators.evolution import es, pes
@@ -17,9 +18,11 @@ from gradhpo.estimators.reversible import reversible
 from gradhpo.estimators.saba import saba
 from gradhpo.estimators.soba import soba
 from gradhpo.estimators.stocbio import stocbio
+from gradhpo.estimators.virtual import virtual_step
 
 __all__ = [
     "amigo",
+    "discounted_sum",
     "drmad",
     "es",
     "f2sa",
@@ -38,4 +41,5 @@ __all__ = [
     "saba",
     "soba",
     "stocbio",
+    "virtual_step",
 ]

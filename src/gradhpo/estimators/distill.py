@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradhpo.core.dynamics import InnerState, join, linearize
+from gradhpo.core.dynamics import InnerState, join, linearize, without_slots
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, Room, check_loop, fold, report
 from gradhpo.core.problem import Window, outer_gradients
 from gradhpo.core.status import Status
@@ -73,6 +73,7 @@ def hyperdistill(
     *,
     theta: float | None = None,
     points: str = "line",
+    slots: str = "differentiated",
     sampling: str = "bernoulli",
     theta_guard: bool = True,
     seed: int = 0,
@@ -86,6 +87,10 @@ def hyperdistill(
             direct term vanishes).
         points: "line" averages points of DrMAD's line in the fit (constant memory);
             "trajectory" averages the true states, as eq. (17) prints, and stores T of them.
+        slots: Of the inner optimizer, in the fit: "differentiated" carries alpha through the whole
+            state; "ignored" through the weights alone, A = I - eta H whatever the momentum. With
+            momentum the published numbers come out only so, and theta stays below 1: that the
+            authors did it is our inference.
         sampling: "bernoulli" draws every slot of D* by itself; "round" replaces exactly
             n - round(n p) of n slots, as in the paper. Beware: it admits no new example
             once n (1 - p) < 1/2.
@@ -103,6 +108,7 @@ def hyperdistill(
     if theta is not None:
         theta = unless_traced(check_not_negative, "theta", theta)
     points = check_choice("points", points, ("line", "trajectory"))
+    slots = check_choice("slots", slots, ("differentiated", "ignored"))
     sampling = check_choice("sampling", sampling, ("bernoulli", "round"))
     seed = check_seed(seed)
     loop = check_loop(loop)
@@ -182,6 +188,7 @@ def hyperdistill(
         line = tree_lerp(first, last, beta)  # w^_{t-1}
         at = join(line, rest, model_state)
         alpha, term = linearize(problem.dynamics, at, lam, batch)[1](alpha)
+        alpha = without_slots(alpha) if slots == "ignored" else alpha
         g = optax.tree.add(g, term)  # g_s: the indirect term of the last s steps
         weight = gamma * memory.weight + 1  # S_s; the added point is the oldest
         keep = memory.weight / weight  # p_s = S_{s-1} / S_s
@@ -196,8 +203,14 @@ def hyperdistill(
         terms = jnp.stack([weight * vg, weight**2 * vv, yy, cosine]).astype(sums.dtype)
         return (alpha, g, memory, sums + terms), None
 
-    def fit(problem, memory, inner, lam, window):
-        """LinearEstimation (algorithm 4): theta = sum x_s y_s / sum x_s^2 over s = 1..T.
+    def advance(problem, memory, inner, lam, batch):
+        memory, _ = average(memory, inner, gamma)
+        memory = distill(memory, batch, 1 - 1 / memory.weight)
+        return memory, problem.dynamics.step(inner, lam, batch)
+
+    def fit(problem, memory, inner, lam, window, over_tasks=lambda sums: sums):
+        """LinearEstimation (algorithm 4): theta = sum x_s y_s / sum x_s^2 over s = 1..T, and over
+        the tasks of a meta-batch.
 
         The episode is rolled out with lam frozen; its end points span the line
         `w^_{t-1} = (1 - (t-1)/T) w_0 + ((t-1)/T) w_T` on which reverse mode is run.
@@ -216,7 +229,7 @@ def hyperdistill(
         (_, _, walked, sums), _ = fold(
             backward, problem, consts, carry, xs, loop=loop, reverse=True
         )
-        xy, xx, yy, cosines = sums
+        xy, xx, yy, cosines = over_tasks(sums)
         fitted = _ratio(xy, xx)
         longest = TOLERANCE * steps / walked.weight  # 1.1 T / S_T
         sound = (fitted > 0) & (fitted <= longest)
@@ -235,7 +248,9 @@ def hyperdistill(
         init,
         estimate,
         start=fit_theta,
+        pools=True,
         reset=reset,
+        advance=advance,
         room=Room(_has_no_room, _room),
         price=lambda size: Cost(2, 1),
         # T + 1 gradients forwards, T gradients and 2 T products on the way back

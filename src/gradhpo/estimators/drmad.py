@@ -14,7 +14,7 @@ their true values.
 import jax.numpy as jnp
 import optax
 
-from gradhpo.core.dynamics import join, linearize
+from gradhpo.core.dynamics import join, linearize, without_slots
 from gradhpo.core.estimator import (
     Cost,
     Estimate,
@@ -29,16 +29,19 @@ from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import pull_start
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.validation import check_choice, check_count
 
 __all__ = ["drmad"]
 
 
-def drmad(unroll_steps: int, *, loop: Loop = "scan") -> Estimator:
+def drmad(unroll_steps: int, *, slots: str = "differentiated", loop: Loop = "scan") -> Estimator:
     """Approximate reverse mode with the memory of two states.
 
     Args:
         unroll_steps: Horizon T.
+        slots: Of the inner optimizer: "differentiated" carries alpha through the whole state,
+            "ignored" through the weights alone, A = I - eta H whatever the momentum, by which the
+            numbers of Lee et al. (2022) come out.
         loop: How the window is looped over, see `gradhpo.core.estimator.fold`.
 
     Exact where training moves on a straight line at uniform speed, and for one step.
@@ -47,6 +50,7 @@ def drmad(unroll_steps: int, *, loop: Loop = "scan") -> Estimator:
     products backwards; one validation gradient. Memory: two states and the step counts.
     """
     unroll_steps = check_count("unroll_steps", unroll_steps)
+    slots = check_choice("slots", slots, ("differentiated", "ignored"))
     loop = check_loop(loop)
 
     def init(inner, lam, window):
@@ -64,6 +68,7 @@ def drmad(unroll_steps: int, *, loop: Loop = "scan") -> Estimator:
         line = join(tree_lerp(first, last, beta), rest, model_state)  # s^_{t-1}
         _, pullback = linearize(problem.dynamics, line, lam, batch)
         alpha, term = pullback(alpha)  # alpha_t A_t and alpha_t B_t on the line
+        alpha = without_slots(alpha) if slots == "ignored" else alpha
         return (alpha, optax.tree.add(acc, term)), None
 
     def estimate(problem, memory, inner, lam, window, origin=None):

@@ -83,7 +83,12 @@ def lookahead(product: Product, gamma: float, cost: Cost) -> Estimator:
         del memory
         return fresh_average(inner, lam)
 
-    return Estimator(init, estimate, reset=reset if gamma else None, price=lambda size: cost)
+    def advance(problem, memory, inner, lam, batch):
+        memory, _ = average(memory, inner, gamma)
+        return memory, problem.dynamics.step(inner, lam, batch)
+
+    own = {"reset": reset, "advance": advance} if gamma else {}
+    return Estimator(init, estimate, **own, price=lambda size: cost)
 
 
 def fresh_average(inner: InnerState, lam: Hyper) -> AverageMemory:

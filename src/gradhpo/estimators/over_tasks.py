@@ -19,6 +19,8 @@ from gradhpo.utils.validation import check_count, leaves_with_names
 
 __all__ = ["over_tasks"]
 
+TASKS = "gradhpo tasks"  # the axis of `vmap`, for means over it
+
 
 def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
     """`estimator`, mapped over tasks with `vmap`; the hypergradient is the mean.
@@ -27,6 +29,8 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
         estimator: The method for one task.
         tasks: Their number n. Every leaf of the inner state and of the memory has n entries along
             its leading axis, every leaf of a window along its second, after the step.
+
+    What a method fits before an episode (HyperDistill's theta) is fitted to all tasks together.
 
     Cost: n times the method's, in one program. A task that leaves NaN behind makes the finite
     guard undo the step for all. The metrics are means; the status is that of the first task in
@@ -63,12 +67,27 @@ def over_tasks(estimator: Estimator, tasks: int) -> Estimator:
             info["status"] = status[jnp.argmax(status != Status.OK)]
         return Estimate(hypergrad, got.inner, got.memory, info, got.reported)
 
-    made = estimator._replace(init=init, estimate=estimate, tasks=tasks, hosted=False)
+    def advance(problem, memory, inner, lam, batch):
+        def one(memory, inner, batch):
+            if estimator.advance is not None:
+                return estimator.advance(problem, memory, inner, lam, batch)
+            return memory, problem.dynamics.step(inner, lam, batch)
+
+        return jax.vmap(one)(memory, inner, batch)
+
+    made = estimator._replace(
+        init=init, estimate=estimate, advance=advance, tasks=tasks, hosted=False
+    )
     if (prepare := estimator.start) is not None:
+        extra = (lambda x: jax.lax.pmean(x, TASKS),) if estimator.pools else ()
 
         def start(problem, memory, inner, lam, window):
             _check(window, tasks)
-            one = jax.vmap(lambda m, i, w: prepare(problem, m, i, lam, w), in_axes=(0, 0, 1))
+            one = jax.vmap(
+                lambda m, i, w: prepare(problem, m, i, lam, w, *extra),
+                in_axes=(0, 0, 1),
+                axis_name=TASKS,
+            )
             return one(memory, inner, window)
 
         made = made._replace(start=start)

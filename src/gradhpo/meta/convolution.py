@@ -18,7 +18,7 @@ def convolution(
     padding: str = "SAME",
     **rest: Any,
 ) -> jax.Array:
-    """As `jax.lax.conv_general_dilated` of images (n, height, width, channels), by `patches @ kernel`.
+    """As `jax.lax.conv_general_dilated` of images, channels last, by `patches @ kernel`.
 
     Inside a compiled loop XLA runs convolutions on CPU 15-20 times slower than outside (jax issue
     12868), and convolutions whose kernels are mapped over tasks, which become grouped ones, several
@@ -26,7 +26,7 @@ def convolution(
     images. Flax layers take it as `conv_general_dilated=`.
 
     Args:
-        inputs: Images, channels last.
+        inputs: Images (n, height, width, channels).
         kernel: (height, width, channels in, channels out).
         window_strides: Along height and width.
         padding: "SAME" or "VALID".
