@@ -2,8 +2,8 @@
 
 Sinusoids as in Lee et al. (2022), appendix G: network 1-100-100-100-1, its first three layers the
 hyperparameters, ten tasks, T = 30 steps of SGD with momentum on ten points, fresh points to
-validate at every step, Adam, Reptile for the head. By hand it is one `scan` over the steps, in which
-the second-order product is one derivative of the training gradient along alpha.
+validate at every step, Adam, Reptile for the head. By hand it is one `scan` over the steps, whose
+second-order product is one derivative of the training gradient along alpha.
 
     python benchmarks/w10_meta.py --core 0
 """

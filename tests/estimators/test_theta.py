@@ -133,3 +133,22 @@ def test_theta_of_a_meta_batch_is_one_fit_to_all_tasks():
     again = jax.tree.map(lambda *x: jnp.stack(x, axis=1), first, first)
     pooled = method.start(task.problem, memory, inner, lam, again)
     np.testing.assert_allclose(pooled.theta_fit, thetas[0], rtol=1e-10)
+
+
+def test_a_fit_that_fits_badly_is_rejected():
+    """Terms that come and go: y_s is no multiple of x_s, and R^2 says so."""
+    rates = np.array([1.0, -1.0, 1.0, -0.2, 0.1, -0.7])
+    problem = BilevelProblem(
+        from_update(lambda w, lam, rate: w - rate * lam), lambda w, lam, batch: jnp.sum(w)
+    )
+    window = Window(rates, np.zeros(6))
+    memory = fitted((problem, *started_at(problem), window), 0.9)
+    assert 0 < float(memory.theta_r2) < 0.5 and float(memory.theta_fit) > 0
+    assert int(memory.status) == Status.THETA_REJECTED and float(memory.theta) == 1.0
+    free = fitted((problem, *started_at(problem), window), 0.9, theta_guard=False)
+    assert float(free.theta) == float(memory.theta_fit)
+
+
+def started_at(problem):
+    lam = jnp.array(0.1)
+    return problem.dynamics.init(jnp.array(0.0), lam), lam
