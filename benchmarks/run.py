@@ -27,6 +27,7 @@ WORKLOADS = (
     "w7_reversible",
     "w8_stateful",
     "w9_maml",
+    "w10_meta",
 )
 GROWTH = 1.02
 

@@ -16,6 +16,7 @@ from gradhpo import (
     from_update,
     hyperdistill,
     init_state,
+    over_tasks,
 )
 from gradhpo.testing import assert_trees_close, unrolled_loss
 from gradhpo.testing.problems import (
@@ -108,3 +109,46 @@ def test_a_fit_on_nan_is_refused():
     for settings in ({}, {"theta_guard": False}):
         memory = fitted((problem, inner, lam, bad), 0.9, **settings)
         assert float(memory.theta) == 1.0 and memory.status == Status.THETA_REJECTED
+
+
+def test_theta_of_a_meta_batch_is_one_fit_to_all_tasks():
+    """sum x y / sum x^2 over steps and tasks, every task with the same theta."""
+    task = outer_lam(3)
+    starts = [task.begin(3, jax.random.key(seed)) for seed in range(2)]
+    lam = task.hyperparams
+    first = starts[0][1]
+    other = jax.tree.map(lambda x: x[::-1] * 0.5 if x.dtype.kind == "f" else x[::-1], first)
+    windows = (first, other)
+    single = [fitted((task.problem, starts[0][0], lam, w), 0.8) for w in windows]
+    # By its definition: theta_i is the slope of task i, and R^2 and theta give the two sums.
+    method = over_tasks(hyperdistill(0.8), 2)
+    both = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *windows)
+    inner = jax.tree.map(lambda x: jnp.stack([x, x]), starts[0][0])
+    memory = method.init(inner, lam, both)
+    pooled = method.start(task.problem, memory, inner, lam, both)
+    thetas = np.array([float(m.theta_fit) for m in single])
+    assert abs(thetas[0] - thetas[1]) > 1e-3
+    assert pooled.theta.shape == (2,) and pooled.theta[0] == pooled.theta[1]
+    assert thetas.min() < float(pooled.theta_fit[0]) < thetas.max()
+    again = jax.tree.map(lambda *x: jnp.stack(x, axis=1), first, first)
+    pooled = method.start(task.problem, memory, inner, lam, again)
+    np.testing.assert_allclose(pooled.theta_fit, thetas[0], rtol=1e-10)
+
+
+def test_a_fit_that_fits_badly_is_rejected():
+    """Terms that come and go: y_s is no multiple of x_s, and R^2 says so."""
+    rates = np.array([1.0, -1.0, 1.0, -0.2, 0.1, -0.7])
+    problem = BilevelProblem(
+        from_update(lambda w, lam, rate: w - rate * lam), lambda w, lam, batch: jnp.sum(w)
+    )
+    window = Window(rates, np.zeros(6))
+    memory = fitted((problem, *started_at(problem), window), 0.9)
+    assert 0 < float(memory.theta_r2) < 0.5 and float(memory.theta_fit) > 0
+    assert int(memory.status) == Status.THETA_REJECTED and float(memory.theta) == 1.0
+    free = fitted((problem, *started_at(problem), window), 0.9, theta_guard=False)
+    assert float(free.theta) == float(memory.theta_fit)
+
+
+def started_at(problem):
+    lam = jnp.array(0.1)
+    return problem.dynamics.init(jnp.array(0.0), lam), lam

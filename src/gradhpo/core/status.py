@@ -82,10 +82,11 @@ _MEANINGS = {
     ),
     Status.THETA_REJECTED: _Meaning(
         "HyperDistill's fitted theta (metric theta_fit) is not positive, which would reverse every "
-        "update, or above 1.1 T / S_T, more than training that forgets nothing explains",
+        "update, or above 1.1 T / S_T, more than training that forgets nothing explains, or fits "
+        "badly (metric theta_r2 below 0.5)",
         "the previous theta is kept and used",
-        "Take shorter episodes, a lower inner learning rate or less momentum (theta_guard=False "
-        "switches this off)",
+        "With momentum give slots='ignored', or virtual=; take shorter episodes or a lower inner "
+        "learning rate (theta_guard=False switches this off)",
     ),
     Status.LINEAR_SOLVE_INACCURATE: _Meaning(
         "the linear system of the implicit hypergradient is left with a relative residual above "

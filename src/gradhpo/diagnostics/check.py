@@ -20,6 +20,7 @@ from gradhpo.diagnostics.episode import Episode, begin_in_float64, loss_after
 from gradhpo.diagnostics.flops import arithmetic
 from gradhpo.diagnostics.measure import measure
 from gradhpo.diagnostics.methods import choose
+from gradhpo.diagnostics.momentum import at_once
 from gradhpo.diagnostics.rows import HypergradientCheck
 from gradhpo.utils._precision import float64
 from gradhpo.utils.finite_differences import richardson
@@ -105,7 +106,8 @@ def check_hypergradient(
         training = arithmetic(train(start, lam, window.train))[0]
         rows = {name: measure(choice, episode, exact, training) for name, choice in chosen.items()}
         as_numpy = jax.tree.map(np.asarray, exact)
-    return HypergradientCheck(MappingProxyType(rows), truth, as_numpy, float(loss), steps)
+        seen = at_once(problem, start, lam, jax.tree.map(lambda x: x[0], window.train))
+    return HypergradientCheck(MappingProxyType(rows), truth, as_numpy, float(loss), steps, seen)
 
 
 def _truth(name: str, episode: Episode) -> tuple[Any, Hyper]:

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from gradhpo.algorithms.registry import METHODS
+from gradhpo.core.delay import delayed
 from gradhpo.core.estimator import Estimator
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.status import Status
@@ -35,6 +36,8 @@ def measure(choice: Estimator | str, episode: Episode, exact: Hyper, training: f
     problem, inner, lam, window, origin, steps = episode
     try:
         estimator = METHODS[choice].estimator(steps) if isinstance(choice, str) else choice
+        if estimator.lead:  # lam is held fixed, so the last of its windows says all
+            estimator = delayed(estimator, steps - estimator.unroll_steps)
         if steps % estimator.unroll_steps:
             raise ValueError(
                 f"its window of {estimator.unroll_steps} does not divide {steps} steps."

@@ -11,6 +11,7 @@ import numpy as np
 from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper
 from gradhpo.diagnostics.drawing import draw_rows, plot_check
+from gradhpo.diagnostics.momentum import MOST
 from gradhpo.utils._norms import floats, norm
 from gradhpo.utils.validation import leaves_with_names
 
@@ -71,6 +72,8 @@ class HypergradientCheck:
         hypergrad: The exact hypergradient, in float64.
         val_loss: The validation loss after the window.
         steps: T.
+        at_once: Share of what a gradient does to the weights in the end that its own step does;
+            `1 - mu` for SGD with momentum mu. NaN where the inner optimizer is not known.
     """
 
     rows: Mapping[str, Row]
@@ -78,6 +81,7 @@ class HypergradientCheck:
     hypergrad: Hyper
     val_loss: float
     steps: int
+    at_once: float = math.nan
 
     def __str__(self) -> str:
         size = norm(floats(self.hypergrad))
@@ -93,6 +97,13 @@ class HypergradientCheck:
                 note = f"refused: {row.refused}" if row.refused else f"status {row.status.name}"
                 notes.setdefault(note, []).append(name)
         said = [f"{', '.join(names)} {note}" for note, names in notes.items()]
+        if self.at_once < MOST:
+            said.append(
+                f"momentum: the inner optimizer does {self.at_once:.0%} of what a gradient does to "
+                "the weights at once and the rest later, which methods that look ahead one step at "
+                "a time do not see. Give them virtual= (gradhpo.virtual_step), such as "
+                "optax.sgd(rate / (1 - momentum))."
+            )
         return "\n".join([title, "", *_align(lines), *([""] if said else []), *said])
 
     def plot(self, path: str | Path) -> Path:
