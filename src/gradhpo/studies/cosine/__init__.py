@@ -10,6 +10,6 @@ Source:
     that of the study `sinusoid`, and a small WarpGrad network on characters of Omniglot.
 """
 
+from gradhpo.studies.cosine.study import Config, run
 
-
-
+__all__ = ["Config", "run"]

@@ -10,8 +10,7 @@ import optax
 from jax import lax
 
 from gradhpo.core.delay import update_every
-from gradhpo.core.dynamics import InnerState
-from gradhpo.core.estimator import Estimator
+from gradhpo.core.estimator import Cost, Estimator
 from gradhpo.core.problem import Window
 from gradhpo.core.source import fetch
 from gradhpo.core.types import Hyper, Params
@@ -28,7 +27,7 @@ from gradhpo.studies.cosine.problems import Family
 from gradhpo.utils._precision import float64
 from gradhpo.utils.gradients import tree_dot, tree_l2_norm
 
-__all__ = ["GAMMAS", "METHODS", "Agreement", "measure"]
+__all__ = ["GAMMAS", "METHODS", "Agreement", "cost", "measure"]
 
 GAMMAS = (0.0, 0.5, 0.9, 0.99, 0.999)  # of the discounted sum
 METHODS = (
@@ -64,6 +63,13 @@ def _methods(T: int, rate: float) -> dict[str, Estimator]:
         "drmad, full": drmad(T),
         "hyperdistill": update_every(hyperdistill(0.99, slots="ignored"), T),
     }
+
+
+def cost(name: str, T: int, rate: float, size: int) -> Cost:
+    """Of one hypergradient after T steps, and of HyperDistill's fit before them."""
+    if name.startswith("discounted_sum"):
+        return discounted_sum(0.99, T).cost(T, size)
+    return _methods(T, rate)[name].cost(T, size)
 
 
 def measure(family: Family, params: Params, lam: Hyper, window: Window) -> dict[str, Agreement]:

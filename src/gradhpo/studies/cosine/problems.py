@@ -19,7 +19,7 @@ from gradhpo.core.types import Hyper, Params
 from gradhpo.driver.tune import tune
 from gradhpo.estimators.distill import hyperdistill
 from gradhpo.estimators.over_tasks import over_tasks
-from gradhpo.meta import Sinusoids, carried
+from gradhpo.meta import Sinusoids
 from gradhpo.meta.images import ManyShot
 from gradhpo.meta.warpgrad import WarpGrad
 from gradhpo.studies.sinusoid import problem as sinusoid
@@ -55,14 +55,13 @@ class Family:
         """So many tasks, on the leading axis of every leaf."""
         return jax.jit(jax.vmap(self.sample))(jax.random.split(key, number))
 
-    def meta_train(
-        self, seed: int, checkpoints: Sequence[int]
-    ) -> list[tuple[int, Params, Hyper]]:
+    def meta_train(self, seed: int, checkpoints: Sequence[int]) -> list[tuple[int, Params, Hyper]]:
         """`(m, weights, hyperparameters)` after so many meta-batches, learned with HyperDistill;
         the first checkpoint is 0."""
         params, lam = self.start(seed)
         drawn = self.draw(jax.random.key(seed), checkpoints[-1] * self.batch)
-        windows = (jax.tree.map(lambda x: x[i], drawn) for i in range(checkpoints[-1] * self.batch))
+        leaves, structure = jax.tree.flatten(drawn)
+        windows = (structure.unflatten(x) for x in zip(*leaves, strict=True))
         found = [(0, params, lam)]
 
         def watch(m, state):
@@ -75,6 +74,7 @@ class Family:
             self._method,
             optax.adam(self.outer_rate),
             episodes=checkpoints[-1],
+            T=self.steps,
             estimation_period=50,
             get_task=lambda: next(windows),
             callback=watch,
@@ -98,14 +98,14 @@ def sinusoids() -> Family:
     )
 
 
-def characters(steps: int, channels: int, directory: Any = None) -> tuple[Family, dict[str, str]]:
+def characters(channels: int, directory: Any = None) -> tuple[Family, dict[str, str]]:
     """Five characters of Omniglot, ten drawings of each to train on and ten that validate, in
     batches of 25: a WarpGrad network of three blocks, lam are its warp layers.
 
     Returns:
         `(family, files)`, with the digests of the files that were read.
     """
-    rate, data = 0.01, datasets.load("omniglot", directory)
+    steps, rate, data = 30, 0.01, datasets.load("omniglot", directory)
     drawings = data.train.inputs
     images = np.round(255 * drawings.reshape(-1, 28, 28, 1)).astype(np.uint8)
     labels = np.repeat(np.arange(len(drawings)), drawings.shape[1])
@@ -118,7 +118,7 @@ def characters(steps: int, channels: int, directory: Any = None) -> tuple[Family
     dynamics = from_optax(train_loss, optax.sgd(rate, momentum=MOMENTUM))
     family = Family(
         "characters",
-        BilevelProblem(dynamics, model.val_loss, begin=carried(lambda drawn: drawn)),
+        BilevelProblem(dynamics, model.val_loss, begin=sinusoid.given),
         steps=steps,
         rate=rate,
         batch=4,

@@ -9,17 +9,21 @@ import optax
 
 from gradhpo.core.dynamics import from_optax
 from gradhpo.core.estimator import roll
-from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.meta import Sinusoids, carried
+from gradhpo.core.problem import BilevelProblem, Start, Window
+from gradhpo.meta import Sinusoids
 
 __all__ = [
+    "QUERIES",
     "RATE",
+    "SHOTS",
+    "SIZE",
     "TASKS",
     "Drawn",
     "Tests",
     "draw",
     "draw_tasks",
     "features",
+    "given",
     "initial",
     "judge",
     "mse",
@@ -30,6 +34,7 @@ __all__ = [
 WIDTHS = (1, 100, 100, 100, 1)
 TASKS, SHOTS, QUERIES = 10, 10, 10  # of a meta-batch; to train on; at every step to validate on
 RATE = 0.01  # of training
+SIZE = sum((n + 1) * m for n, m in zip(WIDTHS[:-2], WIDTHS[1:-1], strict=True))  # of lam
 GRID = np.linspace(-5, 5, 201)[:-1] + 0.025  # where a test task is judged
 
 Layer = dict[str, Any]
@@ -90,10 +95,15 @@ def mse(head: Layer, body: list[Layer], batch: Any) -> jax.Array:
 
 
 def problem(momentum: Any) -> BilevelProblem:
-    """Tasks are learned by SGD from the head that the last ones have left behind; a draw is a task
-    itself."""
+    """Tasks are learned by SGD from the head that the last ones have left behind."""
     optimizer = optax.sgd(RATE, momentum=momentum)
-    return BilevelProblem(from_optax(mse, optimizer), mse, begin=carried(lambda drawn: drawn))
+    return BilevelProblem(from_optax(mse, optimizer), mse, begin=given)
+
+
+def given(params: Any, lam: Any, window: Window) -> Start:
+    """A task begins where the last ones have ended; a draw holds its batches."""
+    del lam
+    return Start(params, window)
 
 
 def draw(seeds: int, episodes: int, sinusoids: Sinusoids, tests: int) -> Drawn:

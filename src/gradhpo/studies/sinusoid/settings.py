@@ -1,8 +1,8 @@
-"""The settings of the study `sinusoid`, and the methods by name."""
+"""The settings of the study `sinusoid`, the methods by name, and the rows of its table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from gradhpo.core.delay import update_every, update_last
 from gradhpo.core.estimator import Estimator
@@ -17,7 +17,7 @@ from gradhpo.estimators.reverse import reverse
 from gradhpo.solvers import neumann
 from gradhpo.studies.sinusoid.problem import RATE
 
-__all__ = ["COMPARED", "GAMMAS", "METHODS", "OTHERS", "SETTINGS", "ONLINE", "Setting"]
+__all__ = ["METHODS", "SETTINGS", "Row", "Setting", "rows", "seen"]
 
 COMPARED = ("fo", "one_step", "drmad", "implicit_neumann", "hyperdistill")
 ONLINE = ("fo", "one_step", "hyperdistill")
@@ -81,3 +81,59 @@ METHODS: dict[str, Callable[[Setting, Any, Any], Estimator]] = {
 }
 """Name -> `(setting, gamma, theta) -> method` for one task. The numbers come apart from the
 setting, because in a program they are arguments; theta=None fits it."""
+
+
+def seen(method: str, setting: Setting) -> Setting:
+    """The setting without what the method does not look at.
+
+    >>> seen("fo", SETTINGS["theta_0.3"]) == seen("fo", SETTINGS["published"])
+    True
+    """
+    plain, unseen = Setting(), {"seeds", "methods"}
+    if method != "hyperdistill":
+        unseen |= {"theta", "guard"}
+        if method not in ("greedy", "discounted_sum"):
+            unseen.add("gamma")
+        if method != "drmad":
+            unseen.add("slots")
+    elif setting.theta is not None:
+        unseen |= {"guard", "slots"}
+    return replace(setting, **{name: getattr(plain, name) for name in unseen})
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    method: str
+    setting: Setting
+    baseline: str  # the row of one_step in the same setting
+
+
+def rows(chosen: str, methods: tuple[str, ...] = (), **shared: Any) -> list[Row]:
+    """What is run, in the order of the table.
+
+    Args:
+        chosen: A name of `SETTINGS`, "gamma" or "others".
+        methods: Instead of the setting's own.
+        shared: Fields of all settings.
+
+    >>> [row.name for row in rows("theta_0.3")], len(rows("others"))
+    (['fo', 'one_step', 'hyperdistill'], 30)
+    """
+    if chosen == "gamma":
+        base = replace(Setting(), **shared)
+        lines = [Row(name, name, base, "one_step") for name in ("fo", "one_step")]
+        for theta in (None, 1.0):
+            for gamma in GAMMAS:
+                name = f"hyperdistill {gamma:g}" + (", theta 1" if theta else "")
+                setting = replace(base, gamma=gamma, theta=theta)
+                lines.append(Row(name, "hyperdistill", setting, "one_step"))
+        return [line for line in lines if not methods or line.method in methods]
+    lines = []
+    for name in OTHERS if chosen == "others" else (chosen,):
+        setting = replace(SETTINGS[name], **shared)
+        before = f"{name}: " if chosen == "others" else ""
+        for method in methods or setting.methods:
+            lines.append(Row(before + method, method, setting, before + "one_step"))
+    return lines

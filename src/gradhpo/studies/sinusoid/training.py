@@ -74,9 +74,9 @@ def _seed(name: str, static: Setting, given: Numbers, drawn: Drawn) -> Outcome:
         tested = judge(phi, state.hyperparams, drawn.tests, static.steps, given.momentum)
         unknown = jnp.full(TASKS, jnp.nan)
         fit = (state.get_metric(key, unknown) for key in ("theta", "theta_fit", "theta_r2"))
-        return tested, *(x[0] for x in fit)  # one theta for all tasks
+        return [tested, *(x[0] for x in fit)]  # one theta for all tasks
 
-    state, seen = run_episodes(
+    state, (test_mse, *fit) = run_episodes(
         method,
         adam,
         task,
@@ -86,7 +86,7 @@ def _seed(name: str, static: Setting, given: Numbers, drawn: Drawn) -> Outcome:
         estimation_period=PERIOD,
         observe=observe,
     )
-    return Outcome(*seen, state.counts)
+    return Outcome(test_mse, *fit, state.counts)
 
 
 def cost(name: str, setting: Setting, size: int) -> Cost:
