@@ -144,7 +144,7 @@ def _train(config: Config, lines: Sequence[Row], progress: Progress) -> dict[str
         return found
 
     with ThreadPoolExecutor(2) as pool:
-        futures = {wanted: pool.submit(outcome, *wanted) for wanted in needed.values()}
+        futures = {each: pool.submit(outcome, *each) for each in dict.fromkeys(needed.values())}
         try:
             return {name: futures[wanted].result() for name, wanted in needed.items()}
         except BaseException:  # an interrupt, too, does not wait for methods that have not begun
