@@ -23,7 +23,8 @@ def line_of(
     row: Row, test_mse: Mapping[str, np.ndarray], outcome: Outcome, spent: Cost
 ) -> dict[str, Any]:
     """A line by column: means over seeds with half intervals, how many seeds have diverged, the
-    published number where the row is of its setting, paired differences to one_step and fo, theta, costs of an inner-optimization."""
+    published number where the row is of its setting, paired differences to one_step and fo, theta,
+    costs of an inner-optimization."""
     found = test_mse[row.name]
     line: dict[str, Any] = {"row": row.name, **_pair("test_mse", found)}
     line |= {"median": float(np.median(found)), "diverged": int(np.sum(~(found < DIVERGED)))}
