@@ -63,6 +63,10 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.chaos",
         "where training is chaotic the derivative by the learning rate explodes",
     ),
+    "toy": Study(
+        "gradhpo.studies.toy",
+        "two weights that follow two hyperparameters: short horizons against the exact one",
+    ),
     "check": Study(
         "gradhpo.studies.check",
         "how far each method is from the exact hypergradient on five small problems, and its cost",
@@ -82,7 +86,7 @@ def load(name: str) -> ModuleType:
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
 learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
-regularisation_map, chaos, check.
+regularisation_map, chaos, toy, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
