@@ -120,7 +120,7 @@ def _trials(
     values: Values = {method: {} for method in ("fixed", *methods)}
     for seed in range(config.seeds):
         train, test = (
-            draw(FewShot(labels, ways, config.shots, QUERIES, STEPS, classes), seed, count)
+            draw(FewShot(labels, ways, config.shots, QUERIES, STEPS, classes.tolist()), seed, count)
             for classes, count in zip(
                 split_classes(labels, SHARES, seed), (config.updates, config.tests), strict=True
             )
