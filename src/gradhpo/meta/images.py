@@ -9,7 +9,7 @@ are rows of the set, not images: with `Task(train=Pool(images), val=Pool(images)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,11 @@ import numpy as np
 from jax import lax
 
 from gradhpo.core.problem import Window
+from gradhpo.core.source import Picked
 from gradhpo.meta.augment import draw_moves
 from gradhpo.utils.validation import check_count, check_fraction
 
-__all__ = ["FewShot", "ManyShot", "Picked", "quarter_turns", "split_classes"]
-
-
-class Picked(NamedTuple):
-    """Rows of a resident set, and what stands beside them in a batch."""
-
-    rows: Any
-    beside: Any
+__all__ = ["FewShot", "ManyShot", "quarter_turns", "split_classes"]
 
 
 @dataclass(frozen=True, eq=False)
