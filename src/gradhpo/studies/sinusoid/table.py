@@ -56,13 +56,17 @@ def _pair(name: str, values: np.ndarray) -> dict[str, float]:
 
 def told(line: Mapping[str, Any]) -> str:
     """A line of progress."""
-    text = f"{line['row']}: test error {line['test_mse']:.3f} +- {line['test_mse_half']:.3f}"
+
+    def pair(name: str, sign: str = "") -> str:
+        kind = f"{sign}.3f" if abs(line[name]) < 1e4 else f"{sign}.1e"
+        return f"{line[name]:{kind}} +- {line[f'{name}_half']:{kind.removeprefix('+')}}"
+
+    text = f"{line['row']}: test error {pair('test_mse')}"
     if line["published"]:
-        text += f" (published {line['published']:.3f} +- {line['published_half']:.3f})"
+        text += f" (published {pair('published')})"
     for other in ("one_step", "fo"):
         if line[f"minus_{other}"] != "":
-            mean, half = line[f"minus_{other}"], line[f"minus_{other}_half"]
-            text += f", minus {other} {mean:+.3f} +- {half:.3f}"
+            text += f", minus {other} {pair(f'minus_{other}', '+')}"
     if line["diverged"]:
         text += f", median {line['median']:.3f}, {line['diverged']} seeds diverged"
     if np.isfinite(line["theta_fit"]):
