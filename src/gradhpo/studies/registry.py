@@ -63,6 +63,14 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.chaos",
         "where training is chaotic the derivative by the learning rate explodes",
     ),
+    "sinusoid": Study(
+        "gradhpo.studies.sinusoid",
+        "few-shot regression: a representation learned online over many inner-optimizations",
+    ),
+    "cosine": Study(
+        "gradhpo.studies.cosine",
+        "every method's direction against the exact hypergradient, along meta-training",
+    ),
     "toy": Study(
         "gradhpo.studies.toy",
         "two weights that follow two hyperparameters: short horizons against the exact one",
@@ -86,7 +94,8 @@ def load(name: str) -> ModuleType:
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
 learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
-regularisation_map, chaos, toy, check.
+regularisation_map, chaos, sinusoid, cosine, \
+toy, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
