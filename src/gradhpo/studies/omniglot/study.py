@@ -88,7 +88,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     for ways in config.ways:
         name = f"{ways}-way {config.shots}-shot"
         values = _trials(Learner(images, ways), labels, methods, config, progress)
-        costs = {m: tuple(METHODS[m].cost(STEPS, 1, episodes=config.updates)) for m in methods}
+        costs = {m: METHODS[m].cost(STEPS, 1, episodes=config.updates) for m in methods}
         baseline = "greedy" if "greedy" in methods else methods[0]
         found = summarize(values, costs, baseline=baseline)
         table += _beside_published(found, ways, config.shots)
