@@ -75,6 +75,18 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.toy",
         "two weights that follow two hyperparameters: short horizons against the exact one",
     ),
+    "many_shot": Study(
+        "gradhpo.studies.many_shot",
+        "layers or example weights meta-learned online over ten-way tasks of many images",
+    ),
+    "two_stage": Study(
+        "gradhpo.studies.two_stage",
+        "weights of noisy examples learned on one half, then training on all with them held",
+    ),
+    "cost": Study(
+        "gradhpo.studies.cost",
+        "memory, arithmetic and time of the methods of online meta-learning",
+    ),
     "check": Study(
         "gradhpo.studies.check",
         "how far each method is from the exact hypergradient on five small problems, and its cost",
@@ -94,8 +106,7 @@ def load(name: str) -> ModuleType:
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
 learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
-regularisation_map, chaos, sinusoid, cosine, \
-toy, check.
+regularisation_map, chaos, sinusoid, cosine, toy, many_shot, two_stage, cost, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
