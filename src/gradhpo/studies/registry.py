@@ -27,6 +27,10 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.hyper_cleaning",
         "one weight per training example finds the wrong labels in a corrupted training set",
     ),
+    "meta_weight_net": Study(
+        "gradhpo.studies.meta_weight_net",
+        "the weight of an example as a function of its loss, and what momentum hides from one step",
+    ),
     "regularisation": Study(
         "gradhpo.studies.regularisation",
         "a penalty per layer of a small classifier, tuned online, then used in fresh training",
@@ -84,9 +88,9 @@ def load(name: str) -> ModuleType:
     >>> load("tutorials")
     Traceback (most recent call last):
     ...
-    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
-learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
-regularisation_map, chaos, toy, check.
+    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, meta_weight_net, \
+regularisation, learning_rate, augmentation, single_loop, hypergradient_descent, schedule, \
+distill_data, regularisation_map, chaos, toy, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
