@@ -178,6 +178,8 @@ def test_the_contract_holds():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="carries a derivative along the episode"):
         update_every(forward(1, online=True), 2)
+    with pytest.raises(ValueError, match="update_every comes first"):
+        update_every(update_last(one_step(), 2, 6), 2)
     with pytest.raises(ValueError, match="more than the T=6 steps"):
         update_last(one_step(), 7, 6)
     with pytest.raises(ValueError, match="has no room for a window of 1 after 4 steps"):

@@ -158,3 +158,22 @@ def test_a9a_has_123_features_even_if_the_last_is_absent(tmp_path, write_contain
     data = datasets.a9a(tmp_path)
     assert data.train.inputs.shape == (3, 123) and data.test.inputs.shape == (1, 123)
     assert data.test.inputs[0, 4] == 1
+
+
+def test_image_folder_in_the_layout_of_tiny_imagenet(tmp_path):
+    grey, colour = np.full((4, 4), 7), np.arange(48).reshape(4, 4, 3)
+    tree = {"train/n2/images/n2_0.JPEG": png(grey, None, "JPEG"), "train/n1/a.png": png(colour)}
+    write_tree(tmp_path, {**tree, "train/n1/boxes.txt": b"", "val/n3/a.png": png(colour)})
+    data = datasets.image_folder(tmp_path)
+    assert data.class_names == ("n1", "n2") and data.num_classes == 2 and data.test is None
+    assert data.train.inputs.dtype == np.uint8 and data.train.targets.tolist() == [0, 1]
+    np.testing.assert_array_equal(data.train.inputs[0], colour)
+    np.testing.assert_array_equal(data.train.inputs[1], np.full((4, 4, 3), 7))
+    assert datasets.image_folder(tmp_path, size=2).train.inputs.shape == (2, 2, 2, 3)
+    write_tree(tmp_path, {"train/n1/b.png": png(grey[:3])})
+    with pytest.raises(datasets.DatasetError, match=r"b\.png has shape \(3, 4, 3\).*size="):
+        datasets.image_folder(tmp_path)
+    with pytest.raises(datasets.DatasetError, match="is no folder"):
+        datasets.image_folder(tmp_path / "absent")
+    with pytest.raises(datasets.DatasetError, match="holds no images"):
+        datasets.image_folder(tmp_path / "val" / "n3")

@@ -35,6 +35,8 @@ def update_every(estimator: Estimator, n: int, *, loop: Loop = "scan") -> Estima
     Cost(gradients=150, products=50)
     """
     n = check_count("n", n)
+    if estimator.lead:
+        raise ValueError("update_every comes first: update_last(update_every(method, n), k, T).")
     return delayed(estimator, (n - 1) * estimator.unroll_steps, loop=loop)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradhpo.datasets.builtin import digits, gaussian_clusters
     from gradhpo.datasets.characters import omniglot
     from gradhpo.datasets.cifar import cifar10, cifar100
+    from gradhpo.datasets.class_folders import image_folder
     from gradhpo.datasets.idx import fashion_mnist, mnist
     from gradhpo.datasets.sparse_text import a9a, ijcnn1
 
@@ -38,6 +39,7 @@ __all__ = [
     "fashion_mnist",
     "gaussian_clusters",
     "ijcnn1",
+    "image_folder",
     "load",
     "mnist",
     "omniglot",
@@ -49,4 +51,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in available():  # a loader: its module is imported now
         return loader(name)
+    if name == "image_folder":
+        from gradhpo.datasets.class_folders import image_folder
+
+        return image_folder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,9 @@
 """Images in folders named after their class: `[<split>/]<class>/<file>.png`."""
 
+import hashlib
 import io
-from pathlib import PurePosixPath
+from os import PathLike
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from gradhpo.datasets.dataset import Dataset, DatasetError, scale_pixels
 from gradhpo.datasets.download import require
 from gradhpo.datasets.sources import Contents, by_key
 
-__all__ = ["decode_image", "from_class_folders", "is_image"]
+__all__ = ["decode_image", "from_class_folders", "image_folder", "is_image"]
 
 _MAX_PIXELS = 1 << 24
 
@@ -91,3 +93,45 @@ def from_class_folders(name: str, contents: Contents) -> Dataset:
         name, batch(train), batch(test) if test else None, len(class_names), contents.files,
         class_names=class_names,
     )  # fmt: skip
+
+
+def image_folder(folder: str | PathLike[str], size: int | None = None) -> Dataset:
+    """A folder of images of the user's own: `<folder>/[train/]<class>/**/<file>.png` or `.jpg`.
+
+    TinyImageNet's layout is one: `train/n01443537/images/n01443537_0.JPEG`. Of a folder with a
+    folder `train` in it nothing else is read.
+
+    Args:
+        folder: Where it is.
+        size: Side of the squares to resize to (Lanczos); None: all must be of one shape.
+
+    Returns:
+        `train` has inputs uint8 (N, height, width, 3) from 0 to 255, grey images as RGB: such sets
+        are large. `test` is None; `files` has one digest, of all names and contents.
+
+    Raises:
+        DatasetError: no folder, no images in class folders, damaged ones, or different shapes.
+    """
+    top = Path(folder).expanduser()
+    root = top / "train" if (top / "train").is_dir() else top
+    if not root.is_dir():
+        raise DatasetError(f"{root} is no folder; it should hold a folder of images per class.")
+    names, images, labels, digest = [], [], [], hashlib.sha256()
+    for place in sorted(path for path in root.iterdir() if path.is_dir()):
+        paths = sorted(path for path in place.rglob("*") if is_image(PurePosixPath(path)))
+        for path in paths:
+            data, name = path.read_bytes(), path.relative_to(root).as_posix()
+            digest.update(name.encode() + hashlib.sha256(data).digest())
+            images.append(decode_image(data, name, size, "RGB"))
+            labels.append(len(names))
+            if images[-1].shape != images[0].shape:
+                raise DatasetError(
+                    f"{path} has shape {images[-1].shape}, the first image {images[0].shape}; "
+                    "size= makes all alike."
+                )
+        names += [place.name] * bool(paths)
+    if not images:
+        raise DatasetError(f"{root} holds no images in folders named after their class.")
+    batch = DataBatch(np.stack(images), np.array(labels, np.int32))
+    files = {top.name: digest.hexdigest()}
+    return Dataset(top.name, batch, None, len(names), files, class_names=tuple(names))

@@ -1,5 +1,6 @@
 """Regression on sinusoids of random amplitude and phase (Finn et al. 2017, section 5.1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -40,18 +41,24 @@ class Sinusoids:
         for name in ("steps", "shots", "queries"):
             check_count(name, getattr(self, name))
 
-    def __call__(self, key: jax.Array) -> Window:
-        for_curve, for_train, for_val = jax.random.split(key, 3)
+    def curve(self, key: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """The function `x -> y` of the task that this key draws."""
         a, b = (
             jax.random.uniform(key, minval=low, maxval=high)
             for key, (low, high) in zip(
-                jax.random.split(for_curve), (self.amplitude, self.phase), strict=True
+                jax.random.split(jax.random.split(key, 3)[0]),
+                (self.amplitude, self.phase),
+                strict=True,
             )
         )
+        return lambda x: a * jnp.sin(x + b)
+
+    def __call__(self, key: jax.Array) -> Window:
+        curve, (_, for_train, for_val) = self.curve(key), jax.random.split(key, 3)
 
         def points(key: jax.Array, *shape: int) -> tuple[jax.Array, jax.Array]:
             x = jax.random.uniform(key, shape, minval=self.x[0], maxval=self.x[1])
-            return x, a * jnp.sin(x + b)
+            return x, curve(x)
 
         def repeated(batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.steps, *x.shape)), batch)

@@ -27,6 +27,10 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.hyper_cleaning",
         "one weight per training example finds the wrong labels in a corrupted training set",
     ),
+    "hyper_cleaning_projected": Study(
+        "gradhpo.studies.hyper_cleaning_projected",
+        "hyper-cleaning with a bound on the sum of the weights, kept by projection",
+    ),
     "meta_weight_net": Study(
         "gradhpo.studies.meta_weight_net",
         "the weight of an example as a function of its loss, and what momentum hides from one step",
@@ -67,9 +71,29 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.chaos",
         "where training is chaotic the derivative by the learning rate explodes",
     ),
+    "sinusoid": Study(
+        "gradhpo.studies.sinusoid",
+        "few-shot regression: a representation learned online over many inner-optimizations",
+    ),
+    "cosine": Study(
+        "gradhpo.studies.cosine",
+        "every method's direction against the exact hypergradient, along meta-training",
+    ),
     "toy": Study(
         "gradhpo.studies.toy",
         "two weights that follow two hyperparameters: short horizons against the exact one",
+    ),
+    "many_shot": Study(
+        "gradhpo.studies.many_shot",
+        "layers or example weights meta-learned online over ten-way tasks of many images",
+    ),
+    "two_stage": Study(
+        "gradhpo.studies.two_stage",
+        "weights of noisy examples learned on one half, then training on all with them held",
+    ),
+    "cost": Study(
+        "gradhpo.studies.cost",
+        "memory, arithmetic and time of the methods of online meta-learning",
     ),
     "check": Study(
         "gradhpo.studies.check",
@@ -88,9 +112,10 @@ def load(name: str) -> ModuleType:
     >>> load("tutorials")
     Traceback (most recent call last):
     ...
-    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, meta_weight_net, \
-regularisation, learning_rate, augmentation, single_loop, hypergradient_descent, schedule, \
-distill_data, regularisation_map, chaos, toy, check.
+    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, \
+hyper_cleaning_projected, meta_weight_net, regularisation, learning_rate, augmentation, \
+single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, chaos, sinusoid, \
+cosine, toy, many_shot, two_stage, cost, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
