@@ -100,7 +100,7 @@ def onto_budget(lam: jax.Array, budget: Any) -> jax.Array:
     """The nearest point of {0 <= x <= 1, sum x <= budget}: `clip(lam - tau, 0, 1)` with the least
     tau >= 0 that obeys, by bisection.
 
-    >>> print(onto_budget(jnp.array([1.5, 0.5, -0.2]), 1.25))
+    >>> print(onto_budget(jnp.array([1.5, 0.5, -0.2]), 1.25).round(4))
     [1.   0.25 0.  ]
     """
 
@@ -124,7 +124,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         smaller = {name: min(getattr(config, name), n) for name, n in most.items()}
         config = replace(config, budget=config.budget[-2:], **smaller)
     loaded = datasets.load(config.dataset, config.data_dir)
-    values: dict[str, dict[str, list[Any]]] = {}
+    values: dict[str, dict[str, list[Any]]] = {"all": {}, "oracle": {}}
     scores: dict[str, list[tuple[float, float]]] = {}
     curves: dict[str, list[list[float]]] = {}
     for seed in range(config.seeds):
@@ -140,7 +140,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             values.setdefault(name, {}).setdefault("val_loss_by_epoch", []).append(found.val_loss)
         for name, rows in kept.items():
             accuracy = float(_retrained(rows, train, val, test))
-            values.setdefault(name, {}).setdefault("test_accuracy", []).append(accuracy)
+            values[name].setdefault("test_accuracy", []).append(accuracy)
             f1 = f", F1 {scores[name][-1][0]:.3f}" if name in scores else ""
             told = (
                 f"hyper_cleaning_projected: {config.dataset}, seed {seed}, {name}: test accuracy "
@@ -149,13 +149,14 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     for name, pairs in scores.items():
         mean, low, high = ends([f1 for f1, _ in pairs])
         progress(f"hyper_cleaning_projected: {name}: F1 {mean:.3f} [{low:.3f}, {high:.3f}]")
+    costs = dict.fromkeys(values, (RETRAINING, 0))
     cost = reverse(config.steps).cost(config.steps, config.train_size, episodes=config.updates)
     table = [[name, i, *pair] for name, pairs in scores.items() for i, pair in enumerate(pairs)]
     title = f"{config.dataset}, {100 * NOISE:g} % of the labels wrong"
     return StudyResult(
         "hyper_cleaning_projected",
         config,
-        summarize(values, dict.fromkeys(scores, cost), baseline="all"),
+        summarize(values, costs | dict.fromkeys(scores, cost), baseline="all"),
         time.perf_counter() - begun,
         loaded.files,
         {
