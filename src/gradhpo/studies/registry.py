@@ -27,6 +27,14 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.hyper_cleaning",
         "one weight per training example finds the wrong labels in a corrupted training set",
     ),
+    "hyper_cleaning_projected": Study(
+        "gradhpo.studies.hyper_cleaning_projected",
+        "hyper-cleaning with a bound on the sum of the weights, kept by projection",
+    ),
+    "meta_weight_net": Study(
+        "gradhpo.studies.meta_weight_net",
+        "the weight of an example as a function of its loss, and what momentum hides from one step",
+    ),
     "regularisation": Study(
         "gradhpo.studies.regularisation",
         "a penalty per layer of a small classifier, tuned online, then used in fresh training",
@@ -104,9 +112,10 @@ def load(name: str) -> ModuleType:
     >>> load("tutorials")
     Traceback (most recent call last):
     ...
-    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
-learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
-regularisation_map, chaos, sinusoid, cosine, toy, many_shot, two_stage, cost, check.
+    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, \
+hyper_cleaning_projected, meta_weight_net, regularisation, learning_rate, augmentation, \
+single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, chaos, sinusoid, \
+cosine, toy, many_shot, two_stage, cost, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")

@@ -11,9 +11,8 @@ import numpy as np
 
 from gradhpo import datasets
 from gradhpo.core.types import DataBatch
-from gradhpo.report import StudyResult, summarize
+from gradhpo.report import MethodResult, StudyResult
 from gradhpo.report.config import Progress, StudyConfig, silent
-from gradhpo.report.results import Difference, MethodResult
 from gradhpo.studies.hyper_cleaning import tables
 from gradhpo.studies.hyper_cleaning.model import METHODS, estimator, examples
 from gradhpo.studies.hyper_cleaning.network import init
@@ -26,6 +25,7 @@ from gradhpo.studies.hyper_cleaning.training import (
     Setting,
     train,
 )
+from gradhpo.studies.shared.cells import summarize_cells
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, Parts, parts
 
@@ -33,6 +33,7 @@ __all__ = ["Config", "run"]
 
 COMPARED = METHODS[:4]
 POINTS = 40  # of a curve
+LAST = ("test_loss", "test_accuracy", "val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
                 auc = detection(found.weights, part.wrong).auc
                 progress(
                     f"hyper_cleaning: {cell}, seed {seed}, {method}: test accuracy "
-                    f"{100 * found.test[-1, 1]:.2f} %, {100 * found.stopped:.2f} % stopped early"
+                    f"{100 * found.last[1]:.2f} %, {100 * found.stopped:.2f} % stopped early"
                     + f", AUC {auc:.3f}"
                     * (method != "fixed")
                 )
@@ -172,25 +173,16 @@ def _cost(method: str, config: Config) -> tuple[float, float]:
 def _summaries(
     results: Results, costs: Mapping[str, tuple[float, float]]
 ) -> dict[str, MethodResult]:
-    """Means and differences to "fixed" of the same cell, whose name is left out if it is alone."""
-    summaries = {}
-    for cell, found in results.items():
-        prefix = f"{cell} " if len(results) > 1 else ""
-        values = {
+    """Means and differences to "fixed" of the same cell."""
+    values = {
+        str(cell): {
             method: {
-                "test_loss": [run.test[-1, 0] for run, _ in trials],
-                "test_accuracy": [run.test[-1, 1] for run, _ in trials],
-                "val_loss": [run.val[-1, 0] for run, _ in trials],
-                "val_accuracy": [run.val[-1, 1] for run, _ in trials],
+                **dict(zip(LAST, np.transpose([run.last for run, _ in trials]), strict=True)),
                 "test_accuracy_by_epoch": np.array([run.test[:, 1] for run, _ in trials]),
                 "val_accuracy_by_epoch": np.array([run.val[:, 1] for run, _ in trials]),
             }
             for method, trials in found.items()
         }
-        for method, result in summarize(values, dict(costs), baseline="fixed").items():
-            to = {
-                metric: Difference(prefix + each.to, each.summary)
-                for metric, each in result.paired_difference.items()
-            }
-            summaries[prefix + method] = replace(result, paired_difference=to)
-    return summaries
+        for cell, found in results.items()
+    }
+    return summarize_cells(values, costs, "fixed")

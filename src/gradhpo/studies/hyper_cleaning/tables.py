@@ -10,6 +10,7 @@ from gradhpo.report import interval, write_csv
 from gradhpo.report.drawing import COLORS, INK, label_ends, new_axes, new_figure, save
 from gradhpo.studies.hyper_cleaning.published import ACCURACY
 from gradhpo.studies.hyper_cleaning.training import Momentum, Run
+from gradhpo.studies.shared.cells import ends
 from gradhpo.studies.shared.detection import Detection, detection
 
 __all__ = [
@@ -56,7 +57,7 @@ class Row(NamedTuple):
     momentum: str
     method: str
     products: float  # of second order, per update
-    accuracy: float  # on test data, after the last update
+    accuracy: float  # on test data, over the last eighth of the run
     low: float
     high: float
     stopped: float  # at the update where the validation accuracy is highest
@@ -72,17 +73,12 @@ def rows(results: Results, products: Mapping[str, float]) -> list[Row]:
     table = []
     for cell, found in results.items():
         for method, trials in found.items():
-            last = _ends([trial.run.test[-1, 1] for trial in trials])
-            stopped = _ends([trial.run.stopped for trial in trials])
+            last = ends([trial.run.last[1] for trial in trials])
+            stopped = ends([trial.run.stopped for trial in trials])
             auc = float(np.mean([detection(run.weights, wrong).auc for run, wrong in trials]))
             known = ACCURACY.get(cell[:2], {}).get(method, (None, None))
             table.append(Row(*cell, method, products[method], *last, *stopped, auc, *known))
     return table
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float, float]:
-    summary = interval(values)
-    return float(summary.mean), float(summary.ci95[0]), float(summary.ci95[1])
 
 
 def told(row: Row) -> str:
@@ -125,7 +121,7 @@ def draw_accuracy(results: Results, updates: int, path: Path) -> Path:
         title = f"{cell.dataset}, {100 * cell.noise:g} % replaced, momentum {cell.momentum}"
         axes = new_axes(panels[i, j], title, "updates", "" if j else "test accuracy")
         axes.title.set_fontsize(9)
-        ends = []
+        marks = []
         for color, (method, trials) in zip(COLORS, found.items(), strict=False):
             summary = interval([trial.run.test[:, 1] for trial in trials])
             x = np.linspace(0, updates, len(summary.mean) + 1)[1:]
@@ -135,9 +131,9 @@ def draw_accuracy(results: Results, updates: int, path: Path) -> Path:
             published = ACCURACY.get(cell[:2], {}).get(method)
             if published is not None:
                 axes.plot(updates, published[0], "<", color=color, markersize=5, clip_on=False)
-            ends.append((method, color, x[-1:], summary.mean[-1:]))
+            marks.append((method, color, x[-1:], summary.mean[-1:]))
         axes.margins(x=0)
-        label_ends(axes, ends)
+        label_ends(axes, marks)
     return save(figure, path)
 
 
