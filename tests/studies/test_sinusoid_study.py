@@ -1,4 +1,4 @@
-"""The study `sinusoid`: what it trains against loops written out, its counts, its files, its bar."""
+"""The study `sinusoid`: its training against loops written out, its counts, files and bar."""
 
 import csv
 from dataclasses import replace

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from gradhpo.core.delay import update_every
+from gradhpo.core.delay import update_last
 from gradhpo.core.estimator import Cost, Estimator
 from gradhpo.core.problem import Window
 from gradhpo.core.source import fetch
@@ -52,24 +52,28 @@ class Agreement(NamedTuple):
     ratio: Any  # norm over the exact one's
 
 
-def _methods(T: int, rate: float) -> dict[str, Estimator]:
-    """Each looks at windows of T steps: the online ones train, and remember, until the last."""
+def _online(rate: float) -> dict[str, Estimator]:
+    """Those that look at the last step, one of them with a memory of all before."""
     return {
-        "fo": update_every(first_order(), T),
-        "one_step": update_every(one_step(), T),
-        "N.IFT(2, 1)": implicit(T, neumann(2, rate)),
-        "N.IFT(10, 1)": implicit(T, neumann(10, rate)),
-        "drmad": drmad(T, slots="ignored"),
-        "drmad, full": drmad(T),
-        "hyperdistill": update_every(hyperdistill(0.99, slots="ignored"), T),
+        "fo": first_order(),
+        "one_step": one_step(),
+        "N.IFT(2, 1)": implicit(1, neumann(2, rate)),
+        "N.IFT(10, 1)": implicit(1, neumann(10, rate)),
+        "hyperdistill": hyperdistill(0.99, slots="ignored"),
     }
+
+
+def _offline(T: int) -> dict[str, Estimator]:
+    """Those that look at all T steps."""
+    return {"drmad": drmad(T, slots="ignored"), "drmad, full": drmad(T)}
 
 
 def cost(name: str, T: int, rate: float, size: int) -> Cost:
     """Of one hypergradient after T steps, and of HyperDistill's fit before them."""
     if name.startswith("discounted_sum"):
         return discounted_sum(0.99, T).cost(T, size)
-    return _methods(T, rate)[name].cost(T, size)
+    online = _online(rate)
+    return (update_last(online[name], 1, T) if name in online else _offline(T)[name]).cost(T, size)
 
 
 def measure(family: Family, params: Params, lam: Hyper, window: Window) -> dict[str, Agreement]:
@@ -97,28 +101,42 @@ def _wide(x: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(family: Family, params: Params, lam: Hyper, window: Window, resident: Any) -> dict:
     T, problem = family.steps, family.problem
-    inner = problem.dynamics.init(params, lam)
-    number = jax.tree.leaves(window)[0].shape[0]
-    methods = _methods(T, family.rate)
+    start = problem.dynamics.init(params, lam)
+    online, offline = _online(family.rate), _offline(T)
+    distill = online["hyperdistill"]
 
-    def hypergrad(method, memory, batches):
-        return method.estimate(problem, memory, inner, lam, batches).hypergrad
-
-    def fitted() -> Any:
+    def fitted(number: int) -> Any:
         """Memories of HyperDistill with theta fitted to all tasks."""
-        many = over_tasks(methods["hyperdistill"], number)
-        inners = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), inner)
+        many = over_tasks(distill, number)
+        starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), start)
         batches = fetch(resident, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window))
-        memory = many.init(inners, lam, batches)
+        memory = many.init(starts, lam, batches)
         assert many.start is not None and many.reset is not None
-        return many.reset(many.start(problem, memory, inners, lam, batches), inners, lam)
+        return many.reset(many.start(problem, memory, starts, lam, batches), starts, lam)
 
     def one(x):
         """A task: its exact hypergradient, and everything beside it."""
         rows, memory = x
         batches = fetch(resident, rows)
-        exact = hypergrad(reverse(T), (), batches)
-        direct = hypergrad(methods["fo"], (), batches)
+        before, last = (
+            jax.tree.map(lambda x: x[part], batches)  # noqa: B023
+            for part in (slice(-1), slice(-1, None))
+        )
+
+        def advance(carry, batch):
+            assert distill.advance is not None
+            return distill.advance(problem, *carry, lam, batch), None
+
+        (memory, inner), _ = lax.scan(advance, (memory, start), before.train)
+
+        def of_last(name):
+            own = memory if name == "hyperdistill" else online[name].init(inner, lam, last)
+            return online[name].estimate(problem, own, inner, lam, last).hypergrad
+
+        def of_all(method):
+            return method.estimate(problem, (), start, lam, batches).hypergrad
+
+        exact, direct = of_all(reverse(T)), of_last("fo")
 
         def against(h):
             indirect = (optax.tree.sub(g, direct) for g in (h, exact))
@@ -126,16 +144,13 @@ def _measure(family: Family, params: Params, lam: Hyper, window: Window, residen
                 _cosine(h, exact), _cosine(*indirect), tree_l2_norm(h) / tree_l2_norm(exact)
             )
 
-        found = {}
-        for name, method in methods.items():
-            own = memory if name == "hyperdistill" else method.init(inner, lam, batches)
-            found[name] = against(hypergrad(method, own, batches))
-        found["discounted_sum"] = jax.vmap(
-            lambda gamma: against(hypergrad(discounted_sum(gamma, T), (), batches))
-        )(jnp.array(GAMMAS))  # one sweep: the products are the same for all
-        return found
+        found = {name: against(of_last(name)) for name in online}
+        found |= {name: against(of_all(method)) for name, method in offline.items()}
+        # One sweep: the products are the same for all.
+        sums = jax.vmap(lambda gamma: against(of_all(discounted_sum(gamma, T))))
+        return found | {"discounted_sum": sums(jnp.array(GAMMAS))}
 
-    return lax.map(one, (window, fitted()))
+    return lax.map(one, (window, fitted(jax.tree.leaves(window)[0].shape[0])))
 
 
 def _cosine(a: Hyper, b: Hyper) -> jax.Array:

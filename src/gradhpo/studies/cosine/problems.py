@@ -100,7 +100,7 @@ def sinusoids() -> Family:
 
 def characters(channels: int, directory: Any = None) -> tuple[Family, dict[str, str]]:
     """Five characters of Omniglot, ten drawings of each to train on and ten that validate, in
-    batches of 25: a WarpGrad network of three blocks, lam are its warp layers.
+    batches of 25: a WarpGrad network of three blocks, lam are the warp layers after each.
 
     Returns:
         `(family, files)`, with the digests of the files that were read.
@@ -109,7 +109,7 @@ def characters(channels: int, directory: Any = None) -> tuple[Family, dict[str, 
     drawings = data.train.inputs
     images = np.round(255 * drawings.reshape(-1, 28, 28, 1)).astype(np.uint8)
     labels = np.repeat(np.arange(len(drawings)), drawings.shape[1])
-    model = WarpGrad((28, 28, 1), ways=5, channels=channels)
+    model = WarpGrad((28, 28, 1), ways=5, channels=channels, layers=1)
 
     def train_loss(params, lam, batch):
         rows, (labels, _) = batch  # no moves are drawn

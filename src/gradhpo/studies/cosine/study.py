@@ -19,6 +19,7 @@ from gradhpo.studies.cosine.published import INDIRECT, WHOLE
 __all__ = ["Config", "run"]
 
 FAMILIES = ("sinusoid", "characters")
+BANDS = ("one_step", "hyperdistill", "drmad, full")  # of which the figure shows the intervals
 
 Curves = dict[str, Agreement]
 """By method, arrays (runs x tasks, checkpoints)."""
@@ -203,9 +204,10 @@ def _draw(found: Mapping[str, Curves], at: list[int], path: Path) -> Path:
                     continue
                 style: dict[str, Any] = {"color": COLORS[k % 7], "linestyle": DASHES[k // 7]}
                 axes.plot(at, mean, linewidth=1.6, **style)
-                axes.fill_between(
-                    at, mean - half, mean + half, color=style["color"], alpha=0.08, linewidth=0
-                )
+                if method in BANDS:
+                    axes.fill_between(
+                        at, mean - half, mean + half, color=style["color"], alpha=0.1, linewidth=0
+                    )
                 ends.append((method, style["color"], np.array(at[-1:]), mean[-1:]))
             axes.margins(x=0)
             label_ends(axes, ends)

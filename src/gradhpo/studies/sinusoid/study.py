@@ -110,10 +110,12 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     table = [line_of(row, last, outcomes[row.name], costs[row.name]) for row in lines]
     for line in table:
         progress("sinusoid: " + told(line))
+    title = f"{config.setting}, {config.seeds} seed{'s' * (config.seeds != 1)}"
+    published = any(line["published"] for line in table)
     files = {
         "table.csv": lambda path: write_csv(path, list(table[0]), [[*x.values()] for x in table]),
         "theta.csv": lambda path: write_thetas(lines, outcomes, path),
-        "test_mse.png": lambda path: figures.draw(config, values, path),
+        "test_mse.png": lambda path: figures.draw(title, values, published, path),
     }
     return StudyResult(
         "sinusoid",
@@ -144,7 +146,7 @@ def _train(config: Config, lines: Sequence[Row], progress: Progress) -> dict[str
         return found
 
     with ThreadPoolExecutor(2) as pool:
-        futures = {wanted: pool.submit(outcome, *wanted) for wanted in needed.values()}
+        futures = {each: pool.submit(outcome, *each) for each in dict.fromkeys(needed.values())}
         try:
             return {name: futures[wanted].result() for name, wanted in needed.items()}
         except BaseException:  # an interrupt, too, does not wait for methods that have not begun

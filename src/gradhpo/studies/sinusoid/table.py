@@ -16,14 +16,18 @@ from gradhpo.studies.sinusoid.training import Outcome
 
 __all__ = ["line_of", "told", "write_thetas"]
 
+DIVERGED = 10.0  # a mean square error; that of predicting zero is 4.3
+
 
 def line_of(
     row: Row, test_mse: Mapping[str, np.ndarray], outcome: Outcome, spent: Cost
 ) -> dict[str, Any]:
-    """A line by column: means over seeds with half intervals, the published number where the row is
-    of its setting, paired differences to one_step and fo, theta, costs of an inner-optimization."""
+    """A line by column: means over seeds with half intervals, how many seeds have diverged, the
+    published number where the row is of its setting, paired differences to one_step and fo, theta,
+    costs of an inner-optimization."""
     found = test_mse[row.name]
     line: dict[str, Any] = {"row": row.name, **_pair("test_mse", found)}
+    line |= {"median": float(np.median(found)), "diverged": int(np.sum(~(found < DIVERGED)))}
     same = seen(row.method, row.setting) == seen(row.method, SETTINGS["published"])
     known = TEST_MSE.get(row.method) if same else None
     line |= dict(zip(("published", "published_half"), known or ("", ""), strict=True))
@@ -59,6 +63,8 @@ def told(line: Mapping[str, Any]) -> str:
         if line[f"minus_{other}"] != "":
             mean, half = line[f"minus_{other}"], line[f"minus_{other}_half"]
             text += f", minus {other} {mean:+.3f} +- {half:.3f}"
+    if line["diverged"]:
+        text += f", median {line['median']:.3f}, {line['diverged']} seeds diverged"
     if np.isfinite(line["theta_fit"]):
         text += f", theta fitted {line['theta_least']:.2f} to {line['theta_most']:.2f}"
     return text

@@ -76,7 +76,7 @@ def _seed(name: str, static: Setting, given: Numbers, drawn: Drawn) -> Outcome:
         fit = (state.get_metric(key, unknown) for key in ("theta", "theta_fit", "theta_r2"))
         return [tested, *(x[0] for x in fit)]  # one theta for all tasks
 
-    state, (test_mse, *fit) = run_episodes(
+    state, (test_mse, theta, fit, r2) = run_episodes(
         method,
         adam,
         task,
@@ -86,7 +86,7 @@ def _seed(name: str, static: Setting, given: Numbers, drawn: Drawn) -> Outcome:
         estimation_period=PERIOD,
         observe=observe,
     )
-    return Outcome(test_mse, *fit, state.counts)
+    return Outcome(test_mse, theta, fit, r2, state.counts)
 
 
 def cost(name: str, setting: Setting, size: int) -> Cost:
