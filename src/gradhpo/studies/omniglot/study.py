@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -39,7 +39,8 @@ class Config(DataStudyConfig):
     """
 
     out: Path = Path("results/omniglot")
-    dataset: str = "omniglot"
+    dataset: Literal["omniglot"] = "omniglot"
+    """Data set; found in the data directory or downloaded."""
     seeds: int = 3
     ways: tuple[int, ...] = (5, 10)
     """Characters of a task; the paper has 2, 3, 5 and 10."""
