@@ -75,6 +75,14 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.sinusoid",
         "few-shot regression: a representation learned online over many inner-optimizations",
     ),
+    "maml": Study(
+        "gradhpo.studies.maml",
+        "initial weights that fit a new sinusoid after one step: MAML, FOMAML, Meta-SGD, Reptile",
+    ),
+    "omniglot": Study(
+        "gradhpo.studies.omniglot",
+        "layers shared by few-shot tasks of characters: short horizons on five steps of training",
+    ),
     "cosine": Study(
         "gradhpo.studies.cosine",
         "every method's direction against the exact hypergradient, along meta-training",
@@ -115,7 +123,7 @@ def load(name: str) -> ModuleType:
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, \
 hyper_cleaning_projected, meta_weight_net, regularisation, learning_rate, augmentation, \
 single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, chaos, sinusoid, \
-cosine, toy, many_shot, two_stage, cost, check.
+maml, omniglot, cosine, toy, many_shot, two_stage, cost, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")
