@@ -23,9 +23,6 @@ from gradhpo import (
 from gradhpo.examples import augmentation as augmentation_example  # noqa: E402
 from gradhpo.examples import learning_rate as learning_rate_example  # noqa: E402
 from gradhpo.examples import mnist as mnist_example  # noqa: E402
-from gradhpo.studies.hyper_cleaning import model  # noqa: E402
-from gradhpo.studies.hyper_cleaning import study as hyper_cleaning  # noqa: E402
-from gradhpo.studies.hyper_cleaning.study import detection  # noqa: E402
 from gradhpo.studies.registry import load  # noqa: E402
 from gradhpo.studies.shared.images import ImageConfig, cost, parts  # noqa: E402
 
@@ -46,11 +43,6 @@ STUDIES = {
         {"method": ("reverse",), "steps": 5},
         ["none", "fixed", "reverse", "reverse online"],
         ["accuracy.png", "images.png", "strengths.png"],
-    ),
-    "hyper_cleaning": (
-        {"method": ("one_step",), "train_size": 300, "val_size": 200, "episodes": 15},
-        ["fixed", "one_step"],
-        ["accuracy.png", "weights.png"],
     ),
 }
 
@@ -148,23 +140,10 @@ def strengths_follow_the_exact_hypergradient(config, result, methods):
     assert methods["reverse"]["gradient_evaluations"] == 2 * (2 * 5 + 1) + 5
 
 
-def weights_of_wrong_labels_fall(config, result, methods):
-    rows = read_rows(config.out / "detection.csv")
-    assert [row["seed"] for row in rows] == ["0", "1"]
-    for row in rows:
-        assert float(row["auc"]) > 0.8  # chance: 0.5
-        assert float(row["weight_clean"]) > 0.5 > float(row["weight_wrong"])
-    differences = methods["one_step"]["paired_difference"]["val_loss"]["seeds"]
-    assert max(differences) < -0.1
-    curve = methods["one_step"]["metrics"]["test_accuracy_by_epoch"]["seeds"]
-    assert np.shape(curve) == (2, 15)
-
-
 FINDINGS = {
     "regularisation": the_same_seeds_give_the_same_numbers,
     "learning_rate": fast_is_smaller_and_rates_improve,
     "augmentation": strengths_follow_the_exact_hypergradient,
-    "hyper_cleaning": weights_of_wrong_labels_fall,
 }
 
 
@@ -172,16 +151,6 @@ def test_findings(ran):
     _, config, result, _ = ran
     methods = {name: method.to_json() for name, method in result.methods.items()}
     FINDINGS[result.study](config, result, methods)
-
-
-def test_leaking_validates_on_the_test_data(tmp_path):
-    config = hyper_cleaning.Config(
-        **{**TINY, "seeds": 1}, method=("fixed",), leaking=True, out=tmp_path
-    )
-    result = hyper_cleaning.run(config)
-    metrics = result.methods["fixed"].to_json()["metrics"]
-    assert metrics["val_loss"]["seeds"] == metrics["test_loss"]["seeds"]
-    assert "test data" in result.study
 
 
 @pytest.mark.parametrize("settings", [{"episodes": 0}, {"train_size": 0}, {"method": ("no",)}])
@@ -210,24 +179,6 @@ def test_costs_are_those_of_the_registry():
     assert cost("t1t2", config) == (8000, 0)
     # Two fits of theta: 2 T + 1 gradients and 2 T products each.
     assert cost("hyperdistill", config) == (4000 + 2 * 41, 2000 + 2 * 40)
-
-
-# -- hyper-cleaning ------------------------------------------------------------------------
-
-
-def test_detection():
-    weights, wrong = np.array([0.9, 0.5, 0.5, 0.1]), np.array([False, False, True, True])
-    assert detection(weights, wrong) == pytest.approx((2 / 3, 0.875, 0.7, 0.3))
-    assert detection(1 - weights, wrong).auc == pytest.approx(0.125)
-    assert detection(np.full(4, 0.6), wrong)[:2] == (0.0, 0.5)
-
-
-@pytest.mark.parametrize("side", [8, 28])
-def test_the_network_ends_with_four_by_four_pixels(side):
-    images = np.zeros((2, side, side, 1), np.float32)
-    params = model.init(0, images)
-    assert params["dense"]["w"].shape == (4 * 4 * 8, 10)
-    assert model.logits(params, images).shape == (2, 10)
 
 
 # -- the examples --------------------------------------------------------------------------

@@ -53,7 +53,7 @@ fit answers with a theta between 1 and T / S_T; one above it says that the past 
 than it did when it was the present. The tenth is for draws of D* and terms of unequal length."""
 
 POOR = 0.5
-"""A fit that explains less of the squares of y_s than this, R^2, is no fit: no one number stands for
+"""A fit that explains less of the squares of y_s than this, R^2, is none: no one number stands for
 the past then."""
 
 

@@ -15,17 +15,22 @@ eq. 3), who take it by plain gradient descent too.
 
 import functools
 
+import optax
+
 from gradhpo.core.dynamics import InnerState, as_factory, from_optax
 from gradhpo.core.estimator import Cost, Estimator, Loop, check_loop, roll
 from gradhpo.core.problem import BilevelProblem
-from gradhpo.core.types import InnerOptimizer, MakeOptimizer
+from gradhpo.core.types import MakeOptimizer
 from gradhpo.utils._partition import split
 
 __all__ = ["virtual_step"]
 
 
 def virtual_step(
-    estimator: Estimator, optimizer: InnerOptimizer | MakeOptimizer, *, loop: Loop = "scan"
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation | MakeOptimizer,
+    *,
+    loop: Loop = "scan",
 ) -> Estimator:
     """`estimator`, looking ahead by `optimizer` from the weights as they are.
 

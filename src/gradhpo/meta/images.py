@@ -21,7 +21,7 @@ from gradhpo.core.source import Picked
 from gradhpo.meta.augment import draw_moves
 from gradhpo.utils.validation import check_count, check_fraction
 
-__all__ = ["FewShot", "ManyShot", "quarter_turns", "split_classes"]
+__all__ = ["FewShot", "ManyShot", "quarter_turns", "shuffled", "split_classes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,16 +147,22 @@ class ManyShot:
         support, query = self.sets(key)
         for_train, for_val, for_moves = jax.random.split(jax.random.split(key, 3)[2], 3)
         shape = self.steps, self.batch_size
-        rows, labels = self._batches(for_train, support)
+        rows, labels = shuffled(for_train, support, *shape)
         moves = draw_moves(for_moves, shape, self.pad) if self.pad else ()
-        return Window(Picked(rows, (labels, moves)), self._batches(for_val, query))
+        return Window(Picked(rows, (labels, moves)), shuffled(for_val, query, *shape))
 
-    def _batches(self, key: jax.Array, examples: Picked) -> Picked:
-        """(steps, batch_size) of the examples: shuffled, and shuffled anew when all were seen."""
-        size, wanted = len(examples.rows), self.steps * self.batch_size
-        keys = jax.random.split(key, -(-wanted // size))
-        order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys).reshape(-1)[:wanted]
-        return jax.tree.map(lambda x: x[order].reshape(self.steps, self.batch_size), examples)
+
+def shuffled(key: jax.Array, examples: Picked, steps: int, batch_size: int) -> Picked:
+    """(steps, batch_size) of the examples: in random order, in another one when all were seen.
+
+    >>> batches = shuffled(jax.random.key(0), Picked(jnp.arange(4), jnp.ones(4)), 3, 2)
+    >>> sorted(batches.rows[:2].ravel().tolist()), batches.beside.shape
+    ([0, 1, 2, 3], (3, 2))
+    """
+    size, wanted = len(examples.rows), steps * batch_size
+    keys = jax.random.split(key, -(-wanted // size))
+    order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys).reshape(-1)[:wanted]
+    return jax.tree.map(lambda x: x[order].reshape(steps, batch_size), examples)
 
 
 def split_classes(

@@ -16,7 +16,8 @@ __all__ = ["METRICS", "Difference", "MethodResult", "StudyResult", "summarize"]
 
 _LOSSES = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "test_mse")
 _AGREEMENT = ("cosine", "norm_ratio", "relative_error")  # of an estimate with the exact derivative
-_SCALARS = (*_LOSSES, *_AGREEMENT)
+_PRICES = ("update_flops", "flops", "seconds", "temp_bytes")  # of programs
+_SCALARS = (*_LOSSES, *_AGREEMENT, *_PRICES)
 METRICS = (*_SCALARS, *(f"{name}_by_epoch" for name in _SCALARS))
 """The only names a metric may have; `_by_epoch` marks a curve, an array (seeds, epochs)."""
 

@@ -27,6 +27,14 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.hyper_cleaning",
         "one weight per training example finds the wrong labels in a corrupted training set",
     ),
+    "hyper_cleaning_projected": Study(
+        "gradhpo.studies.hyper_cleaning_projected",
+        "hyper-cleaning with a bound on the sum of the weights, kept by projection",
+    ),
+    "meta_weight_net": Study(
+        "gradhpo.studies.meta_weight_net",
+        "the weight of an example as a function of its loss, and what momentum hides from one step",
+    ),
     "regularisation": Study(
         "gradhpo.studies.regularisation",
         "a penalty per layer of a small classifier, tuned online, then used in fresh training",
@@ -67,6 +75,14 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.sinusoid",
         "few-shot regression: a representation learned online over many inner-optimizations",
     ),
+    "maml": Study(
+        "gradhpo.studies.maml",
+        "initial weights that fit a new sinusoid after one step: MAML, FOMAML, Meta-SGD, Reptile",
+    ),
+    "omniglot": Study(
+        "gradhpo.studies.omniglot",
+        "layers shared by few-shot tasks of characters: short horizons on five steps of training",
+    ),
     "cosine": Study(
         "gradhpo.studies.cosine",
         "every method's direction against the exact hypergradient, along meta-training",
@@ -74,6 +90,18 @@ STUDIES: dict[str, Study] = {
     "toy": Study(
         "gradhpo.studies.toy",
         "two weights that follow two hyperparameters: short horizons against the exact one",
+    ),
+    "many_shot": Study(
+        "gradhpo.studies.many_shot",
+        "layers or example weights meta-learned online over ten-way tasks of many images",
+    ),
+    "two_stage": Study(
+        "gradhpo.studies.two_stage",
+        "weights of noisy examples learned on one half, then training on all with them held",
+    ),
+    "cost": Study(
+        "gradhpo.studies.cost",
+        "memory, arithmetic and time of the methods of online meta-learning",
     ),
     "check": Study(
         "gradhpo.studies.check",
@@ -92,10 +120,10 @@ def load(name: str) -> ModuleType:
     >>> load("tutorials")
     Traceback (most recent call last):
     ...
-    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, regularisation, \
-learning_rate, augmentation, single_loop, hypergradient_descent, schedule, distill_data, \
-regularisation_map, chaos, sinusoid, cosine, \
-toy, check.
+    ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, \
+hyper_cleaning_projected, meta_weight_net, regularisation, learning_rate, augmentation, \
+single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, chaos, sinusoid, \
+maml, omniglot, cosine, toy, many_shot, two_stage, cost, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")

@@ -1,92 +1,83 @@
-"""The small convolutional network of the study `hyper_cleaning`, its two losses, the task."""
+"""The bilevel problem of hyper-cleaning and the methods that are compared on it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 
+from gradhpo.algorithms.registry import METHODS as REGISTERED
+from gradhpo.core.delay import update_every
 from gradhpo.core.dynamics import from_optax
+from gradhpo.core.estimator import Estimator
 from gradhpo.core.problem import BilevelProblem
-from gradhpo.core.task import Task
 from gradhpo.core.types import DataBatch
+from gradhpo.estimators.greedy import greedy
+from gradhpo.estimators.implicit import implicit
+from gradhpo.estimators.one_step import one_step
+from gradhpo.estimators.reverse import reverse
+from gradhpo.studies.hyper_cleaning.network import Parts, logits, patches
+from gradhpo.studies.shared.solvers import unjudged_neumann
 
-__all__ = ["PROBLEM", "init", "logits", "task", "train_loss", "val_loss"]
+__all__ = ["METHODS", "Examples", "estimator", "examples", "problem", "score"]
 
-CHANNELS, KERNEL = 8, 3
-LAYERS = ("conv1", "conv2", "conv3")
+RATE, MOMENTUM = 0.1, 0.9
+TERMS = 5  # of the Neumann series, with the inner rate as its step
 
-
-def init(seed: int, images: np.ndarray) -> dict[str, Any]:
-    """Three convolutions of 8 channels and a linear layer; He's initialisation."""
-    params: dict[str, Any] = {}
-    key, (height, width, channels) = jax.random.key(seed), images.shape[1:]
-    for name in LAYERS:
-        key, own = jax.random.split(key)
-        w = jax.random.normal(own, (KERNEL, KERNEL, channels, CHANNELS))
-        w = w * np.sqrt(2 / (KERNEL * KERNEL * channels)).astype(w.dtype)
-        params[name] = {"w": w, "b": jnp.zeros(CHANNELS)}
-        stride, channels = _stride(height), CHANNELS
-        height, width = -(-height // stride), -(-width // stride)
-    rows = height * width * channels
-    w = jax.random.normal(key, (rows, 10)) / np.sqrt(rows)
-    params["dense"] = {"w": w, "b": jnp.zeros(10)}
-    return params
+METHODS = ("fixed", "t1t2", "implicit_neumann", "greedy", "one_step", "hyperdistill", "reverse")
+"""The first four are the paper's; `one_step` and `hyperdistill` move lam after every step."""
 
 
-def logits(params: Any, images: Any) -> jax.Array:
-    """Images `(n, height, width, channels)` to scores `(n, 10)`; 4 x 4 pixels stay at the end."""
-    x = images.astype(params["dense"]["w"].dtype)
-    for name in LAYERS:
-        strides = (_stride(x.shape[1]),) * 2
-        x = lax.conv_general_dilated(
-            x, params[name]["w"], strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        x = jax.nn.relu(x + params[name]["b"])
-    return x.reshape(len(x), -1) @ params["dense"]["w"] + params["dense"]["b"]
+class Examples(NamedTuple):
+    """Images in the form that the network reads, and their labels (n,)."""
+
+    inputs: Parts
+    labels: jax.Array
 
 
-def _stride(side: int) -> int:
-    """2 while the side is longer than 4: 28, 14, 7, 4 for MNIST and 8, 4, 4, 4 for digits."""
-    return 2 if side > 4 else 1
+def examples(data: DataBatch) -> Examples:
+    """Images (n, side, side, channels) and labels (n,)."""
+    return Examples(patches(jnp.asarray(data.inputs, jnp.float32)), jnp.asarray(data.targets))
 
 
-def _losses(params: Any, images: Any, labels: Any) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels)
+def problem(train: Examples, val: Examples) -> BilevelProblem:
+    """The mean of sigmoid(lam_i) times the loss of example i in training, the plain mean in
+    validation. Batches are ignored: every step sees all examples."""
+
+    def train_loss(params: Any, lam: Any, batch: Any) -> jax.Array:
+        del batch
+        return jnp.mean(jax.nn.sigmoid(lam) * _losses(params, train))
+
+    def val_loss(params: Any, lam: Any, batch: Any) -> jax.Array:
+        del lam, batch
+        return jnp.mean(_losses(params, val))
+
+    return BilevelProblem(from_optax(train_loss, optax.sgd(RATE, MOMENTUM)), val_loss)
 
 
-def train_loss(params: Any, lam: Any, batch: Any) -> jax.Array:
-    """The mean of sigmoid(lam_i) times the loss of example i."""
-    images, labels, rows = batch
-    return jnp.mean(jax.nn.sigmoid(lam[rows]) * _losses(params, images, labels))
+def estimator(method: str, T: int, gamma: float) -> Estimator:
+    """The method with which lam moves once in T steps, or after each of them."""
+    if method == "fixed":
+        return reverse(T, truncate=0)  # the direct term alone, which is zero here
+    if method == "t1t2":
+        return update_every(one_step(), T)
+    if method == "implicit_neumann":
+        return implicit(T, unjudged_neumann(TERMS, RATE))
+    if method == "greedy":
+        return greedy(gamma, T)
+    if method == "reverse":
+        return reverse(T)
+    own = {"gamma": gamma} if method == "hyperdistill" else {}
+    return REGISTERED[method].make(**own, inner_optimizer=optax.identity()).estimator()
 
 
-def val_loss(params: Any, lam: Any, batch: Any) -> jax.Array:
-    """The plain mean loss."""
-    del lam
-    return jnp.mean(_losses(params, *batch))
+@jax.jit
+def score(params: Any, data: Examples) -> tuple[jax.Array, jax.Array]:
+    """`(mean cross-entropy, accuracy)`."""
+    right = logits(params, data.inputs).argmax(-1) == data.labels
+    return jnp.mean(_losses(params, data)), jnp.mean(right)
 
 
-PROBLEM = BilevelProblem(from_optax(train_loss, optax.sgd(0.1, momentum=0.9)), val_loss)
-
-
-def task(seed: int, train: DataBatch, val: DataBatch, test: DataBatch | None = None) -> Task:
-    """A weight for each training example; every step sees all of them, and their numbers.
-
-    >>> data = DataBatch(np.zeros((5, 8, 8, 1), np.float32), np.arange(5))
-    >>> task(0, data, data).hyperparams.shape
-    (5,)
-    """
-    size = len(train.targets)
-    examples = (*train, np.arange(size, dtype=np.int32))
-    return Task(
-        PROBLEM,
-        init(seed, train.inputs),
-        np.zeros(size, np.float32),
-        train=lambda: examples,
-        val=lambda: tuple(val),
-        natural=lambda lam: {"weight": jax.nn.sigmoid(lam)},
-        test=test,
-    )
+def _losses(params: Any, data: Examples) -> jax.Array:
+    scores = logits(params, data.inputs)
+    return optax.softmax_cross_entropy_with_integer_labels(scores, data.labels)

@@ -119,8 +119,7 @@ def _summaries(found: Errors, config: Config) -> dict[str, MethodResult]:
         for name in values:
             estimator = ENTRIES[name.split()[0]].estimator
             window = estimator.unroll_steps + (estimator.lead or 0)
-            spent = estimator.cost(window, 1, episodes=steps * config.tasks)
-            costs[name] = tuple(spent)
+            costs[name] = estimator.cost(window, 1, episodes=steps * config.tasks)
         rows |= summarize(values, costs, baseline=next(iter(values)))
     return rows
 

@@ -7,7 +7,7 @@ from task to task. Judged is the accuracy on tasks of characters that were never
 
     fo                 the direct derivative at the last step alone          no product
     one_step           and how the last step depends on the layers           1
-    implicit_neumann   as if the five steps had ended training: IFT(2)       2 and 3 more
+    implicit_neumann   as if the five steps had ended training: IFT(2)       4, 5 by their count
     greedy             the discounted sum of such terms of all steps         5
     reverse            exact: through the five steps                         5
 

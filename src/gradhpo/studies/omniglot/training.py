@@ -1,6 +1,5 @@
 """Meta-training by one method, and the test of what it has learned."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,10 +12,11 @@ from jax import lax
 from gradhpo.core.delay import update_last
 from gradhpo.core.dynamics import from_optax
 from gradhpo.core.estimator import Estimator
+from gradhpo.core.loop import run_episodes
 from gradhpo.core.problem import BilevelProblem, Window
-from gradhpo.core.source import Pool, gather
-from gradhpo.core.task import Task
-from gradhpo.driver.tune import tune
+from gradhpo.core.source import gather
+from gradhpo.core.state import BilevelState
+from gradhpo.core.step import init_state
 from gradhpo.estimators.first_order import first_order
 from gradhpo.estimators.greedy import greedy
 from gradhpo.estimators.implicit import implicit
@@ -59,7 +59,7 @@ def _as_drawn(task: Any) -> Window:
     return task
 
 
-def _entry(tree: Any, i: int) -> Any:
+def _entry(tree: Any, i: Any) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
 
 
@@ -75,7 +75,7 @@ class Learner:
 
     def __init__(self, images: np.ndarray, ways: int):
         self.model = Alternating(images.shape[1], ways)
-        self.pool = Pool(images)
+        self.images = jnp.asarray(images)
         dynamics = from_optax(self.model.train_loss, optax.sgd(RATE, momentum=MOMENTUM))
         self.problem = BilevelProblem(dynamics, self.model.val_loss, begin=carried(_as_drawn))
 
@@ -84,45 +84,47 @@ class Learner:
         return self.model.init(jax.random.key(seed))
 
     def train(
-        self,
-        method: str,
-        seed: int,
-        tasks: Window,
-        points: int,
-        watch: Callable[[Any, Any], object],
-        carry: float,
-    ) -> None:
-        """An update for each of the tasks, from scratch.
+        self, name: str, seed: int, tasks: Window, points: int, carry: float = 0.0
+    ) -> list[BilevelState]:
+        """An update for each of the tasks, from scratch: the states at so many points on the way.
 
         Args:
-            seed: Of the weights and hyperparameters to start from.
-            points: How often `watch` sees `(params, hyperparams)`: where a task starts, and the
-                shared layers.
+            name: Of the method.
+            seed: Of the weights and shared layers to start from.
+            points: The last is the end; a divisor of the number of tasks.
             carry: Where the next task starts: 0 where this one did, 1 where it ended.
         """
-        task = Task(self.problem, *self.start(seed), train=self.pool, val=self.pool)
-        count = len(jax.tree.leaves(tasks)[0])
-        each = (_entry(tasks, i) for i in range(count))
-        state = None
-        for part in np.array_split(np.arange(count), points):
-            state = tune(
-                task,
-                METHODS[method],
-                OUTER,
-                episodes=len(part),
-                T=STEPS,
-                state=state,
-                get_task=partial(next, each),
-                lr_reptile=carry,
-                loop="scan",  # convolutions are products of matrices here
-                progress=False,
-            )
-            watch(state.params, state.hyperparams)
+        states = [init_state(self.problem, METHODS[name], OUTER, *self.start(seed))]
+        for part in np.split(np.arange(len(jax.tree.leaves(tasks)[0])), points):
+            some = _entry(tasks, part)
+            states.append(_advance(self.problem, name, carry, states[-1], self.images, some))
+        return states[1:]
 
     def test(self, params: Any, lam: Any, tasks: Window) -> Score:
         """Learn new tasks from `params` with the shared layers as they are; see how well."""
-        got = _tested(self.problem, self.model, params, lam, self.pool.data, tasks)
+        got = _tested(self.problem, self.model, params, lam, self.images, tasks)
         return Score(*(np.asarray(x, np.float64) for x in got))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(
+    problem: BilevelProblem,
+    name: str,
+    carry: float,
+    state: BilevelState,
+    images: jax.Array,
+    tasks: Window,
+) -> BilevelState:
+    return run_episodes(
+        METHODS[name],
+        OUTER,
+        problem,
+        state,
+        None,
+        draws=tasks,
+        lr_reptile=carry,
+        resident=Window(images, images),
+    )[0]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,0 +1,99 @@
+"""One run: updates of the weights of the examples, and what is seen of them on the way."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from gradhpo.core.loop import in_windows, run_episodes
+from gradhpo.core.problem import Window
+from gradhpo.core.state import BilevelState
+from gradhpo.core.step import bilevel_step, init_state
+from gradhpo.studies.hyper_cleaning.model import Examples, estimator, problem, score
+
+__all__ = ["FIT_PERIOD", "Data", "Momentum", "Run", "Setting", "train"]
+
+OUTER = optax.adam(0.1)
+FIT_PERIOD = 50  # updates between two fits of HyperDistill's theta
+
+Momentum = Literal["carried", "fresh"]
+
+
+class Setting(NamedTuple):
+    """What the program of a run depends on, beside the shapes of the data."""
+
+    method: str
+    momentum: Momentum
+    steps: int
+    gamma: float
+
+
+class Data(NamedTuple):
+    """Examples of a trial; the training labels are noisy."""
+
+    train: Examples
+    val: Examples
+    test: Examples
+
+
+class Run(NamedTuple):
+    """A run as seen at some updates, evenly spaced, the last of them the last of all."""
+
+    test: np.ndarray  # (points, 2): mean cross-entropy, accuracy
+    val: np.ndarray  # the same
+    weights: np.ndarray  # of the training examples, at the end
+
+    @property
+    def last(self) -> tuple[float, float, float, float]:
+        """Losses and accuracies at the end, the mean over the last eighth of the points: training
+        at this rate has spikes, and a run may end in one. `(test, test, val, val)`."""
+        n = max(1, len(self.test) // 8)
+        return tuple(np.concatenate([self.test, self.val], axis=1)[-n:].mean(0).tolist())
+
+    @property
+    def stopped(self) -> float:
+        """Test accuracy where the validation accuracy is highest: early stopping."""
+        return float(self.test[np.argmax(self.val[:, 1]), 1])
+
+
+def train(setting: Setting, params: Any, data: Data, updates: int, points: int) -> Run:
+    """Train for `updates` times T steps, the weights of the network carried over throughout.
+
+    Args:
+        params: Of the network; lam begins at 0, every weight at 1/2.
+    """
+    method = estimator(setting.method, setting.steps, setting.gamma)
+    lam = jnp.zeros(len(data.train.labels))
+    posed = problem(data.train, data.val)
+    state = init_state(posed, method, OUTER, params, lam, _window(method.unroll_steps))
+    ends = np.linspace(0, updates, min(points, updates) + 1).round().astype(int)
+    test, val = [], []
+    for each in np.diff(ends):
+        state = _updates(setting, int(each), state, data.train, data.val)
+        test.append(score(state.params, data.test))
+        val.append(score(state.params, data.val))
+    return Run(np.array(test), np.array(val), np.asarray(jax.nn.sigmoid(state.hyperparams)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _updates(
+    setting: Setting, updates: int, state: BilevelState, train: Examples, val: Examples
+) -> BilevelState:
+    """Some updates. The data are arguments, so that one program serves all seeds and data sets."""
+    method = estimator(setting.method, setting.steps, setting.gamma)
+    posed = problem(train, val)
+    if setting.momentum == "fresh":
+        windows = _window(updates, setting.steps)
+        return run_episodes(method, OUTER, posed, state, windows, estimation_period=FIT_PERIOD)[0]
+    step = bilevel_step(method, OUTER)
+    windows = in_windows(_window(updates * setting.steps), method.unroll_steps)
+    return lax.scan(lambda state, x: (step(posed, state, x), None), state, windows)[0]
+
+
+def _window(*shape: int) -> Window:
+    """Batches that the losses ignore."""
+    return Window(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
