@@ -62,7 +62,7 @@ def test_rows_of_a_pool_are_the_batches_they_name(method, loop):
         Task(problem(picking), PARAMS, LAM, pool, pool),
         Task(problem(gathering), PARAMS, LAM),
     )
-    states = [tune(t, method, optax.sgd(0.1), episodes=2, T=T, loop=loop) for t in tasks]
+    states = [tune(t, method, optax.sgd(0.1), episodes=2, loop=loop) for t in tasks]
     assert_trees_close(states[0].hyperparams, states[1].hyperparams, 1e-6)
     assert_trees_close(states[0].params, states[1].params, 1e-6)
     assert abs(float(states[0].hyperparams - LAM)) > 1e-3

@@ -188,7 +188,7 @@ def checked_run(
     episodes = check_count("episodes" if setup.name == "tune" else "M", plan.episodes)
     data.check(setup.problem.begin)
     T = plan.T
-    if T is not None or data.train is not None:
+    if T is not None or not data.with_start:
         T = check_length(setup.name, setup.estimator, T)
     check_outer_step(setup.name, setup.outer, plan.lr_hyper)
     plan = plan._replace(

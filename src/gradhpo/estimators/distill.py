@@ -15,7 +15,7 @@ by zero. The distilled point is a running average (eq. 13), S_t = gamma S_{t-1} 
 
 theta is fitted by walking DrMAD's line backwards (eqs. 15-18, algorithm 4); see `fit`. Under
 the assumption it is 1; ours is a guard that refuses a fit which no training that forgets
-explains (`TOLERANCE`), and one that is none (`POOR`).
+explains (`TOLERANCE`, `GOOD`).
 
 Exact when the products B_t depend on neither w nor D and A_t = gamma I; gamma = 0 with
 theta = 1 is the one-step method.
@@ -52,9 +52,10 @@ terms. Training that forgets nothing, A_t = I, makes their sum t v_t for equal t
 fit answers with a theta between 1 and T / S_T; one above it says that the past counts for more
 than it did when it was the present. The tenth is for draws of D* and terms of unequal length."""
 
-POOR = 0.5
-"""A fit that explains less of the squares of y_s than this, R^2, is none: no one number stands for
-the past then."""
+GOOD = 0.9
+"""R^2 that a theta above 1 needs. Training that forgets nothing makes equal terms, which one number
+fits; if it does not fit, the number comes from something else, such as momentum. A theta below 1
+may fit badly: it says that the past counts for little."""
 
 
 class DistillMemory(NamedTuple):
@@ -99,8 +100,9 @@ def hyperdistill(
             n - round(n p) of n slots, as in the paper. Beware: it admits no new example
             once n (1 - p) < 1/2.
         theta_guard: Keep the previous theta when the fit is not in (0, 1.1 T / S_T], T steps
-            of the fit, or its R^2 is below 1/2: a negative one would reverse every update, a larger
-            one comes from training that forgets nothing and grows. The status says so.
+            of the fit, or above 1 with an R^2 below 0.9: a negative one would reverse every
+            update, a larger one comes from training that forgets nothing and grows. The status
+            says so.
         seed: Of the draws of D*.
         loop: How the fit loops over steps, see `gradhpo.core.estimator.fold`.
 
@@ -237,7 +239,7 @@ def hyperdistill(
         fitted = _ratio(xy, xx)
         r2 = _ratio(xy * fitted, yy)
         longest = TOLERANCE * steps / walked.weight  # 1.1 T / S_T
-        sound = (fitted > 0) & (fitted <= longest) & (r2 >= POOR)
+        sound = (fitted > 0) & (fitted <= longest) & ((fitted <= 1) | (r2 >= GOOD))
         good = jnp.isfinite(fitted) & (sound | (not theta_guard))
         return memory._replace(
             theta=jnp.where(good, fitted, memory.theta),
