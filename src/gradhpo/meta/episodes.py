@@ -21,8 +21,8 @@ from gradhpo.core.types import Hyper, Params, PyTree
 __all__ = ["Sample", "adapt", "carried", "learned"]
 
 Sample = Callable[[jax.Array], Window]
-"""A distribution of tasks: a PRNG key to the batches of one task, every leaf with the T steps as
-its leading axis. A pure function: it is traced, and mapped over the keys of a meta-batch."""
+"""A distribution of tasks as a function from a PRNG key to the batches of one task, every leaf with
+the T steps as its leading axis. It is pure, traced, and mapped over the keys of a meta-batch."""
 
 
 def carried(sample: Sample) -> Begin:
