@@ -62,13 +62,12 @@ def test_before_meta_training_all_start_alike(name):
     found = errors(name, states, tasks)
     assert found.shape == (2, 11)
     weights = [ENTRIES["maml"].start(*of_seed(initial("maml", 2, 1), seed))[0] for seed in (0, 1)]
-    rate = 0.02 if name == "reptile" else 0.01
     for seed, w in enumerate(weights):
         after = []
         for i in range(3):
             support, query = jax.tree.map(lambda x, i=i: x[i, 0], tuple(tasks))
             slope = jax.grad(loss)(w, None, support)
-            moved = jax.tree.map(lambda w, g: w - rate * g, w, slope)
+            moved = jax.tree.map(lambda w, g: w - 0.01 * g, w, slope)
             after.append([loss(w, None, query), loss(moved, None, query)])
         np.testing.assert_allclose(found[seed, :2], np.mean(after, axis=0), rtol=1e-5)
 

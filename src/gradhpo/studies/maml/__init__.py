@@ -14,7 +14,7 @@ All see the same tasks. Reptile has no validation loss, so it trains on the poin
 Source:
     Finn et al. (2017), section 5.1: rate 0.01, Adam 0.001, 25 tasks a meta-step, 70 000 meta-steps
     in the authors' code; Li et al. (2017) have 4 tasks and 60 000. Nichol et al. (2018) for
-    Reptile: rate 0.02, outer step 0.1. Initial weights are ours.
+    Reptile, whose rate of 0.02 diverges on this network: it has 0.01 too. Initial weights are ours.
 """
 
 from gradhpo.studies.maml.study import Config, run

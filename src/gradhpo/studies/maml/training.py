@@ -28,7 +28,7 @@ from gradhpo.transforms import scale_by_tree
 __all__ = ["ENTRIES", "STEPS", "Entry", "advance", "draw", "errors", "initial"]
 
 STEPS = 10  # of gradient descent on a test task
-REPTILE_STEPS, REPTILE_RATE, REPTILE_OUTER = 5, 0.02, 0.1
+REPTILE_STEPS, REPTILE_OUTER = 5, 0.1
 
 
 class Entry(NamedTuple):
@@ -92,7 +92,7 @@ ENTRIES = {
         optax.sgd,  # the only hyperparameter is the rate, and nothing moves it
         carried(_both_sides),
         optax.set_to_zero(),
-        lambda weights: REPTILE_RATE,
+        lambda weights: RATE,
         lambda params, lam: _with_equal(lam, jax.tree.map(lambda w: w[0], params)),
         lr_reptile=REPTILE_OUTER,
     ),
