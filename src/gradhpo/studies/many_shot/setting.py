@@ -50,7 +50,8 @@ class Config(DataStudyConfig):
     meta_batch: int = 4
     """Tasks of a meta-batch."""
     outer_rate: float = 0.0
-    """Rate of the hyperparameters at the start; 0: the paper's, 0.001, for MetaWeightNet 0.01."""
+    """Rate of the hyperparameters at the start; 0: the paper's, 0.001, for MetaWeightNet 0.01, and
+    0.01 for the few inner-optimizations of `small`."""
     gamma: float = 0.99
     """Discount of HyperDistill."""
     every: int = 2
@@ -74,7 +75,8 @@ class Config(DataStudyConfig):
     @property
     def rate(self) -> float:
         """Of the hyperparameters at the start."""
-        return self.outer_rate or (0.01 if self.model == "meta_weight_net" else 0.001)
+        higher = self.model == "meta_weight_net" or self.small or self.fast
+        return self.outer_rate or (0.01 if higher else 0.001)
 
     @property
     def reduced(self) -> "Config":
