@@ -83,7 +83,7 @@ _MEANINGS = {
     Status.THETA_REJECTED: _Meaning(
         "HyperDistill's fitted theta (metric theta_fit) is not positive, which would reverse every "
         "update, or above 1.1 T / S_T, more than training that forgets nothing explains, or "
-        "above 1 with a bad fit (metric theta_r2 below 0.9)",
+        "above 1 with a bad fit (metric theta_r2 below 0.7)",
         "the previous theta is kept and used",
         "With momentum give slots='ignored', or virtual=; take shorter episodes or a lower inner "
         "learning rate (theta_guard=False switches this off)",

@@ -47,7 +47,7 @@ def _at_once(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batc
     g = jax.grad(loss)(w)
 
     def update(slots, disturbance):
-        disturbed = jax.tree.map(lambda g: g * (1 + disturbance), g)
+        disturbed = jax.tree.map(lambda g: (g * (1 + disturbance)).astype(g.dtype), g)
         updates, slots = optimizer.update(disturbed, slots, w)
         return slots, updates
 

@@ -52,10 +52,10 @@ terms. Training that forgets nothing, A_t = I, makes their sum t v_t for equal t
 fit answers with a theta between 1 and T / S_T; one above it says that the past counts for more
 than it did when it was the present. The tenth is for draws of D* and terms of unequal length."""
 
-GOOD = 0.9
+GOOD = 0.7
 """R^2 that a theta above 1 needs. Training that forgets nothing makes equal terms, which one number
-fits; if it does not fit, the number comes from something else, such as momentum. A theta below 1
-may fit badly: it says that the past counts for little."""
+fits with an R^2 of 3/4 or more, whatever gamma is; if it does not, the number comes from something
+else, such as momentum. A theta below 1 may fit badly: it says that the past counts for little."""
 
 
 class DistillMemory(NamedTuple):
@@ -100,7 +100,7 @@ def hyperdistill(
             n - round(n p) of n slots, as in the paper. Beware: it admits no new example
             once n (1 - p) < 1/2.
         theta_guard: Keep the previous theta when the fit is not in (0, 1.1 T / S_T], T steps
-            of the fit, or above 1 with an R^2 below 0.9: a negative one would reverse every
+            of the fit, or above 1 with an R^2 below 0.7: a negative one would reverse every
             update, a larger one comes from training that forgets nothing and grows. The status
             says so.
         seed: Of the draws of D*.
