@@ -48,7 +48,7 @@ ESTIMATORS = {
     "one_step": one_step(),
     "averaged": one_step(0.9),
     "greedy": greedy(0.9, T),
-    "hyperdistill": hyperdistill(0.9),
+    "hyperdistill": hyperdistill(0.9, theta=0.7),  # a fit is one for all tasks: test_theta.py
     "implicit": implicit(),
     "reversible": reversible(T),
 }
