@@ -21,6 +21,7 @@ from gradhpo.core.dynamics import join, linearize
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, whole
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import pull_start
+from gradhpo.estimators._line import forwards
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp, tree_scale
 from gradhpo.utils.validation import check_choice, check_count, check_fraction, unless_traced
@@ -52,10 +53,7 @@ def discounted_sum(
         del inner, lam, window
         return ()
 
-    def forward(problem, lam, inner, batch):
-        floating, rest = split((inner.params, inner.opt_state))
-        kept = floating if points == "trajectory" else None
-        return problem.dynamics.step(inner, lam, batch), (rest, inner.model_state, kept)
+    forward = forwards(points)
 
     def accumulate(problem, consts, acc, x):
         lam, first, last, alpha = consts

@@ -33,6 +33,7 @@ from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, Room, check_
 from gradhpo.core.problem import Window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch
+from gradhpo.estimators._line import forwards
 from gradhpo.estimators.one_step import average, fresh_average
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import avals, tree_dot, tree_last, tree_lerp, tree_scale
@@ -180,12 +181,7 @@ def hyperdistill(
         w_star, weight = fresh_average(inner, lam)
         return memory._replace(w_star=w_star, weight=weight)
 
-    def forward(problem, lam, inner, batch):
-        # Integer leaves of s_{t-1} take their true value on the way back; floating ones
-        # only if the true trajectory is asked for.
-        floating, rest = split((inner.params, inner.opt_state))
-        kept = floating if points == "trajectory" else None
-        return problem.dynamics.step(inner, lam, batch), (rest, inner.model_state, kept)
+    forward = forwards(points)
 
     def backward(problem, consts, carry, x):
         lam, first, last, alpha_T = consts

@@ -27,6 +27,7 @@ from gradhpo.core.estimator import (
 )
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import pull_start
+from gradhpo.estimators._line import forwards
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
 from gradhpo.utils.validation import check_choice, check_count
@@ -57,14 +58,12 @@ def drmad(unroll_steps: int, *, slots: str = "differentiated", loop: Loop = "sca
         del inner, lam, window
         return ()
 
-    def forward(problem, lam, inner, batch):
-        _, rest = split((inner.params, inner.opt_state))
-        return problem.dynamics.step(inner, lam, batch), (rest, inner.model_state)
+    forward = forwards("line")
 
     def backward(problem, consts, carry, x):
         lam, first, last = consts
         alpha, acc = carry
-        beta, batch, (rest, model_state) = x
+        beta, batch, (rest, model_state, _) = x
         line = join(tree_lerp(first, last, beta), rest, model_state)  # s^_{t-1}
         _, pullback = linearize(problem.dynamics, line, lam, batch)
         alpha, term = pullback(alpha)  # alpha_t A_t and alpha_t B_t on the line
