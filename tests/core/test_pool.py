@@ -20,6 +20,7 @@ from gradhpo import (
     over_tasks,
     tune,
 )
+from gradhpo.meta import adapt
 from gradhpo.testing import assert_trees_close
 
 T, N = 4, 3
@@ -73,6 +74,15 @@ def test_a_task_shows_the_batches():
     _, window = Task(problem(picking), PARAMS, LAM, pool, pool).begin(T, jax.random.key(3))
     _, same = Task(problem(gathering), PARAMS, LAM).begin(T, jax.random.key(3))
     assert_trees_close(window, same, 0)
+
+
+@pytest.mark.parametrize("loop", ["scan", "host"])
+def test_a_new_task_is_learned_from_rows_too(loop):
+    key, images = jax.random.key(3), Pool(IMAGES).data
+    learned, picked = adapt(problem(picking), PARAMS, LAM, key, data=images, loop=loop)
+    same, _ = adapt(problem(gathering), PARAMS, LAM, key, loop=loop)
+    assert_trees_close(learned.params, same.params, 1e-6)
+    assert picked.val.rows.shape == (T, 5)
 
 
 def test_a_pool_alone_is_not_enough():

@@ -15,6 +15,7 @@ from jax import lax
 
 from gradhpo.core.dynamics import Dynamics, InnerState
 from gradhpo.core.problem import BilevelProblem, Window, check_window
+from gradhpo.core.source import gather
 from gradhpo.core.start import Origin
 from gradhpo.core.types import Batch, Hyper, Loop, Memory, PyTree, Scalar
 from gradhpo.utils._partition import scalar_dtype
@@ -271,14 +272,26 @@ def whole(function: Callable, loop: Loop) -> Callable:
 
 
 def roll(
-    dynamics: Dynamics, inner: InnerState, lam: Hyper, batches: Batch, *, loop: Loop = "scan"
+    dynamics: Dynamics,
+    inner: InnerState,
+    lam: Hyper,
+    batches: Batch,
+    *,
+    data: PyTree = None,
+    loop: Loop = "scan",
 ) -> InnerState:
-    """Advance the state over a stack of batches, keeping only the end."""
+    """Advance the state over a stack of batches, keeping only the end.
+
+    Args:
+        data: What the batches are rows of, see `gradhpo.Pool`; None: they are the examples.
+    """
     problem = BilevelProblem(dynamics, _no_loss)
-    return fold(_advance, problem, lam, inner, batches, loop=loop)[0]
+    return fold(_advance, problem, (lam, data), inner, batches, loop=loop)[0]
 
 
-def _advance(problem, lam, inner, batch):
+def _advance(problem, consts, inner, batch):
+    lam, data = consts
+    batch = batch if data is None else gather(data, batch)
     return problem.dynamics.step(inner, lam, batch), None
 
 

@@ -66,6 +66,7 @@ def adapt(
     draw: Any,
     *,
     model_state: PyTree = (),
+    data: PyTree = None,
     loop: Loop = "scan",
 ) -> tuple[InnerState, Window]:
     """One task learned with the hyperparameters as they are: `(s_T, batches)`.
@@ -74,6 +75,8 @@ def adapt(
         problem: With a `begin` that brings the batches.
         params: phi.
         draw: For `begin`, usually a PRNG key; map this function over many of them to test.
+        data: Where `begin` picks rows of a `gradhpo.Pool`: its arrays, `pool.data`. The rows that
+            come back find their examples by `gradhpo.core.source.gather(pool.data, rows)`.
         loop: How steps are looped over, see `gradhpo.core.estimator.fold`.
 
     Cost: T training gradients.
@@ -88,4 +91,4 @@ def adapt(
             "adapt learns a task from the batches that begin returns, Start(params, window), and "
             "the begin of this problem returns none."
         )
-    return roll(problem.dynamics, inner, hyperparams, window.train, loop=loop), window
+    return roll(problem.dynamics, inner, hyperparams, window.train, data=data, loop=loop), window

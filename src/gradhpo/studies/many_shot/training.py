@@ -14,7 +14,7 @@ from gradhpo.core.source import Pool, gather
 from gradhpo.core.state import BilevelState
 from gradhpo.core.task import Task
 from gradhpo.estimators.over_tasks import over_tasks
-from gradhpo.meta.episodes import carried
+from gradhpo.meta.episodes import adapt, carried
 from gradhpo.meta.images import ManyShot
 from gradhpo.meta.networks import MetaModel, cross_entropy
 from gradhpo.studies.shared.meta_learning import (
@@ -121,13 +121,10 @@ def _tested(
     images: jax.Array,
     keys: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+    problem = problem._replace(begin=carried(sample))
+
     def one(key):
-        window = sample(key)
-        inner, _ = lax.scan(
-            lambda inner, batch: (problem.dynamics.step(inner, lam, gather(images, batch)), None),
-            problem.dynamics.init(phi, lam),
-            window.train,
-        )
+        inner, window = adapt(problem, phi, lam, key, data=images)
         # The first so many validation batches are one pass through the query set.
         passes = sample.ways * sample.queries // sample.batch_size
         query = jax.tree.map(lambda x: x[: min(passes, sample.steps)], window.val)

@@ -22,7 +22,7 @@ from gradhpo.estimators.greedy import greedy
 from gradhpo.estimators.implicit import implicit
 from gradhpo.estimators.one_step import one_step
 from gradhpo.estimators.reverse import reverse
-from gradhpo.meta import carried
+from gradhpo.meta import adapt, carried
 from gradhpo.meta.images import FewShot
 from gradhpo.meta.networks import cross_entropy
 from gradhpo.solvers import neumann
@@ -137,12 +137,7 @@ def _tested(
     tasks: Window,
 ) -> tuple[jax.Array, jax.Array]:
     def one(task: Window) -> tuple[jax.Array, jax.Array]:
-        inner = problem.dynamics.init(params, lam)
-        inner, _ = lax.scan(
-            lambda inner, batch: (problem.dynamics.step(inner, lam, gather(images, batch)), None),
-            inner,
-            task.train,
-        )
+        inner, _ = adapt(problem, params, lam, task, data=images)
         inputs, labels = gather(images, _entry(task.val, -1))
         scores = model.logits(inner.params, lam, inputs)
         right = scores.argmax(-1) == labels

@@ -11,9 +11,9 @@ import optax
 from jax import lax
 
 from gradhpo.core.delay import update_every
-from gradhpo.core.estimator import Estimator
-from gradhpo.core.problem import BilevelProblem, Start, Window
-from gradhpo.core.source import Picked, Pool, gather
+from gradhpo.core.estimator import Estimator, roll
+from gradhpo.core.problem import Start, Window
+from gradhpo.core.source import Picked, Pool
 from gradhpo.core.task import Task
 from gradhpo.core.types import DataBatch, Hyper
 from gradhpo.estimators.distill import hyperdistill
@@ -98,7 +98,7 @@ class Stages:
         each, seen = self.steps // points, []
         for i in range(points):
             part = jax.tree.map(lambda x: x[i * each : (i + 1) * each], window)  # noqa: B023
-            inner = _advanced(self.problem, inner, lam, jnp.asarray(images), part)
+            inner = _advanced(self.problem.dynamics, inner, lam, part, data=jnp.asarray(images))
             seen.append(float(_accuracy(self.model, inner.params, lam, *test, self.batch_size)))
         return np.array(seen)
 
@@ -117,12 +117,7 @@ class Stages:
         return Start(params, Window(self._batches(for_train, train), judged))
 
 
-@partial(jax.jit, static_argnums=0)
-def _advanced(problem: BilevelProblem, inner: Any, lam: Any, images: Any, batches: Any) -> Any:
-    def step(inner, batch):
-        return problem.dynamics.step(inner, lam, gather(images, batch)), None
-
-    return lax.scan(step, inner, batches)[0]
+_advanced = partial(jax.jit, static_argnums=0)(roll)
 
 
 @partial(jax.jit, static_argnums=(0, 5))
