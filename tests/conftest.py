@@ -18,10 +18,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() not in ("", "0", "false", "off", "no")
-# The emitters of fused loops take half of what is left. XLA ends the process at a flag that it
-# does not know, so only versions that have been tried get this one.
+# The emitters of fused loops take half of what is left, and a fifth of the rest goes into cutting
+# small programs into 32 parts. XLA ends the process at a flag that it does not know, so only
+# versions that have been tried get these.
 if QUICK and version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    )
 
 # A process holds millions of objects that JAX has traced, and would go through them all time and
 # again in search of cycles.
