@@ -19,11 +19,9 @@ import optax
 
 from gradhpo.core.dynamics import join, linearize
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, whole
-from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import pull_start
-from gradhpo.estimators._line import forwards
-from gradhpo.utils._partition import scalar_dtype, split
-from gradhpo.utils.gradients import tree_last, tree_lerp, tree_scale
+from gradhpo.estimators._line import walk
+from gradhpo.utils.gradients import tree_lerp, tree_scale
 from gradhpo.utils.validation import check_choice, check_count, check_fraction, unless_traced
 
 __all__ = ["discounted_sum"]
@@ -53,18 +51,13 @@ def discounted_sum(
         del inner, lam, window
         return ()
 
-    forward = forwards(points)
-
     def accumulate(problem, consts, acc, x):
-        lam, first, last, alpha = consts
+        lam, (first, last), alpha = consts
         beta, batch, (rest, model_state, kept) = x
         point = tree_lerp(first, last, beta) if kept is None else kept
         _, pullback = linearize(problem.dynamics, join(point, rest, model_state), lam, batch)
         _, term = pullback(alpha)  # alpha_T B_t
         return optax.tree.add(tree_scale(gamma, acc), term), None
-
-    def judge(problem, inner, lam, val):
-        return outer_gradients(problem, inner, lam, tree_last(val))
 
     def total(problem, origin, lam, loss, direct, indirect, alpha):
         distant = tree_scale(jnp.asarray(gamma) ** unroll_steps, alpha)
@@ -72,17 +65,12 @@ def discounted_sum(
         return optax.tree.add(direct, indirect), report(loss, direct, indirect)
 
     def estimate(problem, memory, inner, lam, window, origin=None):
-        first, _ = split((inner.params, inner.opt_state))
-        inner, kept = fold(forward, problem, lam, inner, window.train, loop=loop)
-        last, _ = split((inner.params, inner.opt_state))
-        loss, alpha, direct = whole(judge, loop)(problem, inner, lam, window.val)
-        beta = jnp.arange(unroll_steps, dtype=scalar_dtype(lam)) / unroll_steps
-        consts, zeros = (lam, first, last, alpha), optax.tree.zeros_like(lam)
-        xs = (beta, window.train, kept)
-        indirect, _ = fold(accumulate, problem, consts, zeros, xs, loop=loop)
-        terms = (direct, indirect, alpha)
-        hypergrad, info = whole(total, loop)(problem, origin, lam, loss, *terms)
-        return Estimate(hypergrad, inner, memory, info)
+        line = walk(problem, inner, lam, window, points=points, loop=loop)
+        consts, zeros = (lam, line.ends, line.alpha), optax.tree.zeros_like(lam)
+        indirect, _ = fold(accumulate, problem, consts, zeros, line.xs, loop=loop)
+        terms = (line.direct, indirect, line.alpha)
+        hypergrad, info = whole(total, loop)(problem, origin, lam, line.val_loss, *terms)
+        return Estimate(hypergrad, line.inner, memory, info)
 
     return Estimator(
         init,

@@ -30,12 +30,12 @@ import optax
 
 from gradhpo.core.dynamics import InnerState, join, linearize, without_slots
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, Room, check_loop, fold, report
-from gradhpo.core.problem import Window, outer_gradients
+from gradhpo.core.problem import Window, check_window, outer_gradients
 from gradhpo.core.status import Status
 from gradhpo.core.types import Batch
-from gradhpo.estimators._line import forwards
+from gradhpo.estimators._line import walk
 from gradhpo.estimators.one_step import average, fresh_average
-from gradhpo.utils._partition import scalar_dtype, split
+from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import avals, tree_dot, tree_last, tree_lerp, tree_scale
 from gradhpo.utils.validation import (
     check_choice,
@@ -181,10 +181,8 @@ def hyperdistill(
         w_star, weight = fresh_average(inner, lam)
         return memory._replace(w_star=w_star, weight=weight)
 
-    forward = forwards(points)
-
     def backward(problem, consts, carry, x):
-        lam, first, last, alpha_T = consts
+        lam, (first, last), alpha_T = consts
         alpha, g, memory, sums = carry
         beta, batch, (rest, model_state, kept) = x
         line = tree_lerp(first, last, beta)  # w^_{t-1}
@@ -217,20 +215,15 @@ def hyperdistill(
         The episode is rolled out with lam frozen; its end points span the line
         `w^_{t-1} = (1 - (t-1)/T) w_0 + ((t-1)/T) w_T` on which reverse mode is run.
         """
-        steps = jax.tree.leaves(window.train)[0].shape[0]
-        dtype = memory.theta.dtype
-        first, _ = split((inner.params, inner.opt_state))
-        inner, kept = fold(forward, problem, lam, inner, window.train, loop=loop)
-        last, _ = split((inner.params, inner.opt_state))
-        _, alpha, _ = outer_gradients(problem, inner, lam, tree_last(window.val))
-        consts = (lam, first, last, alpha)
+        steps = check_window(window)
+        line = walk(problem, inner, lam, window, points=points, loop=loop)
+        consts = (lam, line.ends, line.alpha)
         # D* of the walk is its own: batches of the coming episode may have another size.
         start = reset(memory, inner, lam)._replace(data=_kept(tree_last(window.train)))
-        carry = (alpha, optax.tree.zeros_like(lam), start, jnp.zeros((4,), dtype))
-        xs = (jnp.arange(steps, dtype=dtype) / steps, window.train, kept)
-        (_, _, walked, sums), _ = fold(
-            backward, problem, consts, carry, xs, loop=loop, reverse=True
-        )
+        sums = jnp.zeros((4,), memory.theta.dtype)
+        carry = (line.alpha, optax.tree.zeros_like(lam), start, sums)
+        carry, _ = fold(backward, problem, consts, carry, line.xs, loop=loop, reverse=True)
+        _, _, walked, sums = carry
         xy, xx, yy, cosines = over_tasks(sums)
         fitted = _ratio(xy, xx)
         r2 = _ratio(xy * fitted, yy)

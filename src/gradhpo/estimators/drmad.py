@@ -11,7 +11,6 @@ this choice alone is exact on a straight line at uniform speed.) Step counts and
 their true values.
 """
 
-import jax.numpy as jnp
 import optax
 
 from gradhpo.core.dynamics import join, linearize, without_slots
@@ -25,11 +24,9 @@ from gradhpo.core.estimator import (
     report,
     whole,
 )
-from gradhpo.core.problem import outer_gradients
 from gradhpo.core.start import pull_start
-from gradhpo.estimators._line import forwards
-from gradhpo.utils._partition import scalar_dtype, split
-from gradhpo.utils.gradients import tree_last, tree_lerp
+from gradhpo.estimators._line import walk
+from gradhpo.utils.gradients import tree_lerp
 from gradhpo.utils.validation import check_choice, check_count
 
 __all__ = ["drmad"]
@@ -58,10 +55,8 @@ def drmad(unroll_steps: int, *, slots: str = "differentiated", loop: Loop = "sca
         del inner, lam, window
         return ()
 
-    forward = forwards("line")
-
     def backward(problem, consts, carry, x):
-        lam, first, last = consts
+        lam, (first, last) = consts
         alpha, acc = carry
         beta, batch, (rest, model_state, _) = x
         line = join(tree_lerp(first, last, beta), rest, model_state)  # s^_{t-1}
@@ -71,17 +66,13 @@ def drmad(unroll_steps: int, *, slots: str = "differentiated", loop: Loop = "sca
         return (alpha, optax.tree.add(acc, term)), None
 
     def estimate(problem, memory, inner, lam, window, origin=None):
-        first, _ = split((inner.params, inner.opt_state))
-        inner, exact = fold(forward, problem, lam, inner, window.train, loop=loop)
-        last, _ = split((inner.params, inner.opt_state))
-        loss, alpha, direct = whole(_judge, loop)(problem, inner, lam, window.val)
-        beta = jnp.arange(unroll_steps, dtype=scalar_dtype(lam)) / unroll_steps
-        consts, carry = (lam, first, last), (alpha, optax.tree.zeros_like(lam))
-        xs = (beta, window.train, exact)
-        (alpha, indirect), _ = fold(backward, problem, consts, carry, xs, loop=loop, reverse=True)
-        terms = (direct, indirect, alpha)
-        hypergrad, info = whole(_sum, loop)(problem, origin, lam, loss, terms)
-        return Estimate(hypergrad, inner, memory, info)
+        line = walk(problem, inner, lam, window, loop=loop)
+        consts, carry = (lam, line.ends), (line.alpha, optax.tree.zeros_like(lam))
+        carry, _ = fold(backward, problem, consts, carry, line.xs, loop=loop, reverse=True)
+        alpha, indirect = carry
+        terms = (line.direct, indirect, alpha)
+        hypergrad, info = whole(_sum, loop)(problem, origin, lam, line.val_loss, terms)
+        return Estimate(hypergrad, line.inner, memory, info)
 
     return Estimator(
         init,
@@ -91,10 +82,6 @@ def drmad(unroll_steps: int, *, slots: str = "differentiated", loop: Loop = "sca
         starts=True,
         price=lambda size: Cost(2 * unroll_steps + 1, unroll_steps),
     )
-
-
-def _judge(problem, inner, lam, val):
-    return outer_gradients(problem, inner, lam, tree_last(val))
 
 
 def _sum(problem, origin, lam, loss, terms):
