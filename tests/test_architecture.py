@@ -22,7 +22,7 @@ ALLOWED = {
     "core": {"utils"},
     "solvers": {"utils", "core.types"},
     "estimators": {"utils", "core", "solvers"},
-    "transforms": {"utils", "core.types"},
+    "transforms": {"utils", "core.types", "core.outer"},
     "datasets": {"utils", "core.types"},
     "driver": {"utils", "core"},
     "algorithms": {"utils", "core", "solvers", "estimators", "driver", "transforms"},

@@ -20,6 +20,7 @@ from gradhpo.core.outer import Outer, check_outer
 from gradhpo.core.problem import Begin, Window
 from gradhpo.core.source import BatchSource, as_arrays
 from gradhpo.core.state import BilevelState
+from gradhpo.core.step import OuterOptimizer
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
 from gradhpo.driver import single
 from gradhpo.driver.data import Data
@@ -124,7 +125,7 @@ class EstimatorOptimizer(BilevelOptimizer):
                     "virtual= is another optimizer for a step on the training loss, which an "
                     "update_fn does not tell: give inner_optimizer= instead of update_fn=."
                 )
-        self.method()  # refuses bad settings
+        self.method(), self.outer  # refuse bad settings
 
     def _make_hashable(self) -> None:
         """Numbers that come as arrays become Python's: settings are static under jit."""
@@ -173,6 +174,11 @@ class EstimatorOptimizer(BilevelOptimizer):
         if self.update_last is not None:
             estimator = update_last(estimator, self.update_last, self.horizon)
         return estimator if self.tasks is None else over_tasks(estimator, self.tasks)
+
+    @property
+    def outer(self) -> OuterOptimizer:
+        """What moves the hyperparameters; None: plain steps of `lr_hyper`."""
+        return self.outer_optimizer
 
     def remarks(self, train_batch: Batch) -> tuple[str, ...]:
         """What a first look at the shapes of a batch has to say; warned of, an error if strict."""

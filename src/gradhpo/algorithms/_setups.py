@@ -35,7 +35,7 @@ def setup_of(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> Setup:
         type(optimizer).__name__,
         problem_of(optimizer, train_loss, val_loss),
         optimizer.method,
-        optimizer.outer_optimizer,
+        optimizer.outer,
         optimizer.estimation_interval,
         optimizer.loop,
         optimizer.strict,
@@ -48,6 +48,4 @@ def initializer(optimizer: Any) -> Callable[..., BilevelState]:
     """`(params, hyperparams, window, model_state=) -> state`, jitted: helpers such as zeros compile
     as one."""
     problem = problem_of(optimizer, None, None)
-    return jax.jit(
-        functools.partial(init_state, problem, optimizer.method(), optimizer.outer_optimizer)
-    )
+    return jax.jit(functools.partial(init_state, problem, optimizer.method(), optimizer.outer))

@@ -6,7 +6,9 @@ import math
 from gradhpo.algorithms._windowed import WindowedOptimizer
 from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.step import OuterOptimizer
 from gradhpo.estimators.greedy import greedy
+from gradhpo.transforms.top_k import top_k
 
 __all__ = ["ENTRIES", "GreedyOptimizer"]
 
@@ -21,6 +23,9 @@ class GreedyOptimizer(WindowedOptimizer):
     Args:
         unroll_steps: Inner steps per outer update.
         gamma: Discount in [0, 1]; 0 is the one-step method.
+        top_k: Move only the hyperparameters of largest hypergradient, so many of them or such a
+            fraction; short for `gradhpo.transforms.top_k(outer_optimizer, k)`, which has more
+            settings and goes with every method.
         T: Inner steps per episode, a multiple of `unroll_steps` and by default equal to it.
 
     Source:
@@ -36,6 +41,13 @@ class GreedyOptimizer(WindowedOptimizer):
 
     unroll_steps: int = 5
     gamma: float = 0.9
+    top_k: int | float | None = None
+
+    @property
+    def outer(self) -> OuterOptimizer:
+        return (
+            self.outer_optimizer if self.top_k is None else top_k(self.outer_optimizer, self.top_k)
+        )
 
     def estimator(self, loop: Loop = "scan") -> Estimator:
         return greedy(self.gamma, self.unroll_steps, loop=loop)

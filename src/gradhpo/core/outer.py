@@ -15,12 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.types import Hyper, OptState
-from gradhpo.utils.validation import check_callable, check_same_avals
+from gradhpo.utils.validation import check_callable, check_rate, check_same_avals
 
 __all__ = [
     "Outer",
+    "Rated",
+    "around",
     "as_outer",
     "check_outer",
+    "check_outer_step",
     "checked_apply",
     "descent",
     "followed_by",
@@ -36,6 +39,15 @@ class Outer(NamedTuple):
 
     init: Callable[[Hyper], OptState]  # lam -> slots
     apply: Callable[[Hyper, OptState, Hyper], tuple[Hyper, OptState]]  # (h, slots, lam)
+    settle: Callable[[Hyper], Hyper] | None = None
+    # P(prox(x)) of constraints and penalties at rate 1: lam is stationary where it is equal to
+    # settle(lam - h), whatever h is. None: there are none, and lam is stationary where h is 0
+
+
+class Rated(NamedTuple):
+    """An outer update by the rate of the run, `lr_hyper`; see `around`."""
+
+    at: Callable[[Any], Outer]  # rate -> update
 
 
 def descent(rate: Any) -> Outer:
@@ -70,13 +82,32 @@ def from_optimizer(optimizer: optax.GradientTransformation) -> Outer:
     return Outer(optimizer.init, apply)
 
 
-def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer:
-    """An outer update, then `move(lam)`: a projection, or a proximal map for a fixed rate.
+def around(outer: Any, wrap: Callable[[Outer], Outer]) -> Outer | Rated:
+    """An outer update made of another one.
 
     Args:
-        outer: An `Outer` or an Optax optimizer.
-        move: A map of lam to a tree of the same shapes, such as
-            `optax.projections.projection_non_negative`.
+        outer: An `Outer`, an Optax optimizer, or None for plain steps of the run's own `lr_hyper`.
+        wrap: What is made of it.
+
+    Raises:
+        TypeError: `outer` is something else.
+    """
+    if outer is None:
+        return Rated(lambda rate: wrap(descent(rate)))
+    if isinstance(outer, Rated):
+        return Rated(lambda rate: wrap(outer.at(rate)))
+    check_outer("outer", outer)
+    return wrap(as_outer(outer))
+
+
+def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer | Rated:
+    """An outer update, then `move(lam)`, a projection onto where lam may be.
+
+    Args:
+        outer: An `Outer`, an Optax optimizer, or None for plain steps of the run's own `lr_hyper`.
+        move: A projection, a map of lam to a tree of the same shapes, such as
+            `optax.projections.projection_non_negative`. It is what `stationarity` in the metrics is
+            measured by. For a penalty see `gradhpo.transforms.proximal_sgd`.
 
     Raises:
         TypeError: `outer` or `move` is something else.
@@ -86,21 +117,27 @@ def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer:
     >>> print(outer.apply(jnp.array([2.0, 2.0]), outer.init(lam), lam)[0])
     [2. 0.]
     """
-    check_outer("outer", outer)
-    first = as_outer(outer)
     check_callable("move", move, "hyperparams -> hyperparams")
 
-    def apply(h, slots, lam):
-        lam, slots = first.apply(h, slots, lam)
-        return move(lam), slots
+    def wrap(outer: Outer) -> Outer:
+        def apply(h, slots, lam):
+            lam, slots = outer.apply(h, slots, lam)
+            return move(lam), slots
 
-    return Outer(first.init, apply)
+        def settle(lam):
+            return move(lam if outer.settle is None else outer.settle(lam))
+
+        return Outer(outer.init, apply, settle)
+
+    return around(outer, wrap)
 
 
 def as_outer(outer: Any, lr_hyper: Any = None) -> Outer:
     """The outer update that a user means: an `Outer`, an Optax optimizer, or a plain rate."""
     if outer is None:
         return descent(lr_hyper)
+    if isinstance(outer, Rated):
+        return outer.at(lr_hyper)
     return outer if isinstance(outer, Outer) else from_optimizer(outer)
 
 
@@ -111,11 +148,25 @@ def check_outer(name: str, outer: Any) -> None:
         TypeError: something else, such as `optax.adam` without a call.
     """
     optimizer = hasattr(outer, "init") and hasattr(outer, "update") and not isinstance(outer, type)
-    if not (optimizer or isinstance(outer, Outer)):
+    if not (optimizer or isinstance(outer, Outer | Rated)):
         raise TypeError(
             f"{name} must be an Optax GradientTransformation, such as optax.adam(0.01), or a "
             f"gradhpo.Outer, got {outer!r}."
         )
+
+
+def check_outer_step(who: str, outer_optimizer: Any, lr_hyper: Any) -> None:
+    """Hyperparameters are moved by an optimizer or by plain steps of a rate: exactly one."""
+    by_rate = outer_optimizer is None or isinstance(outer_optimizer, Rated)
+    if (lr_hyper is None) == by_rate:
+        given = "neither" if lr_hyper is None else "both"
+        outer = "outer=" if who == "tune" else "outer_optimizer= (given when it is made)"
+        raise ValueError(
+            f"{who} moves the hyperparameters by {outer} or by plain steps of lr_hyper= (given to "
+            f"every call), but got {given}."
+        )
+    if lr_hyper is not None:
+        check_rate("lr_hyper", lr_hyper)
 
 
 def checked_apply(outer: Outer, h: Hyper, slots: OptState, lam: Hyper) -> tuple[Hyper, OptState]:

@@ -21,7 +21,7 @@ from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimate, Estimator
 from gradhpo.core.inspect import check_problem
 from gradhpo.core.losses import has_model_state
-from gradhpo.core.outer import Outer, as_outer, checked_apply
+from gradhpo.core.outer import Outer, Rated, as_outer, check_outer_step, checked_apply
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState, empty_metadata
@@ -30,7 +30,6 @@ from gradhpo.core.types import Hyper, Params, PyTree
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_where
-from gradhpo.utils.validation import check_outer_step
 
 __all__ = [
     "OuterOptimizer",
@@ -44,7 +43,7 @@ __all__ = [
     "with_metrics",
 ]
 
-OuterOptimizer = optax.GradientTransformation | Outer | None
+OuterOptimizer = optax.GradientTransformation | Outer | Rated | None
 StepFn = Callable[..., BilevelState]
 
 
@@ -83,7 +82,9 @@ def init_state(
         hyperparams,
         inner.opt_state,
         strengthen(outer.init(hyperparams)),
-        metadata=empty_metadata(hyperparams, estimator.metrics),
+        metadata=empty_metadata(
+            hyperparams, estimator.metrics + ("stationarity",) * (outer.settle is not None)
+        ),
         memory=strengthen(estimator.init(inner, hyperparams, window)),
         model_state=inner.model_state,
     )
@@ -214,6 +215,9 @@ def apply_estimate(
 
     info |= _reported(problem, estimator, state, estimate, window)
     info["hypergrad_norm"] = norm
+    if outer.settle is not None:
+        rest = outer.settle(optax.tree.sub(lam, h))
+        info["stationarity"] = tree_l2_norm(optax.tree.sub(lam, rest))
     dtype = state.metadata["hypergrad_norm"].dtype
     metrics = {name: jnp.asarray(value, dtype) for name, value in info.items()}
     first_bad = state.metadata["first_bad_step"]

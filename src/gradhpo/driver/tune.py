@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gradhpo.core.estimator import Estimator, Loop
-from gradhpo.core.outer import check_outer
+from gradhpo.core.outer import check_outer, check_outer_step
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, init_state
 from gradhpo.core.task import Task
@@ -21,7 +21,6 @@ from gradhpo.utils.validation import (
     check_choice,
     check_count,
     check_fraction,
-    check_outer_step,
 )
 
 __all__ = ["checked_run", "found_again", "tune"]

@@ -30,7 +30,6 @@ __all__ = [
     "check_hyperparams",
     "check_not_negative",
     "check_number",
-    "check_outer_step",
     "check_params",
     "check_positive",
     "check_rate",
@@ -201,19 +200,6 @@ def check_rate(name: str, rate: Any) -> Any:
             "hypergradient; to maximise, negate the validation loss."
         )
     return rate
-
-
-def check_outer_step(who: str, outer_optimizer: Any, lr_hyper: Any) -> None:
-    """Hyperparameters are moved by an optimizer or by plain steps of a rate: exactly one."""
-    if (lr_hyper is None) == (outer_optimizer is None):
-        given = "neither" if lr_hyper is None else "both"
-        outer = "outer=" if who == "tune" else "outer_optimizer= (given when it is made)"
-        raise ValueError(
-            f"{who} moves the hyperparameters by {outer} or by plain steps of lr_hyper= (given to "
-            f"every call), but got {given}."
-        )
-    if lr_hyper is not None:
-        check_rate("lr_hyper", lr_hyper)
 
 
 def check_callable(name: str, value: Any, signature: str) -> Callable:

@@ -1,0 +1,131 @@
+"""Proximal outer updates: the maps against minimisers found by others, and where updates end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import optimize
+
+from gradhpo.outer import followed_by
+from gradhpo.transforms.proximal import (
+    elastic_net,
+    group_lasso,
+    l1,
+    nuclear,
+    proximal_adam,
+    proximal_sgd,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+PENALTIES = {
+    "l1": l1(0.7),
+    "elastic_net": elastic_net(0.4, 0.9),
+    "group_lasso": group_lasso(0.8),
+    "nuclear": nuclear(0.6),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("eta", [0.3, 2.0])
+def test_a_proximal_map_is_the_minimiser(name, eta):
+    """No point around is better, by the strong convexity of what it minimises: the decrease to any
+    other point is at least |z - p|^2 / (2 eta)."""
+    penalty, draw = PENALTIES[name], np.random.default_rng(0)
+    x = jnp.asarray(draw.standard_normal((3, 4)) * 1.5)
+    p = penalty.prox(x, jnp.asarray(eta))
+
+    def objective(z):
+        return penalty.value(z) + jnp.sum((z - x) ** 2) / (2 * eta)
+
+    for size in (1e-6, 1e-3, 0.1, 1.0):
+        for _ in range(20):
+            z = p + size * jnp.asarray(draw.standard_normal(x.shape))
+            gap = jnp.sum((z - p) ** 2) / (2 * eta)
+            assert float(objective(z) - objective(p)) >= float(gap) * (1 - 1e-6) - 1e-15
+    found = optimize.minimize(
+        lambda z: float(objective(jnp.asarray(z.reshape(x.shape)))), np.asarray(p).ravel() * 0.99,
+        method="Powell", options={"xtol": 1e-9, "ftol": 1e-15, "maxiter": 100_000},
+    )  # fmt: skip
+    assert float(objective(p)) <= found.fun + 1e-12
+
+
+def test_closed_forms():
+    x = jnp.array([[3.0, 4.0], [0.3, -0.4]])
+    np.testing.assert_allclose(group_lasso(1.0).prox(x, 1.0), [[2.4, 3.2], [0, 0]], atol=1e-15)
+    np.testing.assert_allclose(elastic_net(1.0, 1.0).prox(x, 1.0), [[1, 1.5], [0, 0]], atol=1e-15)
+    np.testing.assert_allclose(
+        nuclear(2.0).prox(jnp.diag(jnp.array([3.0, 1.0])), 1.0), [[1, 0], [0, 0]], atol=1e-15
+    )
+    for penalty in (l1(0.0), elastic_net(0.0, 0.0), group_lasso(0.0), nuclear(0.0)):
+        np.testing.assert_allclose(penalty.prox(x, 5.0), x, atol=1e-14)
+
+
+A = np.random.default_rng(1).standard_normal((12, 6))
+B = A @ np.array([2.0, 0, 0, -1.0, 0, 0.02]) + 0.1 * np.random.default_rng(2).standard_normal(12)
+
+
+def slope(lam):
+    return A.T @ (A @ lam - B) / 12
+
+
+OUTERS = {
+    "sgd": proximal_sgd(0.1, l1(0.2)),
+    "momentum": proximal_sgd(0.02, l1(0.2), momentum=0.9),
+    "nesterov": proximal_sgd(0.02, l1(0.2), momentum=0.9, nesterov=True),
+    "adam": proximal_adam(0.01, l1(0.2)),
+}
+
+
+@pytest.mark.parametrize("name", OUTERS)
+def test_updates_end_at_the_lasso(name):
+    """The minimiser of |A x - b|^2 / 24 + 0.2 |x|_1, by coordinate descent written here, and its
+    conditions: |slope| at most 0.2 where x is 0, -0.2 sign(x) elsewhere."""
+    want = np.zeros(6)
+    for _ in range(2000):
+        for i in range(6):
+            rest = slope(want)[i] - want[i] * (A[:, i] @ A[:, i]) / 12
+            want[i] = -np.sign(rest) * max(abs(rest) - 0.2, 0) * 12 / (A[:, i] @ A[:, i])
+    assert 0 < (want == 0).sum() < 6
+
+    outer = OUTERS[name]
+
+    def step(carry, _):
+        lam, slots = carry
+        return outer.apply(slope(lam), slots, lam), None
+
+    lam = jnp.ones(6)
+    (lam, _), _ = jax.lax.scan(step, (lam, outer.init(lam)), None, length=40_000)
+    # the steps of Adam grow where slopes do not vanish in the mean: it stays near
+    np.testing.assert_allclose(lam, want, atol=1e-6 if name == "adam" else 1e-12)
+    assert ((lam == 0) == (want == 0)).all()
+    assert float(jnp.linalg.norm(lam - outer.settle(lam - slope(lam)))) < 1e-6
+
+
+def test_a_step_of_momentum_is_not_the_rate():
+    """By the rate alone the penalty would count a tenth."""
+    plain = followed_by(
+        optax.sgd(0.02, momentum=0.9), lambda lam: l1(0.2).prox(lam, jnp.asarray(0.02))
+    )
+    lam = jnp.ones(6)
+    slots = plain.init(lam)
+    for _ in range(300):
+        lam, slots = plain.apply(slope(lam), slots, lam)
+    rest = lam - OUTERS["momentum"].settle(lam - slope(lam))
+    assert float(jnp.linalg.norm(rest)) > 0.1
+
+
+def test_penalties_by_leaf_and_what_adam_refuses():
+    lam = {"a": jnp.ones(2), "b": {"c": jnp.ones((2, 2)), "d": jnp.ones(1)}}
+    outer = proximal_sgd(0.5, {"a": l1(1.0), "b": None})
+    new, _ = outer.apply(jax.tree.map(jnp.zeros_like, lam), outer.init(lam), lam)
+    np.testing.assert_allclose(new["a"], 0.5)
+    np.testing.assert_allclose(new["b"]["c"], 1.0)
+    with pytest.raises(ValueError, match="group_lasso is no sum"):
+        proximal_adam(0.1, {"a": l1(1.0), "b": group_lasso(1.0)})
+    with pytest.raises(TypeError, match="must be a Penalty"):
+        proximal_sgd(0.1, 0.5)
+    with pytest.raises(ValueError, match="momentum must be below 1"):
+        proximal_sgd(0.1, l1(1.0), momentum=1.0)
+    with pytest.raises(ValueError, match="weight"):
+        l1(-1.0)

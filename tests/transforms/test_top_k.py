@@ -1,0 +1,168 @@
+"""Top-k outer updates: which coordinates move, and what the others keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gradhpo.outer import descent, followed_by
+from gradhpo.transforms.top_k import largest, top_k
+
+LAM = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([[0.5, 2.0, 0.1], [1.0, -4.0, 0.2]])}
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.1),
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)),
+}
+
+
+def slopes(lam, t):
+    return jax.tree.map(lambda x: x * (1 + 0.1 * t) + jnp.sin(7 * x + t), lam)
+
+
+def walk(outer, lam, steps):
+    @jax.jit
+    def step(carry, t):
+        lam, slots = carry
+        carry = outer.apply(slopes(lam, t), slots, lam)
+        return carry, carry[0]
+
+    return jax.lax.scan(step, (lam, outer.init(lam)), jnp.arange(float(steps)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("settings", [{}, {"groups": "row"}, {"error_feedback": True}])
+def test_all_coordinates_are_the_dense_update_bit_for_bit(name, settings):
+    k = 4 if settings.get("groups") == "row" else 8
+    dense = walk(followed_by(OPTIMIZERS[name], lambda lam: lam), LAM, 5)
+    taken = walk(top_k(OPTIMIZERS[name], k, **settings), LAM, 5)
+    jax.tree.map(np.testing.assert_array_equal, taken[1], dense[1])
+
+
+@pytest.mark.parametrize("scaled, order", [(False, [2, 0, 3, 1]), (True, [3, 0, 2, 1])])
+def test_the_trace_of_gauss_southwell_on_a_separable_quadratic(scaled, order):
+    """f = sum a_i x_i^2 / 2 with steps of 1 / a_i: a coordinate is at 0 after one step. First goes
+    the largest |a_i x_i| = 5, 4, 6, 5, of equal ones the first; with the scale a the largest
+    a_i x_i^2 = 25, 4, 18, 50."""
+    a, lam = jnp.array([1.0, 4.0, 2.0, 0.5]), jnp.array([5.0, 1.0, -3.0, 10.0])
+    newton = optax.stateless(lambda h, params: -h / a)
+    outer = top_k(newton, 1, scale=a if scaled else None)
+    slots = outer.init(lam)
+    for i in order:
+        want = lam.at[i].set(0.0)
+        lam, slots = outer.apply(a * lam, slots, lam)
+        np.testing.assert_array_equal(lam, want)
+
+
+def test_the_others_keep_value_and_slots():
+    adam = optax.adam(0.1)
+    outer = top_k(adam, 2)
+    h = {"a": jnp.array([0.0, 9.0]), "b": jnp.array([[1.0, 2.0, 3.0], [-8.0, 0.0, 1.0]])}
+    new, slots = jax.jit(outer.apply)(h, outer.init(LAM), LAM)
+    dense, full = adam.update(h, adam.init(LAM), LAM)
+    chosen = {"a": [False, True], "b": [[False] * 3, [True, False, False]]}
+    for name, mask in chosen.items():
+        mask = np.array(mask)
+        np.testing.assert_array_equal(
+            new[name], jnp.where(mask, LAM[name] + dense[name], LAM[name])
+        )
+        for slot in ("mu", "nu"):
+            got, want = (getattr(each[0], slot)[name] for each in (slots.outer, full))
+            np.testing.assert_array_equal(got, jnp.where(mask, want, 0))
+    assert int(slots.outer[0].count) == 1
+
+
+def test_groups_are_taken_whole():
+    h = {"a": jnp.array([3.0, 3.0]), "b": jnp.array([[2.0, 2.0, 2.0], [4.0, 0.0, 0.0]])}
+
+    def moved(**settings):
+        outer = top_k(descent(1.0), 1, **settings)
+        new, _ = outer.apply(h, outer.init(LAM), LAM)
+        return jax.tree.map(lambda x, y: (x != y).astype(int).tolist(), new, LAM)
+
+    assert moved() == {"a": [0, 0], "b": [[0, 0, 0], [1, 0, 0]]}
+    assert moved(groups="row") == {"a": [0, 0], "b": [[0, 0, 0], [1, 0, 0]]}
+    assert moved(groups="leaf") == {"a": [0, 0], "b": [[1, 1, 1], [1, 0, 0]]}
+    assert moved(scale={"a": 0.1, "b": 1.0}) == {"a": [1, 0], "b": [[0, 0, 0], [0, 0, 0]]}
+
+
+def test_a_fraction_is_rounded_and_at_least_one():
+    lam, h = jnp.zeros(10), jnp.arange(1.0, 11.0)
+    for k, n in ((0.25, 3), (0.24, 2), (0.001, 1), (0.9999, 10), (7, 7)):
+        outer = top_k(descent(1.0), k)
+        assert int((outer.apply(h, outer.init(lam), lam)[0] != 0).sum()) == n
+
+
+def test_progress_knows_the_bounds():
+    """The largest hypergradient pushes a coordinate out that is at its bound already."""
+    inside = followed_by(descent(0.1), lambda lam: jnp.clip(lam, 0.0, 1.0))
+    lam, h = jnp.array([0.0, 0.5, 0.97]), jnp.array([9.0, 1.0, -2.0])
+    by = {
+        s: top_k(inside, 1, score=s).apply(h, top_k(inside, 1).init(lam), lam)[0]
+        for s in ("magnitude", "progress")
+    }
+    np.testing.assert_array_equal(by["magnitude"], lam)
+    np.testing.assert_allclose(by["progress"], [0.0, 0.4, 0.97], rtol=1e-6)  # 1 x 0.1 > 2 x 0.03
+
+
+def test_what_is_held_back_comes_later():
+    """With error feedback the plain steps of all hypergradients are taken in the end."""
+    outer, lam = top_k(descent(1.0), 1, error_feedback=True), jnp.zeros(3)
+    slots = outer.init(lam)
+    for _ in range(4):
+        lam, slots = outer.apply(jnp.array([3.0, 2.0, 1.0]), slots, lam)
+    np.testing.assert_allclose(lam - slots.held_back, -4 * jnp.array([3.0, 2.0, 1.0]))
+    assert float(lam[1]) != 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(np.float32, 12, elements=st.sampled_from([0.0, 1e-30, 0.5, 1.0, 2.0, 3e38])),
+    st.integers(1, 12),
+)
+def test_the_largest_as_by_a_stable_sort(values, k):
+    want = np.zeros(12, bool)
+    want[np.argsort(-values, kind="stable")[:k]] = True
+    got = largest({"a": values[:5], "b": jnp.asarray(values[5:]).reshape(7, 1)}, k)
+    np.testing.assert_array_equal(np.concatenate([got["a"], got["b"].ravel()]), want)
+
+
+def test_the_rate_of_the_run():
+    rated = top_k(None, 1)
+    lam, h = jnp.array([1.0, 1.0]), jnp.array([1.0, 2.0])
+    outer = rated.at(0.25)
+    np.testing.assert_allclose(outer.apply(h, outer.init(lam), lam)[0], [1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"k": 0}, "k must"),
+        ({"k": 1.0}, "fraction"),
+        ({"k": True}, "k must"),
+        ({"k": 1, "score": "size"}, "score"),
+        ({"k": 1, "groups": "column"}, "groups"),
+        ({"k": 1, "score": "progress", "scale": 1.0}, "scale"),
+    ],
+)
+def test_wrong_settings_are_refused(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        top_k(optax.sgd(0.1), **arguments)
+
+
+def test_what_cannot_be_chosen_from_is_refused():
+    outer = top_k(optax.sgd(0.1), 9)
+    with pytest.raises(ValueError, match="k=9 are more than the 8"):
+        outer.apply(LAM, outer.init(LAM), LAM)
+    with pytest.raises(ValueError, match="one slot for each number"):
+        outer = top_k(optax.adafactor(0.1, min_dim_size_to_factor=1), 2)
+        outer.apply(LAM, outer.init(LAM), LAM)
+    with pytest.raises(ValueError, match="scale of leaf"):
+        top_k(optax.sgd(0.1), 2, scale=0.0).init(LAM)
+    with pytest.raises(TypeError, match="outer must be"):
+        top_k(optax.adam, 2)
