@@ -19,7 +19,8 @@ LOWER = set("utils core solvers estimators driver algorithms diagnostics transfo
 USER = LOWER | {"meta", "datasets"}
 ALLOWED = {
     "utils": set(),
-    "core": {"utils"},
+    "spaces": {"utils"},
+    "core": {"utils", "spaces"},
     "solvers": {"utils", "core.types"},
     "estimators": {"utils", "core", "solvers"},
     "transforms": {"utils", "core.types", "core.outer"},

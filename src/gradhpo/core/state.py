@@ -42,9 +42,10 @@ class BilevelState:
         metadata: Scalar metrics: `train_loss` (first batch of the window, before its first step),
             `val_loss` (after its last), `stationarity` (of an outer update with constraints or
             penalties, `|lam - P(prox(lam - h))|`), `hypergrad_norm`, `direct_norm`,
-            `indirect_norm`, `status` (see `gradhpo.core.status`), `first_bad_step` (step of the first rejection, -1 if none)
-            and `n_rejected`. What the losses return beside their value follows as `train_...` and
-            `val_...`, taken at the same points. Keys of your own are carried along.
+            `indirect_norm`, `status` (see `gradhpo.core.status`), `first_bad_step` (step of the
+            first rejection, -1 if none) and `n_rejected`. What the losses return beside their value
+            follows as `train_...` and `val_...`, taken at the same points. Keys of your own are
+            carried along.
         memory: What the method remembers between updates.
         model_state: Batch statistics, PRNG keys … that the losses carry from step to step.
         phi: Where the episode began, for Reptile; `()` when it is not needed.

@@ -5,6 +5,7 @@ print(check_hypergradient(task, steps=20))
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradhpo.core.declared import Declared, bind, declared
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.loop import episode_data
 from gradhpo.core.problem import BilevelProblem, Window, check_window
@@ -56,6 +58,9 @@ class Task:
             `gradhpo.InOrder`. None for both where `problem.begin` brings the batches, and
             `gradhpo.Pool` where it brings rows of these data.
         model_state: Of losses that have one, see `gradhpo.core.losses`.
+        space: Where the hyperparameters may be, a tree of `gradhpo.spaces` like `hyperparams`, or a
+            prefix of it. The losses, `hyperparams` and logs are in natural scale then; a state
+            holds what is stored, see `values` and `settled`.
         bounds: `(lowest, highest)`, trees like `hyperparams` in structure and shapes, or with
             numbers for arrays, in the units they are stored in. Where to start is checked by them;
             a run keeps to them only if its outer update does, see `gradhpo.outer.followed_by`.
@@ -83,6 +88,7 @@ class Task:
     val: BatchSource | None = None
     _: dataclasses.KW_ONLY
     model_state: PyTree = ()
+    space: PyTree = None
     bounds: tuple[Hyper, Hyper] | None = None
     natural: Callable[[Hyper], dict[str, Any]] | None = None
     test: Batch | None = None
@@ -97,6 +103,8 @@ class Task:
             check_params(self.params)
             check_hyperparams(self.hyperparams)
         self._check_sources()
+        if self.space is not None:
+            self.declared  # noqa: B018  refuses what is outside
         if self.bounds is not None:
             _check_bounds(self.hyperparams, self.bounds)
         if self.natural is not None:
@@ -117,6 +125,33 @@ class Task:
             if source is not None:
                 check_source(name, source)
         check_pools(self.train, self.val, self.problem.begin)
+
+    @functools.cached_property
+    def declared(self) -> Declared | None:
+        """The spaces of the hyperparameters, if there are any."""
+        return None if self.space is None else declared(self.space, self.hyperparams)
+
+    @functools.cached_property
+    def stored(self) -> "Task":
+        """The same task with hyperparameters as a state holds them; itself without a space."""
+        spaces, natural = self.declared, self.natural
+        if spaces is None:
+            return self
+        return self.replace(
+            problem=bind(self.problem, spaces),
+            hyperparams=spaces.store(self.hyperparams),
+            natural=spaces.value if natural is None else lambda lam: natural(spaces.value(lam)),
+            space=None,
+            bounds=None,
+        )
+
+    def values(self, hyperparams: Hyper) -> Hyper:
+        """`state.hyperparams` in natural scale, as the losses saw them."""
+        return hyperparams if self.declared is None else self.declared.value(hyperparams)
+
+    def settled(self, hyperparams: Hyper) -> Hyper:
+        """`state.hyperparams` as they are taken home: in natural scale, discrete ones decided."""
+        return hyperparams if self.declared is None else self.declared.settle(hyperparams)
 
     def replace(self, **fields: Any) -> "Task":
         """A copy with some fields replaced."""

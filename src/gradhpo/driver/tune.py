@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from gradhpo.core.declared import Declared
 from gradhpo.core.estimator import Estimator, Loop
-from gradhpo.core.outer import check_outer, check_outer_step
+from gradhpo.core.outer import check_outer, check_outer_step, followed_by
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, init_state
 from gradhpo.core.task import Task
@@ -107,7 +108,9 @@ def tune(
     """
     if not isinstance(task, Task):
         raise TypeError(f"task must be a gradhpo.Task, got {type(task).__name__}.")
-    name = "tune"
+    name, spaces, task = "tune", task.declared, task.stored
+    if spaces is not None and spaces.projects:
+        outer = _kept_within(outer, spaces)
     given = _as_it_is(estimator) if isinstance(estimator, Estimator) else estimator
     check_callable("estimator", given, "loop -> gradhpo.Estimator, or an Estimator")
     check_choice("loop", loop, ("auto", "scan", "unroll", "host"))
@@ -141,6 +144,11 @@ def tune(
 @kept
 def _as_it_is(estimator: Estimator) -> Callable[[Loop], Estimator]:
     return lambda loop: estimator
+
+
+@kept
+def _kept_within(outer: OuterOptimizer, spaces: Declared) -> Any:
+    return followed_by(outer, spaces.project)
 
 
 @kept

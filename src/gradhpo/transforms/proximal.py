@@ -138,8 +138,8 @@ def proximal_sgd(
 def proximal_adam(
     rate: Any, penalty: Any, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> Outer:
-    """`optax.adam` on the validation loss and a proximal step on the penalty, of the same size for
-    every coordinate.
+    """`optax.adam` on the validation loss, and a proximal step on the penalty that is as long for
+    every coordinate as Adam's.
 
     Args:
         rate: Outer rate, a number; it may be traced.

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.core import Tracer
 
 from gradhpo.core.outer import Outer, Rated, around
 from gradhpo.core.types import Hyper, OptState, PyTree
@@ -160,7 +161,7 @@ def largest(gains: PyTree, k: int) -> PyTree:
 
 def _squares(h: Hyper, scale: PyTree) -> Hyper:
     """`h_i^2 / L_i` in units of the largest h, so that small ones do not vanish altogether."""
-    unit = optax.tree.max(jax.tree.map(jnp.abs, h))
+    unit = jnp.asarray(optax.tree.max(jax.tree.map(jnp.abs, h)))
     unit = jnp.where(unit > 0, unit, 1)
     squares = jax.tree.map(lambda g: (g / unit.astype(g.dtype)) ** 2, h)
     if scale is None:
@@ -220,6 +221,6 @@ def _check_scale(scale: PyTree, lam: Hyper) -> None:
     if scale is None:
         return
     for name, x in leaves_with_names(scale):
-        if not isinstance(x, jax.core.Tracer) and not (jnp.asarray(x) > 0).all():
+        if not isinstance(x, Tracer) and not (jnp.asarray(x) > 0).all():
             raise ValueError(f"the scale of leaf {name} must be above 0, got {x}.")
     tree_broadcast(scale, lam)

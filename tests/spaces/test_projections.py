@@ -1,0 +1,74 @@
+"""Projections: the nearest point, as others find it, and in the set."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import optimize
+
+from gradhpo.spaces import budget, simplex_rows
+
+pytestmark = pytest.mark.usefixtures("x64")
+VECTORS = hnp.arrays(
+    np.float64, st.integers(1, 12), elements=st.floats(-5, 5, allow_subnormal=False)
+)
+
+
+def nearest(x, total):
+    """By a search over the multiplier, with scipy."""
+    if np.clip(x, 0, 1).sum() <= total:
+        return np.clip(x, 0, 1)
+    tau = optimize.brentq(
+        lambda tau: np.clip(x - tau, 0, 1).sum() - total, 0, x.max(), xtol=1e-15, rtol=1e-15
+    )
+    return np.clip(x - tau, 0, 1)
+
+
+@settings(deadline=None, max_examples=150)
+@given(VECTORS, st.floats(0, 6))
+def test_budget_is_nearest_feasible_and_idempotent(x, total):
+    got = np.asarray(jax.jit(budget)(x, total))
+    np.testing.assert_allclose(got, nearest(x, total), atol=1e-10)
+    assert got.min() >= 0 and got.max() <= 1 and got.sum() <= total + 1e-12
+    np.testing.assert_allclose(budget(got, total), got, atol=1e-12)
+
+
+def test_budget_of_a_tree_with_other_bounds():
+    """By a quadratic program: no feasible point is nearer (the variational inequality)."""
+    draw = np.random.default_rng(0)
+    x = {"a": jnp.asarray(draw.normal(size=(3, 2))), "b": jnp.asarray(draw.normal(size=4) + 1)}
+    p = budget(x, 1.5, -0.5, 2.0)
+    flat = np.concatenate([np.ravel(v) for v in jax.tree.leaves(p)])
+    want = np.concatenate([np.ravel(v) for v in jax.tree.leaves(x)])
+    assert flat.sum() == pytest.approx(1.5, abs=1e-12)
+    for _ in range(200):
+        z = draw.uniform(-0.5, 2.0, 10)
+        if z.sum() <= 1.5:
+            assert (want - flat) @ (z - flat) <= 1e-10
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(np.float64, (3, 5), elements=st.floats(-5, 5, allow_subnormal=False)))
+def test_rows_on_the_simplex(x):
+    got = np.asarray(simplex_rows(jnp.asarray(x)))
+    np.testing.assert_allclose(got.sum(-1), 1, atol=1e-12)
+    assert got.min() >= 0
+    np.testing.assert_allclose(simplex_rows(jnp.asarray(got)), got, atol=1e-12)
+    for row, p in zip(x, got, strict=True):
+        tau = optimize.brentq(
+            lambda t, row=row: np.maximum(row - t, 0).sum() - 1,
+            row.min() - 1,
+            row.max(),
+            xtol=1e-15,
+        )
+        np.testing.assert_allclose(p, np.maximum(row - tau, 0), atol=1e-10)
+
+
+def test_many_numbers_in_float32():
+    x = jax.random.normal(jax.random.key(0), (100_000,), jnp.float32)
+    got = budget(x, 1000.0)
+    assert got.dtype == jnp.float32
+    assert float(jnp.sum(got)) == pytest.approx(1000, rel=1e-5)

@@ -1,0 +1,163 @@
+"""Spaces of hyperparameters: what is stored, what the losses see, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gradhpo import BilevelProblem, Task, from_optax, from_update, one_step, reverse, spaces, tune
+from gradhpo.outer import followed_by
+
+VALUES = {
+    "unconstrained": (spaces.unconstrained(), -3.0),
+    "positive": (spaces.positive(), 0.3),
+    "positive large": (spaces.positive(), 300.0),
+    "log": (spaces.log(), 1e-4),
+    "interval": (spaces.interval(-1, 3), 2.9),
+    "clipped": (spaces.interval(-1, 3, by="projection"), 3.0),
+    "probability": (spaces.probability(), 0.01),
+    "simplex": (spaces.simplex(), np.array([0.2, 0.3, 0.5])),
+    "projected simplex": (spaces.simplex(by="projection"), np.array([[0.0, 0.0, 1.0]])),
+    "integer": (spaces.integer(1, 8), 3.0),
+    "categorical": (spaces.categorical(3), np.full((2, 3), 1 / 3)),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_comes_back(name, x64):
+    space, value = VALUES[name]
+    assert space.refuses(np.asarray(value)) is None
+    stored = space.store(jnp.asarray(value))
+    np.testing.assert_allclose(space.value(stored), value, rtol=1e-12)
+    if space.project is not None:
+        np.testing.assert_allclose(space.project(stored), stored, rtol=1e-12)
+
+
+def test_equal_declarations_are_one():
+    assert spaces.interval(0, 1) is spaces.interval(0, 1)
+    assert spaces.interval(0, 1) is not spaces.interval(0, 2)
+    assert repr(spaces.integer(1, 3)) == "integer(1, 3)"
+
+
+def test_discrete_values():
+    space = spaces.integer(0, 5)
+    value, slope = jax.value_and_grad(space.value)(2.7)
+    assert (float(value), float(slope)) == (3.0, 1.0)
+    assert float(space.project(9.0)) == 5.0
+    hard, logits = spaces.categorical(3, hard=True), jnp.array([0.1, 2.0, 1.0])
+    np.testing.assert_array_equal(hard.value(logits), [0, 1, 0])
+    np.testing.assert_array_equal(spaces.categorical(3).settle(logits), [0, 1, 0])
+    weights = jnp.array([1.0, 2.0, 3.0])
+    slopes = [
+        jax.grad(lambda x, s=s: s.value(x) @ weights)(logits) for s in (hard, spaces.categorical(3))
+    ]
+    np.testing.assert_allclose(*slopes, rtol=1e-6)
+
+
+def test_draws_are_the_distribution_and_keep_their_noise():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    hard = jax.vmap(lambda key: spaces.gumbel_softmax(logits, key, 0.5, hard=True))(keys)
+    np.testing.assert_allclose(hard.mean(0), [0.5, 0.3, 0.2], atol=0.015)
+    assert set(np.unique(hard.round(5))) == {0.0, 1.0}
+    cold = spaces.gumbel_softmax(logits, keys[0], 1e-4)
+    np.testing.assert_allclose(cold, hard[0], atol=1e-6)
+    bits = jax.vmap(lambda key: spaces.binary_concrete(jnp.array(1.0), key, hard=True))(keys)
+    assert float(bits.mean()) == pytest.approx(1 / (1 + np.exp(-1)), abs=0.015)
+    again = spaces.gumbel_softmax(logits, keys[0], 1e-4)
+    np.testing.assert_array_equal(cold, again)
+
+
+REFUSED = [
+    (spaces.log(), 0.0, "not above 0"),
+    (spaces.positive(), -1.0, "not above 0"),
+    (spaces.interval(0, 1), 1.0, "at a bound"),
+    (spaces.interval(0, 1), 1.5, "not between 0 and 1"),
+    (spaces.interval(0, 1), np.nan, "not between"),
+    (spaces.simplex(), [0.5, 0.6], "do not sum to 1"),
+    (spaces.simplex(), [0.0, 1.0], "weight of 0"),
+    (spaces.simplex(by="projection"), [-0.5, 1.5], "below 0"),
+    (spaces.categorical(3), [0.5, 0.5], r"shape \(2,\)"),
+    (spaces.integer(0, 3), 1.5, "no whole number"),
+    (spaces.integer(0, 3), 4.0, "not between"),
+]
+
+
+@pytest.mark.parametrize("space, value, message", REFUSED)
+def test_a_start_outside_is_refused_by_name(space, value, message):
+    with pytest.raises(ValueError, match=rf"leaf \['x'\].*{message}"):
+        task(space={"x": space}, lam={"x": np.asarray(value, float)})
+
+
+def test_spaces_that_are_none():
+    with pytest.raises(ValueError, match="nothing to choose"):
+        spaces.integer(2, 2)
+    with pytest.raises(ValueError, match="nothing to choose"):
+        spaces.categorical(1)
+    with pytest.raises(ValueError, match="empty"):
+        spaces.interval(1, 0)
+    with pytest.raises(TypeError, match="whole number"):
+        spaces.integer(0, 1.5)
+    with pytest.raises(TypeError, match=r"space leaf \['x'\]"):
+        task(space={"x": "positive"}, lam={"x": 1.0})
+    with pytest.raises(ValueError, match="prefix"):
+        task(space={"y": spaces.log()}, lam={"x": 1.0})
+
+
+def task(space, lam):
+    def step(w, lam, batch):
+        return w - 0.1 * (w - sum(jnp.sum(x) for x in jax.tree.leaves(lam)))
+
+    problem = BilevelProblem(from_update(step), lambda w, lam, batch: jnp.sum((w - 2.5) ** 2))
+    return Task(problem, 0.0, lam, lambda: 0.0, lambda: 0.0, space=space)
+
+
+def test_a_run_sees_values_and_keeps_within():
+    """The same run with the maps written into the losses by hand."""
+    lam = {"rate": np.float32(0.2), "share": np.float32(0.9)}
+    given = task({"rate": spaces.log(), "share": spaces.interval(0, 1, by="projection")}, lam)
+    state = tune(given, reverse(5), optax.adam(0.2), episodes=20, T=5)
+    value = given.values(state.hyperparams)
+    assert 0 < float(value["share"]) <= 1 < float(value["rate"])
+    assert float(state.metadata["stationarity"]) > 0
+
+    def step(w, lam, batch):
+        return w - 0.1 * (w - (jnp.exp(lam["rate"]) + lam["share"]))
+
+    plain = BilevelProblem(from_update(step), given.problem.outer_loss)
+    stored = {"rate": jnp.log(lam["rate"]), "share": lam["share"]}
+    clip = followed_by(optax.adam(0.2), lambda lam: lam | {"share": jnp.clip(lam["share"], 0, 1)})
+    want = tune(
+        Task(plain, 0.0, stored, lambda: 0.0, lambda: 0.0), reverse(5), clip, episodes=20, T=5
+    )
+    for name in lam:
+        np.testing.assert_allclose(state.hyperparams[name], want.hyperparams[name], rtol=1e-6)
+
+
+def test_the_inner_optimizer_sees_values_too():
+    def loss(w, lam, batch):
+        return (w - batch) ** 2
+
+    dynamics = from_optax(loss, lambda lam: optax.sgd(lam))
+    posed = Task(
+        BilevelProblem(dynamics, lambda w, lam, batch: (w - batch) ** 2),
+        3.0, 0.01, lambda: 1.0, lambda: 1.0, space=spaces.log(),
+    )  # fmt: skip
+    logged = []
+
+    class Logger:
+        def log(self, metrics, step):
+            logged.append(metrics["hyperparams"])
+
+    state = tune(posed, one_step(), optax.adam(0.1), episodes=3, T=4, logger=Logger())
+    rate = float(posed.values(state.hyperparams))
+    assert rate > 0.01 and logged[-1] == pytest.approx(rate)
+
+
+def test_problems_are_bound_once():
+    first = task({"x": spaces.log()}, {"x": np.float32(0.5)})
+    second = first.replace(hyperparams={"x": np.float32(0.7)}, space=spaces.log())
+    assert first.stored.problem is second.stored.problem
+    assert float(second.stored.hyperparams["x"]) == pytest.approx(np.log(0.7))
+    assert first.stored.stored is first.stored
