@@ -120,7 +120,7 @@ def test_a_run_sees_values_and_keeps_within():
     state = tune(given, reverse(5), optax.adam(0.2), episodes=20, T=5)
     value = given.values(state.hyperparams)
     assert 0 < float(value["share"]) <= 1 < float(value["rate"])
-    assert float(state.metadata["stationarity"]) > 0
+    assert float(state.metadata["outer_stationarity"]) > 0
 
     def step(w, lam, batch):
         return w - 0.1 * (w - (jnp.exp(lam["rate"]) + lam["share"]))

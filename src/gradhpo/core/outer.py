@@ -106,8 +106,8 @@ def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer | Rated:
     Args:
         outer: An `Outer`, an Optax optimizer, or None for plain steps of the run's own `lr_hyper`.
         move: A projection, a map of lam to a tree of the same shapes, such as
-            `optax.projections.projection_non_negative`. It is what `stationarity` in the metrics is
-            measured by. For a penalty see `gradhpo.transforms.proximal_sgd`.
+            `optax.projections.projection_non_negative`; `outer_stationarity` in the metrics is
+            measured by it. For a penalty see `gradhpo.transforms.proximal_sgd`.
 
     Raises:
         TypeError: `outer` or `move` is something else.

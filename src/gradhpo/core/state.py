@@ -40,8 +40,8 @@ class BilevelState:
         outer_opt_state: Slots of the outer optimizer; `()` for `lr_hyper`.
         step: int32 array: outer updates since `init`, never reset.
         metadata: Scalar metrics: `train_loss` (first batch of the window, before its first step),
-            `val_loss` (after its last), `stationarity` (of an outer update with constraints or
-            penalties, `|lam - P(prox(lam - h))|`), `hypergrad_norm`, `direct_norm`,
+            `val_loss` (after its last), `outer_stationarity` (of an outer update with constraints
+            or penalties, `|lam - P(prox(lam - h))|`), `hypergrad_norm`, `direct_norm`,
             `indirect_norm`, `status` (see `gradhpo.core.status`), `first_bad_step` (step of the
             first rejection, -1 if none) and `n_rejected`. What the losses return beside their value
             follows as `train_...` and `val_...`, taken at the same points. Keys of your own are

@@ -83,7 +83,7 @@ def init_state(
         inner.opt_state,
         strengthen(outer.init(hyperparams)),
         metadata=empty_metadata(
-            hyperparams, estimator.metrics + ("stationarity",) * (outer.settle is not None)
+            hyperparams, estimator.metrics + ("outer_stationarity",) * (outer.settle is not None)
         ),
         memory=strengthen(estimator.init(inner, hyperparams, window)),
         model_state=inner.model_state,
@@ -217,7 +217,7 @@ def apply_estimate(
     info["hypergrad_norm"] = norm
     if outer.settle is not None:
         rest = outer.settle(optax.tree.sub(lam, h))
-        info["stationarity"] = tree_l2_norm(optax.tree.sub(lam, rest))
+        info["outer_stationarity"] = tree_l2_norm(optax.tree.sub(lam, rest))
     dtype = state.metadata["hypergrad_norm"].dtype
     metrics = {name: jnp.asarray(value, dtype) for name, value in info.items()}
     first_bad = state.metadata["first_bad_step"]
