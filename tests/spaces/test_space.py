@@ -160,4 +160,4 @@ def test_problems_are_bound_once():
     second = first.replace(hyperparams={"x": np.float32(0.7)}, space=spaces.log())
     assert first.stored.problem is second.stored.problem
     assert float(second.stored.hyperparams["x"]) == pytest.approx(np.log(0.7))
-    assert first.stored.stored is first.stored
+    assert first.stored.stored.problem is first.stored.problem

@@ -131,9 +131,12 @@ class Task:
         """The spaces of the hyperparameters, if there are any."""
         return None if self.space is None else declared(self.space, self.hyperparams)
 
-    @functools.cached_property
+    @property
     def stored(self) -> "Task":
-        """The same task with hyperparameters as a state holds them; itself without a space."""
+        """The same task with hyperparameters as a state holds them; itself without a space.
+
+        Made anew each time, as wide as JAX's types are then; the problem is the same one.
+        """
         spaces, natural = self.declared, self.natural
         if spaces is None:
             return self

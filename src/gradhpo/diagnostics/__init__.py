@@ -17,7 +17,15 @@ of the training loss; the two agree where training has converged.
 """
 
 from gradhpo.diagnostics.check import check_hypergradient
+from gradhpo.diagnostics.discrete import DiscreteGap, discrete_gap
 from gradhpo.diagnostics.methods import known_methods
 from gradhpo.diagnostics.rows import HypergradientCheck, Row
 
-__all__ = ["HypergradientCheck", "Row", "check_hypergradient", "known_methods"]
+__all__ = [
+    "DiscreteGap",
+    "HypergradientCheck",
+    "Row",
+    "check_hypergradient",
+    "discrete_gap",
+    "known_methods",
+]

@@ -96,7 +96,7 @@ def check_hypergradient(
     check_choice("truth", truth, ("reverse", "forward", "differences"))
     steps = check_count("steps", steps)
     with float64():
-        episode = begin_in_float64(task, steps, inner, key)
+        episode = begin_in_float64(task.stored, steps, inner, key)
         problem, start, lam, window, _, _ = episode
         check_problem(problem, start, lam, window)
         loss, exact = _truth(truth, episode)

@@ -27,7 +27,7 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0) -> Any:
     Source:
         Franceschi, Donini, Frasconi, Pontil (2017), section 5.1, has it as a constraint of weights.
 
-    >>> print(budget(jnp.array([0.9, 0.8, -1.0]), total=1.0))
+    >>> print(budget(jnp.array([0.9, 0.8, -1.0]), total=1.0).round(2))
     [0.55 0.45 0.  ]
     """
     leaves = jax.tree.leaves(x)
