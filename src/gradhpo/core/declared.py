@@ -91,8 +91,8 @@ def declared(space: PyTree, hyperparams: Hyper) -> Declared:
     for (name, value), each in zip(leaves_with_names(hyperparams), spaces, strict=True):
         if wrong := each.refuses(np.asarray(value)):
             raise ValueError(
-                f"leaf {name} of the hyperparameters is {value}, which {wrong}, in the space "
-                f"{each}. Start in the natural scale, within the space."
+                f"leaf {name} of the hyperparameters, {value}, {wrong}. Its space is {each}, in "
+                "natural scale."
             )
     return Declared(structure, tuple(spaces))
 

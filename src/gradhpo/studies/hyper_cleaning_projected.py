@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from gradhpo import datasets
+from gradhpo import datasets, spaces
 from gradhpo.core.dynamics import from_optax
 from gradhpo.core.loop import run_episodes
 from gradhpo.core.outer import followed_by
@@ -41,12 +41,11 @@ from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.studies.shared.cells import ends
 from gradhpo.studies.shared.detection import detection
 
-__all__ = ["Config", "onto_budget", "run"]
+__all__ = ["Config", "run"]
 
 NOISE, RATE, CLASSES = 0.5, 0.1, 10
 SMALL = 1e-3  # a weight below this one marks a wrong label
 RETRAINING = 300  # steps, with momentum 0.9
-HALVINGS = 40  # of [0, largest weight]: to the rounding of float32
 
 
 @dataclass(frozen=True)
@@ -94,26 +93,6 @@ class Cleaned(NamedTuple):
 
     weights: np.ndarray  # (updates, n)
     val_loss: np.ndarray
-
-
-def onto_budget(lam: jax.Array, budget: Any) -> jax.Array:
-    """The nearest point of {0 <= x <= 1, sum x <= budget}: `clip(lam - tau, 0, 1)` with the least
-    tau >= 0 that obeys, by bisection.
-
-    >>> print(onto_budget(jnp.array([1.5, 0.5, -0.2]), 1.25).round(4))
-    [1.   0.25 0.  ]
-    """
-
-    def halve(_, interval):
-        low, high = interval
-        tau = (low + high) / 2
-        over = jnp.sum(jnp.clip(lam - tau, 0, 1)) > budget
-        return jnp.where(over, tau, low), jnp.where(over, high, tau)
-
-    low = jnp.zeros((), lam.dtype)
-    _, tau = lax.fori_loop(0, HALVINGS, halve, (low, jnp.maximum(jnp.max(lam), low)))
-    inside = jnp.clip(lam, 0, 1)
-    return jnp.where(jnp.sum(inside) <= budget, inside, jnp.clip(lam - tau, 0, 1))
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
@@ -218,7 +197,7 @@ def _updated(
 
     dynamics = from_optax(train_loss, optax.sgd(RATE * n / budget))
     problem = BilevelProblem(dynamics, val_loss)
-    outer = followed_by(optax.adam(outer_rate), partial(onto_budget, budget=budget))
+    outer = followed_by(optax.adam(outer_rate), lambda lam: spaces.budget(lam, budget))
     lam = jnp.full(n, budget / n)
     state = init_state(problem, reverse(T), outer, _zeros(train), lam)
     unseen = np.zeros((updates, T), np.float32)

@@ -1,4 +1,4 @@
-"""Optax gradient transformations that Optax lacks."""
+"""Transformations that Optax lacks, of gradients and of outer updates."""
 
 from gradhpo.transforms.hypergradient_descent import (
     HypergradientDescentState,
@@ -9,20 +9,39 @@ from gradhpo.transforms.hypergradient_descent import (
     learning_rates,
     sgd_hd,
 )
+from gradhpo.transforms.proximal import (
+    Penalty,
+    elastic_net,
+    group_lasso,
+    l1,
+    nuclear,
+    proximal_adam,
+    proximal_sgd,
+)
 from gradhpo.transforms.retraceable import adam, momentum_sgd
 from gradhpo.transforms.reversible import reversible_sgd
 from gradhpo.transforms.scaling import scale_by_tree
+from gradhpo.transforms.top_k import TopKState, top_k
 
 __all__ = [
     "HypergradientDescentState",
+    "Penalty",
+    "TopKState",
     "adam",
     "adam_hd",
     "adamw_hd",
+    "elastic_net",
+    "group_lasso",
     "hypergradient_descent",
     "hypergradient_status",
+    "l1",
     "learning_rates",
     "momentum_sgd",
+    "nuclear",
+    "proximal_adam",
+    "proximal_sgd",
     "reversible_sgd",
     "scale_by_tree",
     "sgd_hd",
+    "top_k",
 ]
