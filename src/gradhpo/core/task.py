@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.loop import episode_data
+from gradhpo.core.episode import episode_data
 from gradhpo.core.problem import BilevelProblem, Window, check_window
 from gradhpo.core.source import (
     BatchSource,
