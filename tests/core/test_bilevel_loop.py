@@ -35,8 +35,8 @@ from gradhpo import (
     run_episode,
     run_episodes,
 )
+from gradhpo.core.episode import end_episode, in_windows, start_episode
 from gradhpo.core.inspect import has_convolution
-from gradhpo.core.loop import end_episode, in_windows, start_episode
 from gradhpo.testing import assert_trees_close
 from gradhpo.utils._partition import split
 

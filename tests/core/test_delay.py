@@ -33,7 +33,7 @@ from gradhpo import (
     update_every,
     update_last,
 )
-from gradhpo.core.loop import in_windows
+from gradhpo.core.episode import in_windows
 from gradhpo.testing import assert_trees_close, check_estimator
 
 pytestmark = pytest.mark.usefixtures("x64")

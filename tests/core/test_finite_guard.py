@@ -34,8 +34,8 @@ from gradhpo import (
     one_step,
     run_episode,
 )
+from gradhpo.core.episode import in_windows
 from gradhpo.core.estimator import report
-from gradhpo.core.loop import in_windows
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_is_finite
 

@@ -54,7 +54,7 @@ from gradhpo import (
     run_episode,
     run_episodes,
 )
-from gradhpo.core.loop import start_episode
+from gradhpo.core.episode import start_episode
 from gradhpo.testing import assert_trees_close
 
 EXACT = {  # estimator, inner optimizer, steps of the episode

@@ -33,7 +33,8 @@ from gradhpo import (
     run_episode,
     run_episodes,
 )
-from gradhpo.core.loop import prepare_episode, start_episode
+from gradhpo.core.episode import start_episode
+from gradhpo.core.loop import prepare_episode
 from gradhpo.examples import maml
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.transforms import reversible_sgd

@@ -35,7 +35,7 @@ from gradhpo import (
     stocbio,
 )
 from gradhpo.algorithms.registry import METHODS
-from gradhpo.core.loop import in_windows
+from gradhpo.core.episode import in_windows
 
 # A factory with settings that are right, and wrong ones for one argument each: what is not a
 # number of the right kind is a TypeError, what is out of its range a ValueError.

@@ -32,7 +32,8 @@ from gradhpo.algorithms.single_loop import (
     SOBAOptimizer,
     StocBiOOptimizer,
 )
-from gradhpo.core.loop import run_episode, start_episode
+from gradhpo.core.episode import start_episode
+from gradhpo.core.loop import run_episode
 from gradhpo.core.status import Status
 from gradhpo.core.types import DataBatch
 from gradhpo.datasets.dataset import Dataset

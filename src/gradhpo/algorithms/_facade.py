@@ -11,7 +11,7 @@ import optax
 from jax.core import Tracer
 
 from gradhpo.algorithms._setups import initializer, problem_of, setup_of
-from gradhpo.core import loop as loops
+from gradhpo.core import episode as episodes
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.delay import update_every, update_last
 from gradhpo.core.dynamics import is_optimizer
@@ -267,9 +267,9 @@ class EstimatorOptimizer(BilevelOptimizer):
                 the hypergradient lacks the part of hyperparameters that enter the start.
         """
         method, problem = self.method(), problem_of(self, None, None)
-        begun = loops.start_episode(method, problem, state)
+        begun = episodes.start_episode(method, problem, state)
         if begun.origin is not None:
-            moved = loops.started(method, problem, begun.origin, state.hyperparams)
+            moved = episodes.started(method, problem, begun.origin, state.hyperparams)
             complain(
                 f"{type(self).__name__}: the start of an episode depends on hyperparameters' leaf "
                 f"{', '.join(moved)}, but step does not know where the episode began, so its "
@@ -284,7 +284,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         lr_reptile = check_fraction("lr_reptile", lr_reptile)
         if lr_reptile != 1 and not jax.tree.leaves(state.phi):
             raise ValueError("end_episode needs a state that start_episode has seen.")
-        return loops.end_episode(state, lr_reptile, self.tasks)
+        return episodes.end_episode(state, lr_reptile, self.tasks)
 
     # -- a whole run ------------------------------------------------------------------------
 

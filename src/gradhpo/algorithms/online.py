@@ -5,8 +5,8 @@ from typing import Any
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.algorithms.method import Example, Method, Summary
+from gradhpo.core.episode import ON_HOST
 from gradhpo.core.estimator import Estimator, Loop
-from gradhpo.core.loop import ON_HOST
 from gradhpo.core.problem import Window
 from gradhpo.core.source import as_arrays, stack
 from gradhpo.core.state import BilevelState

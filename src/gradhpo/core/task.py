@@ -15,7 +15,7 @@ import numpy as np
 
 from gradhpo.core.declared import Declared, bind, declared
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.loop import episode_data
+from gradhpo.core.episode import episode_data
 from gradhpo.core.problem import BilevelProblem, Window, check_window
 from gradhpo.core.source import (
     BatchSource,

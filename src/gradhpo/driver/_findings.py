@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax
 
+from gradhpo.core.episode import started as started_in
 from gradhpo.core.inspect import (
     check_problem,
     has_convolution,
     reach,
     untrained_params,
 )
-from gradhpo.core.loop import started as started_in
 from gradhpo.core.outer import as_outer
 from gradhpo.core.problem import Window
 from gradhpo.core.start import Origin

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gradhpo.core import episode as core
 from gradhpo.core import loop as loops
 from gradhpo.core.delay import delayed
 from gradhpo.core.estimator import Estimator
@@ -73,7 +74,7 @@ def _programs(setup: Setup, looped: Loops) -> Programs:
         def body(k, carry):
             window, rate = jax.tree.map(lambda x: x[k], (windows, rates))
             state = episode(carry[0], window, None, rate, resident, keep_phi=False)
-            return loops.end_episode(state, tasks=estimator.tasks), w_T(state)
+            return core.end_episode(state, tasks=estimator.tasks), w_T(state)
 
         return lax.fori_loop(0, n, body, (state, w_T(state)))
 
@@ -89,7 +90,7 @@ def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
         run = _by_updates(setup, setup.method(looped.window))
     if setup.problem.begin is None:
         return run
-    recovered = jax.jit(functools.partial(loops.recovered, setup.problem))
+    recovered = jax.jit(functools.partial(core.recovered, setup.problem))
 
     def episode(state, *arguments, keep_phi):
         return recovered(state.inner, run(state, *arguments, keep_phi=keep_phi))
@@ -98,13 +99,13 @@ def _on_host(setup: Setup, looped: Loops) -> Callable[..., BilevelState]:
 
 
 def _begun(setup: Setup, estimator: Estimator) -> Callable[..., Any]:
-    """`-> (s_0, first, windows, origin)`, for `jit`; see `gradhpo.core.loop.cut_episode`."""
+    """`-> (s_0, first, windows, origin)`, for `jit`; see `gradhpo.core.episode.cut_episode`."""
 
     def begin(state, window, draw, resident, keep_phi):
-        begun = loops.start_episode(estimator, setup.problem, state, draw, keep_phi=keep_phi)
-        window, _ = loops.episode_data(window, begun.window, resident)
-        state = loops.finished(begun.state, check_window(window))  # counted at once, in here
-        return state, *loops.cut_episode(window, estimator), begun.origin
+        begun = core.start_episode(estimator, setup.problem, state, draw, keep_phi=keep_phi)
+        window, _ = core.episode_data(window, begun.window, resident)
+        state = core.finished(begun.state, check_window(window))  # counted at once, in here
+        return state, *core.cut_episode(window, estimator), begun.origin
 
     return begin
 
@@ -180,4 +181,4 @@ def _fetched(window, resident):
     return fetch(resident, window)
 
 
-end_episode = jax.jit(loops.end_episode, static_argnames="tasks")
+end_episode = jax.jit(core.end_episode, static_argnames="tasks")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gradhpo.core import loop as loops
+from gradhpo.core import episode as episodes
 from gradhpo.core.problem import Window, check_window
 from gradhpo.core.source import fetch
 from gradhpo.core.start import Origin
@@ -163,11 +163,11 @@ def _shapes(setup: Setup, state: BilevelState, resident: Window, drawn: Drawn) -
         ValueError: the batches come twice, or not at all.
     """
     origin, _, own = jax.eval_shape(
-        lambda state, draw: loops.begin(setup.estimator, setup.problem, state, draw),
+        lambda state, draw: episodes.begin(setup.estimator, setup.problem, state, draw),
         state,
         drawn.draw,
     )
-    window, resident = loops.episode_data(drawn.window, own, resident)
+    window, resident = episodes.episode_data(drawn.window, own, resident)
     return Shapes(origin, jax.eval_shape(fetch, resident, window))
 
 

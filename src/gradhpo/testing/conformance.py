@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradhpo.core.episode import in_windows
 from gradhpo.core.estimator import Estimator, roll
-from gradhpo.core.loop import in_windows
 from gradhpo.core.problem import Window
 from gradhpo.core.status import Status
 from gradhpo.core.step import bilevel_step, init_state

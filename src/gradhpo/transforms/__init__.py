@@ -1,14 +1,11 @@
 """Transformations that Optax lacks, of gradients and of outer updates."""
 
+from gradhpo.transforms.hd_optimizers import adam_hd, adamw_hd, sgd_hd
 from gradhpo.transforms.hypergradient_descent import (
     HypergradientDescentState,
-    adam_hd,
-    adamw_hd,
     hypergradient_descent,
-    hypergradient_status,
-    learning_rates,
-    sgd_hd,
 )
+from gradhpo.transforms.learned_rates import hypergradient_status, learning_rates
 from gradhpo.transforms.proximal import (
     Penalty,
     elastic_net,

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from gradhpo.core.loop import in_windows, run_episodes
+from gradhpo.core.episode import in_windows
+from gradhpo.core.loop import run_episodes
 from gradhpo.core.problem import Window
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step, init_state

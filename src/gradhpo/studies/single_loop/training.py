@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from gradhpo.core.dynamics import from_optax
-from gradhpo.core.loop import in_windows
+from gradhpo.core.episode import in_windows
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.source import fetch
 from gradhpo.core.state import BilevelState
