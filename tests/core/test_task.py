@@ -137,12 +137,11 @@ def test_a_model_state_goes_with_the_weights(types):
 
 
 def test_what_a_run_reads_beside(x32):
-    bounds = ({"l2": -5.0, "scale": np.full(2, -1.0)}, {"l2": 0.0, "scale": 1.0})
-    mine = task(bounds=bounds, natural=lambda lam: {"l2": np.exp(lam["l2"])}, test=ROWS)
+    mine = task(natural=lambda lam: {"l2": np.exp(lam["l2"])}, test=ROWS)
     assert mine.natural(mine.hyperparams) == {"l2": pytest.approx(np.exp(-1))}
-    assert mine.bounds is bounds and mine.test is ROWS
+    assert mine.test is ROWS
     moved = mine.replace(hyperparams={**LAM, "l2": np.float32(-2)})
-    assert moved.hyperparams["l2"] == -2 and moved.bounds is bounds and mine.hyperparams is LAM
+    assert moved.hyperparams["l2"] == -2 and mine.hyperparams is LAM
 
 
 def test_wide_numbers_wait_for_wide_types(x32):
@@ -158,8 +157,6 @@ def test_wide_numbers_wait_for_wide_types(x32):
 
 
 # -- what it refuses -----------------------------------------------------------------------------
-
-LOW, HIGH = {"l2": -5.0, "scale": -1.0}, {"l2": 0.0, "scale": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -195,28 +192,6 @@ LOW, HIGH = {"l2": -5.0, "scale": -1.0}, {"l2": 0.0, "scale": 1.0}
         ({"natural": {"l2": 1.0}}, TypeError, "natural must be a function hyperparams -> dict"),
         ({"test": ROWS[:0]}, ValueError, "the test data of a task: empty batch"),
         ({"test": {"x": "rows"}}, TypeError, r"leaf \['x'\] of the test data"),
-        ({"bounds": LOW}, TypeError, r"bounds are \(lowest, highest\), two trees.*got dict"),
-        (
-            {"bounds": (LOW, {"l2": 0.0})},
-            ValueError,
-            r"the tree of highest values in bounds must keep its struct.*leaf \['scale'\] is only",
-        ),
-        (
-            {"bounds": ({**LOW, "scale": np.zeros(3)}, HIGH)},
-            ValueError,
-            r"a bound of leaf \['scale'\] has the shape \(3,\), but the leaf has \(2,\)",
-        ),
-        (
-            {"bounds": ({**LOW, "scale": 2.0}, HIGH)},
-            ValueError,
-            r"bounds of leaf \['scale'\] leave no room: lowest 2.0, highest 1.0",
-        ),
-        ({"bounds": ({**LOW, "l2": np.nan}, HIGH)}, ValueError, r"leaf \['l2'\] leave no room"),
-        (
-            {"bounds": ({**LOW, "l2": -0.5}, HIGH)},
-            ValueError,
-            r"leaf \['l2'\] of the hyperparameters is -1.0, outside of its bounds, lowest -0.5",
-        ),
     ],
 )
 def test_refused_at_once(fields, error, message):

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gradhpo.core.declared import Declared, bind, declared
 from gradhpo.core.dynamics import InnerState
@@ -36,8 +35,6 @@ from gradhpo.utils.validation import (
     check_count,
     check_hyperparams,
     check_params,
-    check_same_structure,
-    leaves_with_names,
 )
 
 __all__ = ["Task"]
@@ -61,9 +58,6 @@ class Task:
         space: Where the hyperparameters may be, a tree of `gradhpo.spaces` like `hyperparams`, or a
             prefix of it. The losses, `hyperparams` and logs are in natural scale then; a state
             holds what is stored, see `values` and `settled`.
-        bounds: `(lowest, highest)`, trees like `hyperparams` in structure and shapes, or with
-            numbers for arrays, in the units they are stored in. Where to start is checked by them;
-            a run keeps to them only if its outer update does, see `gradhpo.outer.followed_by`.
         natural: The hyperparameters as people know them, `natural(hyperparams) -> dictionary`:
             a rate for its logarithm. Logged by a run.
         test: Data that nothing is tuned on, for the last word.
@@ -89,7 +83,6 @@ class Task:
     _: dataclasses.KW_ONLY
     model_state: PyTree = ()
     space: PyTree = None
-    bounds: tuple[Hyper, Hyper] | None = None
     natural: Callable[[Hyper], dict[str, Any]] | None = None
     test: Batch | None = None
 
@@ -105,8 +98,6 @@ class Task:
         self._check_sources()
         if self.space is not None:
             self.declared  # noqa: B018  refuses what is outside
-        if self.bounds is not None:
-            _check_bounds(self.hyperparams, self.bounds)
         if self.natural is not None:
             check_callable("natural", self.natural, "hyperparams -> dictionary")
         if self.test is not None:
@@ -145,7 +136,6 @@ class Task:
             hyperparams=spaces.store(self.hyperparams),
             natural=spaces.value if natural is None else lambda lam: natural(spaces.value(lam)),
             space=None,
-            bounds=None,
         )
 
     def values(self, hyperparams: Hyper) -> Hyper:
@@ -208,32 +198,3 @@ class Task:
             raise ValueError("this task has no sources: its batches come with begin(steps, key).")
         window = draw(self.train, self.val, 0, steps)
         return jax.tree.map(jnp.asarray, fetch(resident(self.train, self.val), window))
-
-
-def _check_bounds(hyperparams: Hyper, bounds: Any) -> None:
-    """Two trees like the hyperparameters, which lie between them."""
-    if not (isinstance(bounds, tuple) and len(bounds) == 2):
-        raise TypeError(
-            "bounds are (lowest, highest), two trees like hyperparams, got "
-            f"{type(bounds).__name__}."
-        )
-    for name, bound in zip(("lowest", "highest"), bounds, strict=True):
-        check_same_structure(f"the tree of {name} values in bounds", hyperparams, bound)
-    lowest, highest = (jax.tree.leaves(bound) for bound in bounds)
-    leaves = leaves_with_names(hyperparams)
-    for (name, value), low, high in zip(leaves, lowest, highest, strict=True):
-        for bound in (low, high):
-            if np.shape(bound) not in ((), np.shape(value)):
-                raise ValueError(
-                    f"a bound of leaf {name} has the shape {np.shape(bound)}, but the leaf has "
-                    f"{np.shape(value)}: give a number or an array of that shape."
-                )
-        if not np.all(np.less_equal(low, high)):  # NaN is no bound
-            raise ValueError(
-                f"the bounds of leaf {name} leave no room: lowest {low}, highest {high}."
-            )
-        if not np.all(np.less_equal(low, value) & np.less_equal(value, high)):
-            raise ValueError(
-                f"leaf {name} of the hyperparameters is {value}, outside of its bounds, lowest "
-                f"{low} and highest {high}. Start within them, in the units that are stored."
-            )
