@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gradhpo import GreedyOptimizer
 from gradhpo.outer import descent, followed_by
 from gradhpo.transforms.top_k import largest, top_k
 
@@ -166,3 +167,28 @@ def test_what_cannot_be_chosen_from_is_refused():
         top_k(optax.sgd(0.1), 2, scale=0.0).init(LAM)
     with pytest.raises(TypeError, match="outer must be"):
         top_k(optax.adam, 2)
+
+
+@pytest.mark.parametrize("by_rate", [True, False])
+def test_greedy_in_one_word(by_rate):
+    """`GreedyOptimizer(top_k=1)` moves one number, as without top_k; with the rate of the run."""
+
+    def update(w, lam, batch):
+        return w - 0.1 * (w - lam["a"] - lam["b"].sum() * batch)
+
+    def judge(w, lam, batch):
+        return jnp.sum((w - 1) ** 2) + jnp.sum(lam["b"] ** 2)
+
+    outer = None if by_rate else optax.sgd(0.1)
+    lam = {"a": 0.3, "b": np.array([0.5, -0.1], np.float32)}
+    states = []
+    for k in (None, 1):
+        opt = GreedyOptimizer(update_fn=update, unroll_steps=2, top_k=k, outer_optimizer=outer)
+        state = opt.init(np.zeros(2, np.float32), lam)
+        states.append(opt.step(state, 0.5, 0.5, judge, judge, *([0.1] if by_rate else [])))
+    dense, few = (np.hstack(jax.tree.leaves(state.hyperparams)) for state in states)
+    start = np.hstack(jax.tree.leaves(lam))
+    i = np.argmax(abs(dense - start))
+    assert (few != start).sum() == 1 and few[i] == dense[i]
+    with pytest.raises(ValueError, match="neither" if by_rate else "both"):
+        opt.step(state, 0.5, 0.5, judge, judge, None if by_rate else 0.1)
