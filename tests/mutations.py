@@ -53,9 +53,9 @@ FAULTS = [
     ),
     Fault(
         "DrMAD: the points of the line one step late",
-        "estimators/drmad.py",
-        "beta = jnp.arange(unroll_steps, dtype=scalar_dtype(lam)) / unroll_steps",
-        "beta = jnp.arange(1, unroll_steps + 1, dtype=scalar_dtype(lam)) / unroll_steps",
+        "estimators/_line.py",
+        "beta = jnp.arange(T, dtype=scalar_dtype(lam)) / T",
+        "beta = jnp.arange(1, T + 1, dtype=scalar_dtype(lam)) / T",
         "tests/estimators/test_unrolled.py::test_drmad_is_exact_on_a_straight_line",
     ),
     Fault(

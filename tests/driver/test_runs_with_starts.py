@@ -27,6 +27,7 @@ from gradhpo import (
     tune,
 )
 from gradhpo.core.estimator import compiled
+from gradhpo.solvers import minres
 
 T = 3
 DATA = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
@@ -221,11 +222,17 @@ def pulled(w, lam, batch):
 
 
 @pytest.mark.parametrize(
-    "make",
-    [reverse, drmad, implicit, functools.partial(greedy, 0.9)],
-    ids=["reverse", "drmad", "implicit", "greedy"],
+    "make, outer",
+    [
+        (reverse, None),
+        (reverse, optax.sgd(0.1)),
+        (drmad, None),
+        # 40 iterations written out, its default here, compile for half a minute
+        (functools.partial(implicit, solver=minres(max_iterations=4)), optax.sgd(0.1)),
+        (functools.partial(greedy, 0.9), None),
+    ],
+    ids=["reverse-rate", "reverse-sgd", "drmad-rate", "implicit-sgd", "greedy-rate"],
 )
-@pytest.mark.parametrize("outer", [None, optax.sgd(0.1)], ids=["rate", "sgd"])
 def test_a_host_loop_compiles_one_step_whatever_the_window(make, outer, compilations, x64):
     """No program holds the steps of a window, and what the second episode runs, the first has
     compiled; the numbers are those of a scan."""

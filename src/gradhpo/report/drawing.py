@@ -51,10 +51,13 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def new_axes(figure: "Figure", title: str, xlabel: str, ylabel: str, pad: float = 10) -> "Axes":
-    """Axes without the box, with a faint horizontal grid and the title `pad` points above."""
+def new_axes(
+    figure: "Figure", title: str, xlabel: str, ylabel: str, *, pad: float = 10, size: float = 11
+) -> "Axes":
+    """Axes without the box, with a faint horizontal grid and the title, letters of `size` points,
+    `pad` points above."""
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", color=INK, fontsize=11, pad=pad)
+    axes.set_title(title, loc="left", color=INK, fontsize=size, pad=pad)
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)

@@ -119,8 +119,7 @@ def draw_accuracy(results: Results, updates: int, path: Path) -> Path:
     for cell, found in results.items():
         i, j = momenta.index(cell.momentum), columns.index(cell[:2])
         title = f"{cell.dataset}, {100 * cell.noise:g} % replaced, momentum {cell.momentum}"
-        axes = new_axes(panels[i, j], title, "updates", "" if j else "test accuracy")
-        axes.title.set_fontsize(9)
+        axes = new_axes(panels[i, j], title, "updates", "" if j else "test accuracy", size=9)
         marks = []
         for color, (method, trials) in zip(COLORS, found.items(), strict=False):
             summary = interval([trial.run.test[:, 1] for trial in trials])
@@ -145,8 +144,8 @@ def draw_weights(results: Results, path: Path) -> Path:
     bins = np.linspace(0, 1, 21).tolist()
     for (cell, found), across in zip(results.items(), panels, strict=True):
         for i, (panel, method) in enumerate(zip(across, methods, strict=True)):
-            axes = new_axes(panel, f"{cell}: {method}", "weight", "" if i else "examples")
-            axes.title.set_fontsize(8)
+            label = "" if i else "examples"
+            axes = new_axes(panel, f"{cell}: {method}", "weight", label, size=8)
             weights, wrong = (
                 np.concatenate(each)
                 for each in zip(

@@ -131,8 +131,7 @@ def draw_weights(results: Results, path: Path) -> Path:
     panels = figure.subfigures(1, len(learned), squeeze=False).ravel()
     losses = np.linspace(0, 8, 81)
     for i, (panel, (method, trials)) in enumerate(zip(panels, learned.items(), strict=True)):
-        axes = new_axes(panel, method, "loss", "" if i else f"weight, {cell}")
-        axes.title.set_fontsize(9)
+        axes = new_axes(panel, method, "loss", "" if i else f"weight, {cell}", size=9)
         for trial in trials:
             weights = np.asarray(NET(trial.hyperparams, jnp.asarray(losses, jnp.float32)))
             axes.plot(losses, weights, color=COLORS[0], linewidth=1.2)
