@@ -31,6 +31,18 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.hyper_cleaning_projected",
         "hyper-cleaning with a bound on the sum of the weights, kept by projection",
     ),
+    "mixed": Study(
+        "gradhpo.studies.mixed",
+        "activation, width, rates, penalties and dropout together, beside random search and TPE",
+    ),
+    "feature_selection": Study(
+        "gradhpo.studies.feature_selection",
+        "a penalty per feature and an L1 price on each: which of many features say nothing",
+    ),
+    "sparse": Study(
+        "gradhpo.studies.sparse",
+        "weights of examples moved a few at a time, against all at once",
+    ),
     "meta_weight_net": Study(
         "gradhpo.studies.meta_weight_net",
         "the weight of an example as a function of its loss, and what momentum hides from one step",
@@ -121,7 +133,8 @@ def load(name: str) -> ModuleType:
     Traceback (most recent call last):
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, \
-hyper_cleaning_projected, meta_weight_net, regularisation, learning_rate, augmentation, \
+hyper_cleaning_projected, mixed, feature_selection, \
+sparse, meta_weight_net, regularisation, learning_rate, augmentation, \
 single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, chaos, sinusoid, \
 maml, omniglot, cosine, toy, many_shot, two_stage, cost, check.
     """

@@ -1,5 +1,6 @@
 """The bilevel problem of hyper-cleaning and the methods that are compared on it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +20,17 @@ from gradhpo.estimators.reverse import reverse
 from gradhpo.studies.hyper_cleaning.network import Parts, logits, patches
 from gradhpo.studies.shared.solvers import unjudged_neumann
 
-__all__ = ["METHODS", "Examples", "estimator", "examples", "problem", "score"]
+__all__ = ["METHODS", "Examples", "Weights", "estimator", "examples", "problem", "score"]
 
 RATE, MOMENTUM = 0.1, 0.9
 TERMS = 5  # of the Neumann series, with the inner rate as its step
 
 METHODS = ("fixed", "t1t2", "implicit_neumann", "greedy", "one_step", "hyperdistill", "reverse")
 """The first four are the paper's; `one_step` and `hyperdistill` move lam after every step."""
+
+
+Weights = Callable[[jax.Array], jax.Array]
+"""Hyperparameters (n,) to the weights of the examples."""
 
 
 class Examples(NamedTuple):
@@ -40,13 +45,13 @@ def examples(data: DataBatch) -> Examples:
     return Examples(patches(jnp.asarray(data.inputs, jnp.float32)), jnp.asarray(data.targets))
 
 
-def problem(train: Examples, val: Examples) -> BilevelProblem:
-    """The mean of sigmoid(lam_i) times the loss of example i in training, the plain mean in
+def problem(train: Examples, val: Examples, weights: Weights) -> BilevelProblem:
+    """The mean of weights(lam)_i times the loss of example i in training, the plain mean in
     validation. Batches are ignored: every step sees all examples."""
 
     def train_loss(params: Any, lam: Any, batch: Any) -> jax.Array:
         del batch
-        return jnp.mean(jax.nn.sigmoid(lam) * _losses(params, train))
+        return jnp.mean(weights(lam) * _losses(params, train))
 
     def val_loss(params: Any, lam: Any, batch: Any) -> jax.Array:
         del lam, batch

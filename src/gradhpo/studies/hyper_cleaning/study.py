@@ -69,6 +69,9 @@ class Config(StudyConfig):
     """Training steps T between two updates, which are the horizon of the methods."""
     gamma: float = 0.9
     """Discount of the greedy method and of HyperDistill."""
+    budget: float | None = None
+    """Mean of all weights, kept by projection onto a simplex; none: each weight is the sigmoid of
+    a number, and free."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +79,8 @@ class Config(StudyConfig):
         for name in ("dataset", "label_noise", "momentum"):
             if not getattr(self, name):
                 raise ValueError(f"{name} needs at least one value.")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"budget is the mean of all weights, above 0, not {self.budget}.")
         if "hyperdistill" in self.method and "carried" in self.momentum:
             raise ValueError(
                 "hyperdistill fits theta to whole episodes, and momentum that is carried on leaves "
@@ -160,7 +165,7 @@ def _runs(
     data = Data(*(examples(each) for each in part[:3]))
     params = init(seed, part.train.inputs)
     for momentum, method in itertools.product(config.momentum, methods):
-        setting = Setting(method, momentum, config.steps, config.gamma)
+        setting = Setting(method, momentum, config.steps, config.gamma, config.budget)
         yield momentum, method, train(setting, params, data, config.updates, POINTS)
 
 

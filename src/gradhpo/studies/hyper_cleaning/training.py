@@ -11,14 +11,16 @@ from jax import lax
 
 from gradhpo.core.episode import in_windows
 from gradhpo.core.loop import run_episodes
+from gradhpo.core.outer import followed_by
 from gradhpo.core.problem import Window
 from gradhpo.core.state import BilevelState
-from gradhpo.core.step import bilevel_step, init_state
+from gradhpo.core.step import OuterOptimizer, bilevel_step, init_state
 from gradhpo.studies.hyper_cleaning.model import Examples, estimator, problem, score
 
 __all__ = ["FIT_PERIOD", "Data", "Momentum", "Run", "Setting", "train"]
 
-OUTER = optax.adam(0.1)
+RATE = 0.1  # of Adam, on the logits of the weights
+BUDGET_RATE = 0.05  # on the weights themselves
 FIT_PERIOD = 50  # updates between two fits of HyperDistill's theta
 
 Momentum = Literal["carried", "fresh"]
@@ -31,6 +33,24 @@ class Setting(NamedTuple):
     momentum: Momentum
     steps: int
     gamma: float
+    budget: float | None = None  # the mean of all weights; None: each is the sigmoid of a number
+
+    def start(self, n: int) -> jax.Array:
+        """Hyperparameters of n examples: all weigh the same, 1/2 or the budget."""
+        return jnp.full(n, 0.0 if self.budget is None else self.budget)
+
+    def weights(self, lam: jax.Array) -> jax.Array:
+        """The weights of the examples."""
+        return jax.nn.sigmoid(lam) if self.budget is None else lam
+
+    def outer(self, n: int) -> OuterOptimizer:
+        """The update of the hyperparameters; a budget is kept by projection onto its simplex."""
+        if self.budget is None:
+            return optax.adam(RATE)
+        total = self.budget * n
+        return followed_by(
+            optax.adam(BUDGET_RATE), lambda lam: optax.projections.projection_simplex(lam, total)
+        )
 
 
 class Data(NamedTuple):
@@ -62,22 +82,22 @@ class Run(NamedTuple):
 
 
 def train(setting: Setting, params: Any, data: Data, updates: int, points: int) -> Run:
-    """Train for `updates` times T steps, the weights of the network carried over throughout.
-
-    Args:
-        params: Of the network; lam begins at 0, every weight at 1/2.
-    """
+    """Train for `updates` times T steps, the weights of the network carried over throughout."""
     method = estimator(setting.method, setting.steps, setting.gamma)
-    lam = jnp.zeros(len(data.train.labels))
-    posed = problem(data.train, data.val)
-    state = init_state(posed, method, OUTER, params, lam, _window(method.unroll_steps))
+    n = len(data.train.labels)
+    posed, lam, outer = (
+        problem(data.train, data.val, setting.weights),
+        setting.start(n),
+        setting.outer(n),
+    )
+    state = init_state(posed, method, outer, params, lam, _window(method.unroll_steps))
     ends = np.linspace(0, updates, min(points, updates) + 1).round().astype(int)
     test, val = [], []
     for each in np.diff(ends):
         state = _updates(setting, int(each), state, data.train, data.val)
         test.append(score(state.params, data.test))
         val.append(score(state.params, data.val))
-    return Run(np.array(test), np.array(val), np.asarray(jax.nn.sigmoid(state.hyperparams)))
+    return Run(np.array(test), np.array(val), np.asarray(setting.weights(state.hyperparams)))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -86,11 +106,11 @@ def _updates(
 ) -> BilevelState:
     """Some updates. The data are arguments, so that one program serves all seeds and data sets."""
     method = estimator(setting.method, setting.steps, setting.gamma)
-    posed = problem(train, val)
+    posed, outer = problem(train, val, setting.weights), setting.outer(len(train.labels))
     if setting.momentum == "fresh":
         windows = _window(updates, setting.steps)
-        return run_episodes(method, OUTER, posed, state, windows, estimation_period=FIT_PERIOD)[0]
-    step = bilevel_step(method, OUTER)
+        return run_episodes(method, outer, posed, state, windows, estimation_period=FIT_PERIOD)[0]
+    step = bilevel_step(method, outer)
     windows = in_windows(_window(updates * setting.steps), method.unroll_steps)
     return lax.scan(lambda state, x: (step(posed, state, x), None), state, windows)[0]
 

@@ -1,0 +1,68 @@
+"""Searches that see values alone, to stand beside gradients: random search and TPE, by Optuna."""
+
+import math
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["SEARCHES", "Searched", "require_optuna", "search"]
+
+SEARCHES = ("random_search", "tpe")
+WORST = 1e6  # told of a training that diverged: Optuna's samplers want a number
+
+
+class Searched(NamedTuple):
+    """The trials of a search, in order."""
+
+    values: np.ndarray  # (trials,), infinite where the value was not finite
+    settings: list[dict[str, Any]]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The setting of the lowest value."""
+        return self.settings[int(np.argmin(self.values))]
+
+
+def require_optuna() -> Any:
+    """Optuna, or an ImportError with the command to run; called before a long study."""
+    try:
+        return import_module("optuna")
+    except ImportError as error:
+        raise ImportError(
+            'Random search and TPE need Optuna: pip install ".[search]", or name other methods '
+            "with --method."
+        ) from error
+
+
+def search(
+    method: str,
+    suggest: Callable[[Any], dict[str, Any]],
+    judge: Callable[[dict[str, Any]], float],
+    trials: int,
+    seed: int,
+    first: Mapping[str, Any],
+) -> Searched:
+    """Minimise `judge(suggest(trial))`.
+
+    Args:
+        method: One of `SEARCHES`.
+        suggest: Draws a setting from an `optuna.Trial`.
+        first: Parameters of the first trial, by the names that `suggest` gives them: where a
+            method that follows gradients starts from as well.
+    """
+    optuna = require_optuna()
+    samplers = optuna.samplers
+    sampler = {"random_search": samplers.RandomSampler, "tpe": samplers.TPESampler}[method]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=sampler(seed=seed))
+    study.enqueue_trial(dict(first))
+    values, settings = [], []
+    for _ in range(trials):
+        trial = study.ask()
+        settings.append(suggest(trial))
+        value = float(judge(settings[-1]))
+        values.append(value if math.isfinite(value) else math.inf)
+        study.tell(trial, min(values[-1], WORST))
+    return Searched(np.array(values), settings)
