@@ -14,6 +14,7 @@ pytest.importorskip("scipy")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
 
 from gradhpo import datasets, report  # noqa: E402
 from gradhpo.core.types import DataBatch  # noqa: E402
@@ -127,6 +128,30 @@ def test_updates_are_those_written_out(trial, method, momentum, gamma):
     assert found.stopped in found.test[:, 1]
 
 
+def test_a_budget_is_kept_by_projection(trial):
+    """The first update by hand; the weights are the hyperparameters themselves."""
+    parts, params = trial
+    data = Data(*(model.examples(each) for each in parts))
+    setting = Setting("reverse", "fresh", 3, 0.0, budget=0.7)
+    found = train(setting, params, data, updates=1, points=1)
+
+    @jax.jit
+    @jax.grad
+    def hypergradient(lam):
+        w, velocity = params, jax.tree.map(jnp.zeros_like, params)
+        for _ in range(3):
+            slope = jax.grad(lambda w: jnp.mean(lam * losses(w, *parts[0])))(w)
+            velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, slope)
+            w = jax.tree.map(lambda w, v: w - 0.1 * v, w, velocity)
+        return jnp.mean(losses(w, *parts[1]))
+
+    h = hypergradient(jnp.full(60, 0.7))
+    moved = 0.7 - 0.05 * h / (jnp.abs(h) + 1e-8)
+    want = optax.projections.projection_simplex(moved, 42.0)
+    np.testing.assert_allclose(found.weights, want, atol=1e-3)
+    assert found.weights.sum() == pytest.approx(42, rel=1e-5)
+
+
 def test_fixed_trains_and_leaves_the_weights_alone(trial):
     parts, params = trial
     data = Data(*(model.examples(each) for each in parts))
@@ -230,6 +255,7 @@ def test_clean_examples_are_the_first_test_images_or_training_images():
     [
         ({"updates": 0}, "updates"),
         ({"momentum": ()}, "momentum"),
+        ({"budget": 0.0}, "budget"),
         ({"method": ("sgd",)}, "method"),
         ({"method": ("hyperdistill",)}, "momentum fresh"),
     ],
