@@ -16,7 +16,7 @@ MODULES = {name.removesuffix(".__init__") for name in FILES}
 
 # Layer -> what it may import besides itself; an entry is a layer or one module of it.
 LOWER = set("utils core solvers estimators driver algorithms diagnostics transforms".split())
-USER = LOWER | {"meta", "datasets"}
+USER = LOWER | {"meta", "datasets", "spaces"}
 ALLOWED = {
     "utils": set(),
     "spaces": {"utils"},
@@ -41,7 +41,7 @@ ALLOWED = {
 }
 CORE = ("utils", "core", "solvers", "estimators", "driver", "algorithms", "transforms")
 OPTIONAL = set(
-    "PIL chex equinox flax matplotlib orbax pooch scipy sklearn tensorboardX tqdm tyro".split()
+    "PIL chex equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm tyro".split()
 )
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

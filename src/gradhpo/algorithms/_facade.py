@@ -125,7 +125,8 @@ class EstimatorOptimizer(BilevelOptimizer):
                     "virtual= is another optimizer for a step on the training loss, which an "
                     "update_fn does not tell: give inner_optimizer= instead of update_fn=."
                 )
-        self.method(), self.outer  # refuse bad settings
+        self.method()  # refuses bad settings,
+        _ = self.outer  # and so does this
 
     def _make_hashable(self) -> None:
         """Numbers that come as arrays become Python's: settings are static under jit."""

@@ -60,12 +60,13 @@ def discrete_gap(task: Task, hyperparams: Hyper, steps: int, *, key: Any = None)
             "discrete_gap compares relaxed with discrete hyperparameters: give the task a space= "
             "with spaces.integer or spaces.categorical."
         )
-    settled = spaces.settle(hyperparams)
-    found = []
-    for lam in (spaces.value(hyperparams), settled):
+
+    def trained(lam: Hyper) -> float:
         inner, window = task.replace(space=None, hyperparams=lam).begin(steps, key)
-        found.append(float(_trained(task.problem, inner, lam, window)))
-    return DiscreteGap(*found, settled)
+        return float(_trained(task.problem, inner, lam, window))
+
+    settled = spaces.settle(hyperparams)
+    return DiscreteGap(trained(spaces.value(hyperparams)), trained(settled), settled)
 
 
 @partial(jax.jit, static_argnums=0)
