@@ -28,6 +28,7 @@ WORKLOADS = (
     "w8_stateful",
     "w9_maml",
     "w10_meta",
+    "w11_outer",
 )
 GROWTH = 1.02
 

@@ -41,7 +41,8 @@ ALLOWED = {
 }
 CORE = ("utils", "core", "solvers", "estimators", "driver", "algorithms", "transforms")
 OPTIONAL = set(
-    "PIL chex equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm tyro".split()
+    "PIL chex equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm"
+    " tyro".split()
 )
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

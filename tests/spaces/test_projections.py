@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import optimize
 
+from gradhpo import spaces
 from gradhpo.spaces import budget, simplex_rows
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -65,6 +67,43 @@ def test_rows_on_the_simplex(x):
             xtol=1e-15,
         )
         np.testing.assert_allclose(p, np.maximum(row - tau, 0), atol=1e-10)
+
+
+@settings(deadline=None, max_examples=60)
+@given(VECTORS, st.floats(0.1, 20))
+def test_simplex_of_any_size(x, total):
+    """By the sort of Optax."""
+    got = np.asarray(simplex_rows(jnp.asarray(x), total))
+    np.testing.assert_allclose(got.sum(), total, rtol=1e-12)
+    want = optax.projections.projection_simplex(jnp.asarray(x), total)
+    np.testing.assert_allclose(got, want, atol=1e-10)
+
+
+def test_simplex_with_ties_and_with_one_number_that_is_far_above():
+    np.testing.assert_array_equal(simplex_rows(jnp.array([3.0, 3.0, 3.0, 3.0])), [0.25] * 4)
+    np.testing.assert_array_equal(simplex_rows(jnp.array([1e30, 0.0, -1e30])), [1, 0, 0])
+    assert np.isnan(simplex_rows(jnp.array([jnp.nan, 1.0]))).any()  # refused by the guard of a step
+
+
+PROJECTED = {
+    "interval": (spaces.interval(-1, 2, by="projection"), lambda z: -1 + 3 * z),
+    "integer": (spaces.integer(-1, 2), lambda z: -1 + 3 * z),
+    "simplex": (spaces.simplex(by="projection"), lambda z: z / z.sum()),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTED)
+@settings(deadline=None, max_examples=60)
+@given(x=VECTORS, seed=st.integers(0, 2**16))
+def test_projections_of_spaces(name, x, seed):
+    """Idempotent, feasible, and no feasible point is nearer: (x - p) (z - p) <= 0."""
+    space, feasible = PROJECTED[name]
+    p = np.asarray(space.project(jnp.asarray(x)))
+    np.testing.assert_allclose(space.project(jnp.asarray(p)), p, atol=1e-12)
+    assert name == "integer" or space.refuses(p) is None
+    draw = np.random.default_rng(seed)
+    for _ in range(20):
+        assert (x - p) @ (feasible(draw.uniform(1e-3, 1, len(x))) - p) <= 1e-9
 
 
 def test_many_numbers_in_float32():

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 __all__ = ["budget", "simplex_rows"]
@@ -66,12 +65,41 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0) -> Any:
     return jax.tree.map(lambda leaf: jnp.clip(leaf - tau.astype(leaf.dtype), lower, upper), x)
 
 
-def simplex_rows(x: jax.Array) -> jax.Array:
+def simplex_rows(x: jax.Array, total: Any = 1.0) -> jax.Array:
     """The nearest point of the simplex for every row, along the last axis.
+
+    It is `max(x - tau, 0)` with the tau at which it sums to `total`. From below, tau becomes the
+    one that would be right if what is above the last tau were all that is not 0, until it is.
+
+    Args:
+        x: Rows (..., n).
+        total: Sum of every row, above 0.
+
+    Cost: some ten passes over x; `optax.projections.projection_simplex` sorts it.
+
+    Source:
+        Michelot (1986), "A finite algorithm for finding the projection of a point onto the
+        canonical simplex of R^n", JOTA 50.
 
     >>> print(simplex_rows(jnp.array([[0.5, 0.5, -2.0], [3.0, 0.0, 0.0]])))
     [[0.5 0.5 0. ]
      [1.  0.  0. ]]
     """
-    rows = x.reshape(-1, x.shape[-1])
-    return jax.vmap(optax.projections.projection_simplex)(rows).reshape(x.shape)
+    n = x.shape[-1]
+
+    def unfinished(state):
+        _, support, before = state
+        return jnp.any(support < before)
+
+    def improve(state):
+        tau, support, _ = state
+        above = x > tau
+        left = jnp.sum(above, -1, keepdims=True, dtype=jnp.int32)
+        sums = jnp.sum(jnp.where(above, x, 0), -1, keepdims=True)
+        return jnp.where(left < support, (sums - total) / left, tau), left, support
+
+    x = x - jnp.max(x, -1, keepdims=True)  # the largest stays above tau, whatever is rounded
+    tau = jnp.maximum((jnp.sum(x, -1, keepdims=True) - total) / n, -total)  # the right one is above
+    support = jnp.full(tau.shape, n, jnp.int32)
+    tau = lax.while_loop(unfinished, improve, (tau, support, support + 1))[0]
+    return jnp.maximum(x - tau, 0)

@@ -69,7 +69,8 @@ def top_k(
     bit for bit. The step count of Adam is one for all coordinates, so its correction of the bias is
     that of the dense run; its averages are those of the steps in which a coordinate was chosen.
 
-    Cost: 31 passes over the gains (63 for float64), no sort; memory of one tree of bits.
+    Cost: a dozen passes over gains that are spread, 62 at the worst (126 for float64), no sort;
+    memory of one tree of bits.
 
     Raises:
         TypeError, ValueError: a setting is wrong; (in `apply`) the slots are not one for each
@@ -122,33 +123,52 @@ def top_k(
 def largest(gains: PyTree, k: int) -> PyTree:
     """Masks of the k largest numbers of a tree, none of which is negative; of equal ones the first.
 
-    Floats that are not negative are ordered as their bits are, so the k-th largest is found bit by
-    bit, each by a count: exact, without a sort, and where an array lies on many devices it stays.
+    Floats that are not negative are ordered as their bits are. Of these the k-th largest is found
+    between two of which more and fewer are at least as large, by counts alone: exact, without a
+    sort, and where an array lies on many devices it stays.
 
     >>> print(largest(jnp.array([1.0, 3.0, 2.0, 3.0]), 2))
     [False  True False  True]
     """
     leaves, structure = jax.tree.flatten(gains)
     dtype = scalar_dtype(gains)
-    bits = jnp.finfo(dtype).bits
-    unsigned = jnp.uint64 if bits == 64 else jnp.uint32
+    unsigned = jnp.uint64 if jnp.finfo(dtype).bits == 64 else jnp.uint32
     codes = [lax.bitcast_convert_type(x.astype(dtype), unsigned) for x in leaves]
     one = jnp.ones((), unsigned)
 
     def count(threshold: jax.Array) -> jax.Array:
         return sum(jnp.sum(x >= threshold, dtype=jnp.int32) for x in codes)  # type: ignore[return-value]
 
-    def settle(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        with_bit = threshold | (one << (bits - 2 - i).astype(unsigned))  # the sign's bit is 0
-        return jnp.where(count(with_bit) >= k, with_bit, threshold)
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        low, high, upto_low, _, _ = state
+        return (upto_low > k) & (high - low > one)
 
-    kth = lax.fori_loop(0, bits - 1, settle, jnp.zeros((), unsigned))
+    def narrow(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """count(low) >= k > count(high): in turns a secant between them, and the middle."""
+        low, high, upto_low, upto_high, secant = state
+        part = (upto_low - k).astype(dtype) / (upto_low - upto_high).astype(dtype)
+        inside = (part * (high - low).astype(dtype)).astype(unsigned)
+        middle = low + jnp.where(secant, jnp.clip(inside, one, high - low - one), (high - low) // 2)
+        upto = count(middle)
+        enough = upto >= k
+        return (
+            jnp.where(enough, middle, low),
+            jnp.where(enough, high, middle),
+            jnp.where(enough, upto, upto_low),
+            jnp.where(enough, upto_high, upto),
+            ~secant,
+        )
+
+    total = jnp.asarray(sum(x.size for x in codes), jnp.int32)
+    over = jnp.stack([jnp.max(x, initial=0) for x in codes]).max() + one
+    start = (jnp.zeros((), unsigned), over, total, jnp.zeros((), jnp.int32), jnp.array(True))
+    kth, _, upto, above, _ = lax.while_loop(unfinished, narrow, start)
 
     def all_of_them() -> list[jax.Array]:
         return [x >= kth for x in codes]
 
     def the_first() -> list[jax.Array]:
-        masks, left = [], k - count(kth + one)
+        masks, left = [], k - above
         for x in codes:
             tied = (x == kth).ravel()
             rank = jnp.cumsum(tied, dtype=jnp.int32).reshape(x.shape)
@@ -156,7 +176,7 @@ def largest(gains: PyTree, k: int) -> PyTree:
             left = left - jnp.sum(tied, dtype=jnp.int32)
         return masks
 
-    return jax.tree.unflatten(structure, lax.cond(count(kth) == k, all_of_them, the_first))
+    return jax.tree.unflatten(structure, lax.cond(upto == k, all_of_them, the_first))
 
 
 def _squares(h: Hyper, scale: PyTree) -> Hyper:

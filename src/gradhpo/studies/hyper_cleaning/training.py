@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from gradhpo import spaces
 from gradhpo.core.episode import in_windows
 from gradhpo.core.loop import run_episodes
 from gradhpo.core.outer import followed_by
@@ -48,9 +49,7 @@ class Setting(NamedTuple):
         if self.budget is None:
             return optax.adam(RATE)
         total = self.budget * n
-        return followed_by(
-            optax.adam(BUDGET_RATE), lambda lam: optax.projections.projection_simplex(lam, total)
-        )
+        return followed_by(optax.adam(BUDGET_RATE), lambda lam: spaces.simplex_rows(lam, total))
 
 
 class Data(NamedTuple):

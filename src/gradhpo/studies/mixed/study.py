@@ -64,7 +64,10 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Run the study; its files are `choices.csv`, `reached.csv`, `losses.csv`, `losses.png`."""
     begun = time.perf_counter()
     if config.fast:
-        config = replace(config, seeds=min(config.seeds, 2), trials=min(config.trials, 60))
+        most = {"seeds": 2, "relaxed": 12, "held": 6, "trials": 54}
+        config = replace(
+            config, **{name: min(getattr(config, name), n) for name, n in most.items()}
+        )
     methods = config.method or tuple(METHODS)
     budget = Budget(config.steps, config.relaxed, config.held, config.trials)
     if set(methods) & set(SEARCHES):
