@@ -3,9 +3,12 @@
 import io
 import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from facade_cases import method, run, start
 
+from gradhpo import BilevelProblem, InOrder, Task, from_update, one_step, spaces, tune
 from gradhpo.driver.hooks import Progress
 
 
@@ -33,6 +36,25 @@ def test_a_terminal_shows_a_line_unless_told_otherwise(replaced, progress):
     shown = stderr.isatty() if progress is None else progress
     assert ("3/3" in stderr.getvalue() and "val_loss=" in stderr.getvalue()) == shown
     assert bool(stderr.getvalue()) == shown
+
+
+def test_the_line_has_hyperparameters_in_natural_scale(replaced):
+    problem = BilevelProblem(
+        from_update(lambda w, lam, batch: w - lam["rate"] * (w - batch)),
+        lambda w, lam, batch: w**2 * jnp.sum(lam["mix"]),
+    )
+    task = Task(
+        problem,
+        2.0,
+        {"mix": np.array([0.25, 0.75]), "rate": 0.5},
+        InOrder(jnp.ones(4)),
+        InOrder(jnp.zeros(4)),
+        space={"mix": spaces.simplex(), "rate": spaces.log()},
+    )
+    stderr = replaced()
+    tune(task, one_step(), episodes=1, T=4, lr_hyper=0.0, progress=True)
+    said = "lam/mix/min=0.25 lam/mix/max=0.75 lam/rate=0.5"
+    assert said in stderr.getvalue() or said[:12] in stderr.getvalue()  # a bar cuts off the rest
 
 
 def test_a_second_run_counts_its_own_episodes(replaced):

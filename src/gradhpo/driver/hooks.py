@@ -46,11 +46,15 @@ def log_to(logger: MetricLogger, natural: Callable[[Hyper], Any] | None = None) 
 
     def hook(episode: int, state: BilevelState) -> None:
         del episode
-        lam = state.hyperparams if natural is None else natural(state.hyperparams)
-        metadata, lam, step = jax.device_get((state.metadata, lam, state.step))
+        metadata, lam, step = _on_host(state, natural)
         logger.log(numbers(metadata) | scalars("hyperparams", lam), int(step))
 
     return hook
+
+
+def _on_host(state: BilevelState, natural: Callable[[Hyper], Any] | None) -> tuple[Any, Any, Any]:
+    lam = state.hyperparams if natural is None else natural(state.hyperparams)
+    return jax.device_get((state.metadata, lam, state.step))
 
 
 def numbers(metadata: Any) -> dict[str, float]:
@@ -62,7 +66,10 @@ def numbers(metadata: Any) -> dict[str, float]:
     return found
 
 
-def scalars(name: str, tree: Any) -> dict[str, float]:
+SUMMARIES = {"mean": np.mean, "min": np.min, "max": np.max}
+
+
+def scalars(name: str, tree: Any, of: tuple[str, ...] = tuple(SUMMARIES)) -> dict[str, float]:
     """The leaves of a tree by name; of a leaf with several numbers its mean, least and largest.
 
     >>> scalars("hyperparams", {"rate": 0.5, "decay": np.arange(3.0)})["hyperparams/decay/mean"]
@@ -75,8 +82,7 @@ def scalars(name: str, tree: Any) -> dict[str, float]:
         if values.size == 1:
             found[path] = float(values.item())
         elif values.size:
-            of = {"mean": np.mean, "min": np.min, "max": np.max}
-            found |= {f"{path}/{word}": float(f(values)) for word, f in of.items()}
+            found |= {f"{path}/{word}": float(SUMMARIES[word](values)) for word in of}
     return found
 
 
@@ -87,23 +93,33 @@ class Progress:
         episodes: Of this run.
         first: The number of episodes before it.
         show: Whether there is a line; None: where stderr is a terminal.
+        natural: The hyperparameters as they shall be shown; None: as they are stored.
     """
 
     EVERY = 0.1  # seconds between two looks at the metrics, each of which waits for the device
     PATIENCE = 1.0  # seconds before a compilation is mentioned
+    ROOM = 4  # numbers of the hyperparameters: more do not fit into a line
 
-    def __init__(self, episodes: int, first: int, show: bool | None):
+    def __init__(
+        self,
+        episodes: int,
+        first: int,
+        show: bool | None,
+        natural: Callable[[Hyper], Any] | None = None,
+    ):
         if show is None:
             show = sys.stderr is not None and sys.stderr.isatty()
         self.last, self.first, self.show, self.due = first + episodes, first, show, 0.0
-        self.logger = ProgressLogger(total=episodes, disable=not show)
+        self.natural, self.logger = natural, ProgressLogger(total=episodes, disable=not show)
 
     def __call__(self, episode: int, state: BilevelState) -> None:
         if not self.show or (time.monotonic() < self.due and episode < self.last):
             return
-        metrics = numbers(jax.device_get(state.metadata))
+        metadata, lam, _ = _on_host(state, self.natural)
+        metrics = numbers(metadata)
         losses = {name: x for name, x in metrics.items() if name in ("train_loss", "val_loss")}
-        self.logger.log(losses or metrics, episode - self.first)
+        values = list(scalars("lam", lam, of=("min", "max")).items())[: self.ROOM]
+        self.logger.log((losses or metrics) | dict(values), episode - self.first)
         self.due = time.monotonic() + self.EVERY
 
     @contextmanager

@@ -14,7 +14,7 @@ episodes go into one call where nothing happens on the host between them.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from gradhpo.core.source import fetch
 from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import strengthen, with_metrics
+from gradhpo.core.types import Hyper
 from gradhpo.driver._findings import complain_of, look
 from gradhpo.driver._programs import Programs, end_episode, programs
 from gradhpo.driver._recompilation import note_shapes
@@ -70,10 +71,11 @@ def run(
     data: Data,
     hooks: tuple[Hook, ...] = (),
     progress: bool | None = None,
+    natural: Callable[[Hyper], Any] | None = None,
 ) -> BilevelState:
     """The state after `plan.episodes` more episodes; see `gradhpo.tune`."""
     kept = Kept(state)
-    line = Progress(plan.episodes, int(state.episode), progress)
+    line = Progress(plan.episodes, int(state.episode), progress, natural)
     with patient_interrupts() as interrupted, handing_back(kept), closing(line):
         with suppress(StopRun):
             for episode, seen in _episodes(setup, kept, plan, data, line, bool(hooks)):

@@ -79,7 +79,8 @@ def tune(
         logger: Gets the metrics and the hyperparameters after every episode, at `state.step`; what
             is not one number by its mean, least and largest. Closing it is up to the caller.
         natural: The hyperparameters as they shall be logged; None: by `task.natural`.
-        progress: A progress line on stderr; None: where that is a terminal.
+        progress: A progress line on stderr, with the losses and the first hyperparameters; None:
+            where that is a terminal.
         loop: "scan", "unroll", "host" or "auto"; see
             `gradhpo.algorithms.EstimatorOptimizer`.
         strict: Raise where others are warned before the first episode.
@@ -224,4 +225,4 @@ def checked_run(
             )
     hooks = [] if logger is None else [log_to(logger, natural)]
     hooks += [] if callback is None else [callback]
-    return run(setup, state, plan, data, tuple(hooks), progress)
+    return run(setup, state, plan, data, tuple(hooks), progress, natural)
