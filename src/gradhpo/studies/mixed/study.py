@@ -15,7 +15,7 @@ from gradhpo.estimators.reverse import reverse
 from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.report.drawing import COLORS, INK, label_ends, new_axes, new_figure, save
-from gradhpo.studies.mixed.methods import METHODS, Budget, Found, Seed, judge
+from gradhpo.studies.mixed.methods import METHODS, RATES, Budget, Found, Seed, judge
 from gradhpo.studies.mixed.problem import ACTIVATIONS, WIDTHS, data, init
 from gradhpo.studies.shared.searches import SEARCHES, require_optuna
 
@@ -48,12 +48,14 @@ class Config(DataStudyConfig):
     """Episodes with relaxed choices."""
     held: int = 20
     """Episodes after that, the choices held."""
+    enumerated: int = 100
+    """Episodes with each of the nine choices held, at either outer rate, to know the best one."""
     trials: int = 300
     """Trials of either search; the default is twice the gradient evaluations of the episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(train_size=1, val_size=1, steps=1, relaxed=1, held=1, trials=1)
+        self._at_least(train_size=1, val_size=1, steps=1, relaxed=1, held=1, enumerated=1, trials=1)
 
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:
@@ -64,12 +66,12 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Run the study; its files are `choices.csv`, `reached.csv`, `losses.csv`, `losses.png`."""
     begun = time.perf_counter()
     if config.fast:
-        most = {"seeds": 2, "relaxed": 12, "held": 6, "trials": 54}
+        most = {"seeds": 2, "relaxed": 12, "held": 6, "enumerated": 18, "trials": 54}
         config = replace(
             config, **{name: min(getattr(config, name), n) for name, n in most.items()}
         )
     methods = config.method or tuple(METHODS)
-    budget = Budget(config.steps, config.relaxed, config.held, config.trials)
+    budget = Budget(config.steps, config.relaxed, config.held, config.enumerated, config.trials)
     if set(methods) & set(SEARCHES):
         require_optuna()
     loaded = datasets.load(config.dataset, config.data_dir)
@@ -122,8 +124,11 @@ def _cost(method: str, config: Config) -> tuple[float, float]:
     """Gradient evaluations and second-order products of one seed."""
     if method in SEARCHES:
         return config.steps * config.trials, 0
-    episodes = config.relaxed + config.held
-    episodes *= {"reverse": 1, "enumeration": len(ACTIVATIONS) * len(WIDTHS)}[method]
+    each = len(ACTIVATIONS) * len(WIDTHS) * len(RATES)
+    episodes = {
+        "reverse": config.relaxed + config.held,
+        "enumeration": each * config.enumerated,
+    }[method]
     return reverse(config.steps).cost(config.steps, config.train_size, episodes=episodes)
 
 
@@ -154,9 +159,13 @@ def _findings(found: Mapping[str, list[Found]], reached: dict[str, np.ndarray]) 
             if name != "enumeration":
                 lines.append(f"{name}: the discrete optimum on {same} of {len(pairs)} seeds")
     for name, took in reached.items():
-        middle = np.median(took)
-        number = f"{middle:,.0f}" if np.isfinite(middle) else "more than it was given"
-        lines.append(f"{name}: {number} gradients (median) to the last loss of reverse")
+        if name != "reverse":
+            middle, given = np.median(took), found[name][0].evaluations[-1]
+            number = f"{middle:,.0f}" if np.isfinite(middle) else f"more than {given:,}"
+            lines.append(
+                f"{name}: as low as reverse after {number} gradients (median), reverse after "
+                f"{reached['reverse'][0]:,.0f}"
+            )
     return lines
 
 
