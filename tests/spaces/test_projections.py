@@ -111,3 +111,20 @@ def test_many_numbers_in_float32():
     got = budget(x, 1000.0)
     assert got.dtype == jnp.float32
     assert float(jnp.sum(got)) == pytest.approx(1000, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda x: budget(x, 1.0, lower=0.5), "3 numbers of at least lower=0.5 sum to 1.5"),
+        (lambda x: budget(x, -1.0), "above total=-1.0: nothing is feasible"),
+        (lambda x: budget(x, np.nan), "nothing is feasible"),
+        (lambda x: budget(x, 1.0, lower=2.0), "between lower=2.0 and upper=1.0"),
+        (lambda x: simplex_rows(x, 0.0), "total must be positive"),
+    ],
+)
+def test_an_empty_set_is_refused(call, text):
+    with pytest.raises(ValueError, match=text):
+        call(jnp.ones(3))
+    with pytest.raises(ValueError, match=text):
+        jax.jit(call)(jnp.ones(3))  # the bounds are numbers there, too

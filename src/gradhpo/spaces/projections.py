@@ -5,6 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
+
+from gradhpo.utils.validation import check_positive, unless_traced
 
 __all__ = ["budget", "simplex_rows"]
 
@@ -23,6 +26,9 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0) -> Any:
 
     Cost: some ten passes over x.
 
+    Raises:
+        ValueError: there is no such point (where the numbers are not traced).
+
     Source:
         Franceschi, Donini, Frasconi, Pontil (2017), section 5.1, has it as a constraint of weights.
 
@@ -30,6 +36,7 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0) -> Any:
     [0.55 0.45 0.  ]
     """
     leaves = jax.tree.leaves(x)
+    _check_feasible(sum(jnp.size(leaf) for leaf in leaves), total, lower, upper)
     dtype = jnp.result_type(*leaves)
     small = 2 * jnp.finfo(dtype).eps * jnp.maximum(1, jnp.abs(jnp.asarray(total, dtype)))
 
@@ -65,6 +72,18 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0) -> Any:
     return jax.tree.map(lambda leaf: jnp.clip(leaf - tau.astype(leaf.dtype), lower, upper), x)
 
 
+def _check_feasible(n: int, total: Any, lower: Any, upper: Any) -> None:
+    if any(isinstance(bound, Tracer) for bound in (total, lower, upper)):
+        return
+    if not lower <= upper:
+        raise ValueError(f"no number is between lower={lower} and upper={upper}.")
+    if not n * lower <= total:
+        raise ValueError(
+            f"{n} numbers of at least lower={lower} sum to {n * lower:g}, which is above "
+            f"total={total}: nothing is feasible."
+        )
+
+
 def simplex_rows(x: jax.Array, total: Any = 1.0) -> jax.Array:
     """The nearest point of the simplex for every row, along the last axis.
 
@@ -73,7 +92,7 @@ def simplex_rows(x: jax.Array, total: Any = 1.0) -> jax.Array:
 
     Args:
         x: Rows (..., n).
-        total: Sum of every row, above 0.
+        total: Sum of every row, above 0; anything else is a ValueError, if not traced.
 
     Cost: some ten passes over x; `optax.projections.projection_simplex` sorts it.
 
@@ -85,6 +104,7 @@ def simplex_rows(x: jax.Array, total: Any = 1.0) -> jax.Array:
     [[0.5 0.5 0. ]
      [1.  0.  0. ]]
     """
+    unless_traced(check_positive, "total", total)
     n = x.shape[-1]
 
     def unfinished(state):

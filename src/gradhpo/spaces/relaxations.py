@@ -29,7 +29,7 @@ def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
     >>> print(jax.value_and_grad(rounded)(2.7))
     (Array(3., dtype=float32...), Array(1., dtype=float32...))
     """
-    return soft + lax.stop_gradient(hard - soft)
+    return lax.stop_gradient(hard) + (soft - lax.stop_gradient(soft))  # hard, to the bit
 
 
 def one_hot(scores: jax.Array) -> jax.Array:
