@@ -184,6 +184,55 @@ FAULTS = [
         "return looked._replace(inner=looked.inner._replace(opt_state=trained.opt_state))",
         "tests/estimators/test_virtual.py::test_it_is_the_gradient_of_the_step_written_out",
     ),
+    Fault(
+        "top-k: slots of what is not chosen move",
+        "transforms/top_k.py",
+        "jax.tree.map(jnp.where, kept, moved, slots.outer)",
+        "moved",
+        "tests/transforms/test_top_k.py::test_the_others_keep_value_and_slots",
+    ),
+    Fault(
+        "top-k: of equal gains the last",
+        "transforms/top_k.py",
+        "(x == kth) & (rank <= left)",
+        "(x == kth) & (rank > jnp.sum(tied) - left)",
+        "tests/transforms/test_top_k.py::test_the_largest_as_by_a_stable_sort",
+    ),
+    Fault(
+        "proximal: a step of momentum is the rate",
+        "transforms/proximal.py",
+        "jnp.asarray(rate / (1 - mu), x.dtype)",
+        "jnp.asarray(rate, x.dtype)",
+        "tests/transforms/test_proximal.py::test_updates_end_at_the_lasso",
+    ),
+    Fault(
+        "proximal: Adam's averages without their correction",
+        "transforms/proximal.py",
+        "jnp.sqrt(nu / corrected)",
+        "jnp.sqrt(nu)",
+        "tests/transforms/test_proximal.py::test_the_first_step_of_adam_is_the_rate_over_the_slope",
+    ),
+    Fault(
+        "budget: spent where it is not used up",
+        "spaces/projections.py",
+        "tau = jnp.where(over > 0, tau, 0)\n    return",
+        "return",
+        "tests/spaces/test_projections.py::test_budget_is_nearest_feasible_and_idempotent",
+    ),
+    Fault(
+        "spaces: a run does not project",
+        "driver/tune.py",
+        "if spaces is not None and spaces.projects:",
+        "if spaces is None:",
+        "tests/spaces/test_space.py::test_a_run_sees_values_and_keeps_within",
+    ),
+    Fault(
+        "stationarity: of the hypergradient alone",
+        "core/outer.py",
+        "return Outer(outer.init, apply, settle)",
+        "return Outer(outer.init, apply, None)",
+        "tests/estimators/test_nonsmooth.py",
+    ),
 ]
 
 

@@ -22,11 +22,12 @@ from gradhpo import (
     one_step,
     over_tasks,
     reverse,
+    spaces,
 )
 from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.estimator import Cost
 from gradhpo.core.status import Status
-from gradhpo.diagnostics import check_hypergradient, known_methods
+from gradhpo.diagnostics import check_hypergradient, discrete_gap, known_methods
 from gradhpo.diagnostics.flops import arithmetic
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.testing.problems import (
@@ -432,3 +433,23 @@ def test_estimators_state_their_price():
     assert (distilled.gradients, distilled.products) == (4 * steps + 1, 3 * steps)
     for name, more in {"implicit_cg": 3, "implicit_neumann": 2}.items():
         assert rows[name].products == rows[name].info["linear_iterations"] + more
+
+
+def test_what_deciding_costs():
+    """Gradient descent towards `size * mix`, written out, with the values and with the choice."""
+    problem = BilevelProblem(
+        from_update(lambda w, lam, b: w - 0.5 * (w - lam["size"] * lam["mix"] @ jnp.arange(3.0))),
+        lambda w, lam, batch: (w - batch) ** 2,
+    )
+    lam = {"size": np.float32(2), "mix": np.array([0.25, 0.25, 0.5], np.float32)}
+    space = {"size": spaces.integer(1, 3), "mix": spaces.categorical(3)}
+    task = Task(problem, 0.0, lam, lambda: 0.0, lambda: 1.0, space=space)
+    stored = {"size": jnp.float32(2.6), "mix": jnp.log(jnp.asarray(lam["mix"]))}
+    got = discrete_gap(task, stored, steps=3)
+    reached = 1 - 0.5**3
+    assert got.relaxed == pytest.approx((reached * 3 * 1.25 - 1) ** 2, rel=1e-5)
+    assert got.discrete == pytest.approx((reached * 3 * 2.0 - 1) ** 2, rel=1e-5)
+    assert got.gap == pytest.approx(got.discrete - got.relaxed)
+    assert got.settled["size"] == 3 and got.settled["mix"].tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match="give the task a space="):
+        discrete_gap(task.replace(space=None), lam, steps=3)

@@ -129,3 +129,12 @@ def test_penalties_by_leaf_and_what_adam_refuses():
         proximal_sgd(0.1, l1(1.0), momentum=1.0)
     with pytest.raises(ValueError, match="weight"):
         l1(-1.0)
+
+
+def test_the_first_step_of_adam_is_the_rate_over_the_slope():
+    """Its averages are corrected: nu^ is the square of the only slope so far."""
+    outer, lam = proximal_adam(0.1, l1(0.2), eps=0.0), jnp.array([2.0, 2.0, 0.3])
+    h = jnp.array([0.5, -4.0, 2.0])
+    new, _ = outer.apply(h, outer.init(lam), lam)
+    step = 0.1 / np.abs(h)
+    np.testing.assert_allclose(new, lam - 0.1 * np.sign(h) - step * 0.2, rtol=1e-6)
