@@ -35,7 +35,7 @@ from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, save
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, parts
-from gradhpo.studies.shared.searches import SEARCHES, require_optuna, search
+from gradhpo.studies.shared.searches import SEARCHES, as_gradients, require_optuna, search
 from gradhpo.transforms import top_k
 
 __all__ = ["Config", "run"]
@@ -44,9 +44,6 @@ CLASSES, RATE, MOMENTUM = 10, 0.1, 0.9
 OUTER_RATE = 0.1  # of Adam
 PARTS = {"dense": None, "top_20": 0.2, "top_5": 0.05, "top_1": 0.01}
 METHODS = (*PARTS, *SEARCHES)
-EVALUATIONS = (
-    3  # gradients that a step costs which is differentiated: its own, and its two products
-)
 
 
 @dataclass(frozen=True)
@@ -190,6 +187,16 @@ def _updates(method: str, config: Config) -> int:
     return round(config.dense_updates / (PARTS[method] or 1))
 
 
+def _evaluations(config: Config) -> float:
+    """Of one update, in gradients."""
+    return as_gradients(reverse(config.steps).cost(config.steps, config.train_size))
+
+
+def _trials(config: Config) -> int:
+    """As many trainings as have the gradients of the dense updates."""
+    return round(config.dense_updates * _evaluations(config) / config.steps)
+
+
 def _by_hypergradients(
     method: str, config: Config, train: DataBatch, val: DataBatch, seed: int
 ) -> Found:
@@ -197,7 +204,7 @@ def _by_hypergradients(
     updates = _updates(method, config)
     weights, val_loss = _updated(method, config.steps, updates, train, val)
     count = 1 + np.arange(updates)
-    moved, evaluations = (PARTS[method] or 1) * count, EVALUATIONS * config.steps * count
+    moved, evaluations = (PARTS[method] or 1) * count, _evaluations(config) * count
     return Found(moved, evaluations, np.asarray(val_loss), np.asarray(weights))
 
 
@@ -223,7 +230,7 @@ def _updated(
 
 
 def _by_search(method: str, config: Config, train: DataBatch, val: DataBatch, seed: int) -> Found:
-    n, trials = config.train_size, EVALUATIONS * config.dense_updates
+    n, trials = config.train_size, _trials(config)
 
     def suggest(trial: Any) -> dict[str, float]:
         return {f"{i}": trial.suggest_float(f"{i}", 0.0, 1.0) for i in range(n)}
@@ -251,7 +258,7 @@ def _judged(T: int, lam: Any, train: DataBatch, data: DataBatch) -> tuple[jax.Ar
 def _cost(method: str, config: Config) -> tuple[float, float]:
     """Gradient evaluations and second-order products of one run."""
     if method in SEARCHES:
-        return EVALUATIONS * config.dense_updates * config.steps, 0
+        return _trials(config) * config.steps, 0
     episodes = _updates(method, config)
     return reverse(config.steps).cost(config.steps, config.train_size, episodes=episodes)
 

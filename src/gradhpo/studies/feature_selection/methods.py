@@ -27,7 +27,7 @@ from gradhpo.studies.feature_selection.problem import (
     start,
     trained,
 )
-from gradhpo.studies.shared.searches import SEARCHES, search
+from gradhpo.studies.shared.searches import SEARCHES, as_gradients, search
 from gradhpo.transforms import l1, proximal_adam
 
 __all__ = ["METHODS", "Budget", "Found", "by", "cost"]
@@ -73,8 +73,7 @@ def cost(method: str, budget: Budget, features: int) -> Cost:
 
 def _trials(budget: Budget, features: int) -> int:
     """As many trainings as have the gradients of `implicit`; a product is two."""
-    gradients, products = cost("implicit", budget, features)
-    return max(1, round((gradients + 2 * products) / RETRAINING))
+    return max(1, round(as_gradients(cost("implicit", budget, features)) / RETRAINING))
 
 
 def _estimator(method: str, T: int) -> Estimator:

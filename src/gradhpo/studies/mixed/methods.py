@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradhpo.estimators.reverse import reverse
 from gradhpo.studies.mixed.problem import ACTIVATIONS, WIDTHS, Data, start
 from gradhpo.studies.mixed.training import CHOICES, Followed, decided, follow, judged, spaces_of
-from gradhpo.studies.shared.searches import SEARCHES, search
+from gradhpo.studies.shared.searches import SEARCHES, as_gradients, search
 
-__all__ = ["EVALUATIONS", "METHODS", "Budget", "Found", "Seed", "judge"]
+__all__ = ["METHODS", "RATES", "Budget", "Found", "Seed", "judge"]
 
 RATES = 0.3, 0.1  # of Adam: relaxed and held; both where choices are enumerated
 BOX = {"rate": (5e-3, 1.0), "pixel": (1e-5, 0.1), "penalty": (1e-5, 0.1)}  # of the searches
 NAMES = {"activation": tuple(ACTIVATIONS), "width": WIDTHS}
-EVALUATIONS = 3  # gradients of a step that is differentiated: its own, and its two products
 
 
 class Budget(NamedTuple):
@@ -75,7 +75,7 @@ def _by_reverse(budget: Budget, seed: Seed) -> Found:
     held = _follow(budget, budget.held, RATES[1], decided(best, chosen), seed)
     values = np.concatenate([np.full(budget.relaxed, np.inf), held.val_loss])
     last = jax.tree.map(lambda x: x[int(np.nanargmin(held.val_loss))], held.stored)
-    evaluations = EVALUATIONS * budget.steps * (1 + np.arange(len(values)))
+    evaluations = _evaluations(budget, seed, len(values))
     return Found(spaces.value(last), evaluations, values, float(mixed.val_loss[at]))
 
 
@@ -94,8 +94,14 @@ def _by_enumeration(budget: Budget, seed: Seed) -> Found:
     values = np.concatenate([run.val_loss for run in runs])
     best = min(runs, key=lambda run: float(np.nanmin(run.val_loss)))
     last = jax.tree.map(lambda x: x[int(np.nanargmin(best.val_loss))], best.stored)
-    evaluations = EVALUATIONS * budget.steps * (1 + np.arange(len(values)))
+    evaluations = _evaluations(budget, seed, len(values))
     return Found(spaces.value(last), evaluations, values)
+
+
+def _evaluations(budget: Budget, seed: Seed, episodes: int) -> np.ndarray:
+    """Gradients up to the end of every episode, or of every enumerated one."""
+    of_one = as_gradients(reverse(budget.steps).cost(budget.steps, _pixels(seed)))
+    return of_one * (1 + np.arange(episodes))
 
 
 def _by_search(method: str, budget: Budget, seed: Seed) -> Found:

@@ -48,7 +48,7 @@ class Config(DataStudyConfig):
     """Episodes with relaxed choices."""
     held: int = 20
     """Episodes after that, the choices held."""
-    enumerated: int = 100
+    enumerated: int = 75
     """Episodes with each of the nine choices held, at either outer rate, to know the best one."""
     trials: int = 300
     """Trials of either search; the default is twice the gradient evaluations of the episodes."""
