@@ -23,7 +23,7 @@ ALLOWED = {
     "core": {"utils", "spaces"},
     "solvers": {"utils", "core.types"},
     "estimators": {"utils", "core", "solvers"},
-    "transforms": {"utils", "core.types", "core.outer"},
+    "transforms": {"utils", "core.types", "core.outer", "spaces.projections"},
     "datasets": {"utils", "core.types"},
     "driver": {"utils", "core"},
     "algorithms": {"utils", "core", "solvers", "estimators", "driver", "transforms"},

@@ -7,7 +7,7 @@ import pytest
 
 from gradhpo import BilevelProblem, Task, from_optax, spaces, tune
 from gradhpo.algorithms import METHODS
-from gradhpo.transforms import top_k
+from gradhpo.transforms import on_simplex, proximal_adam, top_k
 
 X = 0.2 * np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
 Y = X @ np.array([1.0, -1.0, 0.5, 0.0], np.float32)
@@ -45,7 +45,13 @@ def test_every_method_keeps_within_and_moves_the_chosen(name):
     method, posed = METHODS[name].tried(), task()
     T = 2 * method.unroll_steps + (method.lead or 0)
     before = posed.stored.hyperparams
-    state = tune(posed, method, top_k(optax.adam(0.05), K), episodes=1, T=T)
+    state = tune(
+        posed,
+        method,
+        top_k(proximal_adam(0.05, {"weights": on_simplex(), "decay": None}), K),
+        episodes=1,
+        T=T,
+    )
     values = posed.values(state.hyperparams)
     assert float(values["weights"].sum()) == pytest.approx(1, abs=1e-5)
     assert values["weights"].min() >= 0 and values["decay"] > 0

@@ -1,5 +1,7 @@
 """Projections: the nearest point, as others find it, and in the set."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +130,47 @@ def test_an_empty_set_is_refused(call, text):
         call(jnp.ones(3))
     with pytest.raises(ValueError, match=text):
         jax.jit(call)(jnp.ones(3))  # the bounds are numbers there, too
+
+
+@settings(deadline=None, max_examples=60)
+@given(VECTORS, st.integers(0, 5), st.floats(0.1, 3))
+def test_nearest_with_steps_by_coordinate(x, seed, total):
+    """The conditions of the minimum of `sum (z - x)^2 / step`: one multiplier for what is inside,
+    its sign at the bounds."""
+    step = np.random.default_rng(seed).uniform(0.01, 10, x.shape)
+    for z, most in ((simplex_rows(x, total, step=step), np.inf), (budget(x, total, step=step), 1)):
+        z = np.asarray(z)
+        slope = (x - z) / step
+        assert z.min() >= 0 and z.max() <= most and z.sum() <= total + 1e-9
+        binding = most == np.inf or z.sum() > total - 1e-9
+        tau = np.median(slope[(z > 0) & (z < most)]) if ((z > 0) & (z < most)).any() else None
+        if not binding:
+            np.testing.assert_allclose(z, np.clip(x, 0, 1), atol=1e-12)
+        elif tau is not None:
+            np.testing.assert_allclose(slope[(z > 0) & (z < most)], tau, atol=1e-7)
+            assert (slope[z == 0] <= tau + 1e-7).all() and (slope[z == most] >= tau - 1e-7).all()
+        if most == np.inf:
+            assert z.sum() == pytest.approx(total, rel=1e-9)
+
+
+@pytest.mark.parametrize("step", [None, np.array([0.5, 1.0, 2.0, 4.0, 0.1])])
+@pytest.mark.parametrize("project", [simplex_rows, functools.partial(budget, total=1.0)])
+def test_both_modes_differentiate_projections(project, step):
+    x = jnp.array([0.5, 0.45, -0.3, 0.4, 0.6])
+    jacobian = jax.jacrev(lambda x: project(x, step=step))(x)
+    np.testing.assert_allclose(jax.jacfwd(lambda x: project(x, step=step))(x), jacobian, atol=1e-12)
+    for i, e in enumerate(1e-6 * np.eye(5)):
+        difference = (project(x + e, step=step) - project(x - e, step=step)) / 2e-6
+        np.testing.assert_allclose(jacobian[:, i], difference, atol=1e-8)
+    np.testing.assert_allclose(jacobian.sum(0), 0, atol=1e-12)
+
+
+def test_large_numbers_keep_their_differences(x32):
+    np.testing.assert_allclose(budget(jnp.full(4, 1e8), 1.0), 0.25)
+    near = 1000 + 1e-4 * np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+    assert float(budget(jnp.asarray(near), 1.0).sum()) == pytest.approx(1, rel=1e-4)
+    low = budget(jnp.ones(5000, jnp.bfloat16), 100.0)
+    assert low.dtype == jnp.bfloat16  # 0.02 is 0.02002 there
+    assert float(low.astype(jnp.float32).sum()) == pytest.approx(100, rel=2e-3)
+    rows = simplex_rows(jnp.full((1, 70_000), 2.0, jnp.float16))
+    assert float(rows.astype(jnp.float32).sum()) == pytest.approx(1, rel=1e-2)

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from gradhpo import BilevelProblem, Task, from_optax, from_update, one_step, reverse, spaces, tune
+from gradhpo.core.outer import Rated
 from gradhpo.outer import followed_by
+from gradhpo.transforms import l1, on_simplex, proximal_adam, proximal_sgd, top_k
 
 VALUES = {
     "unconstrained": (spaces.unconstrained(), -3.0),
@@ -35,6 +37,7 @@ def test_a_value_comes_back(name, x64):
 
 
 def test_equal_declarations_are_one():
+    assert spaces.interval(0, 1) is spaces.interval(0.0, high=1, by="bijector")
     assert spaces.interval(0, 1) is spaces.interval(0, 1)
     assert spaces.interval(0, 1) is not spaces.interval(0, 2)
     assert repr(spaces.integer(1, 3)) == "integer(1, 3)"
@@ -90,6 +93,31 @@ def test_a_start_outside_is_refused_by_name(space, value, message):
         task(space={"x": space}, lam={"x": np.asarray(value, float)})
 
 
+@pytest.mark.parametrize(
+    "space, value",
+    [
+        (spaces.log(), 1e-50),
+        (spaces.interval(0, 1), 1 - 1e-9),
+        (spaces.interval(1, 2), 1 + 1e-9),
+    ],
+)
+def test_a_start_that_would_be_stored_as_infinite_is_refused(space, value, x32):
+    with pytest.raises(ValueError, match=r"leaf \['x'\].*too close to a bound for float32"):
+        task(space={"x": space}, lam={"x": value})
+
+
+@pytest.mark.parametrize("space", [None, spaces.unconstrained(), spaces.positive()])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_start_that_is_not_finite_is_refused(space, value):
+    with pytest.raises(ValueError, match=r"leaf \['x'\].*is not"):
+        task(space={"x": space, "y": None}, lam={"x": value, "y": 1.0})
+
+
+def test_a_whole_number_is_told_to_be_a_float():
+    with pytest.raises(TypeError, match=r"leaf \['x'\] is int.*write 8.0 for 8"):
+        task(space={"x": spaces.integer(1, 16)}, lam={"x": 8})
+
+
 def test_spaces_that_are_none():
     with pytest.raises(ValueError, match="nothing to choose"):
         spaces.integer(2, 2)
@@ -99,6 +127,8 @@ def test_spaces_that_are_none():
         spaces.interval(1, 0)
     with pytest.raises(TypeError, match="whole number"):
         spaces.integer(0, 1.5)
+    with pytest.raises(TypeError, match="low must be one number"):
+        spaces.interval(np.zeros(2), 1.0)
     with pytest.raises(TypeError, match=r"space leaf \['x'\]"):
         task(space={"x": "positive"}, lam={"x": 1.0})
     with pytest.raises(ValueError, match="prefix"):
@@ -161,3 +191,83 @@ def test_problems_are_bound_once():
     assert first.stored.problem is second.stored.problem
     assert float(second.stored.hyperparams["x"]) == pytest.approx(np.log(0.7))
     assert first.stored.stored.problem is first.stored.problem
+
+
+def pulled(space, start=(0.25, 0.25, 0.25, 0.25)):
+    """lam itself is trained, judged by its distance from GOAL, each number by a weight."""
+
+    def val_loss(w, lam, batch):
+        return jnp.sum(np.float32([1, 2, 3, 4]) * (w - GOAL) ** 2)
+
+    problem = BilevelProblem(from_update(lambda w, lam, batch: lam["x"]), val_loss)
+    lam = {"x": np.float32(start)}
+    return Task(problem, np.zeros(4, np.float32), lam, lambda: 0.0, lambda: 0.0, space={"x": space})
+
+
+GOAL = np.float32([0.9, 0.6, 0.2, -0.3])
+
+
+def test_adam_ends_at_the_minimum_on_a_simplex():
+    """In closed form: the first three are left, 2 c_i (x_i - a_i) is one number."""
+    tau = (0.9 + 0.6 + 0.2 - 1) / (1 / 1 + 1 / 2 + 1 / 3)
+    want = [0.9 - tau, 0.6 - tau / 2, 0.2 - tau / 3, 0]
+    assert min(want[:3]) > 0
+    posed = pulled(spaces.simplex(by="projection"))
+    for outer in (optax.sgd(0.05), proximal_adam(0.01, on_simplex())):
+        state = tune(posed, one_step(), outer, episodes=400, T=1)
+        np.testing.assert_allclose(state.hyperparams["x"], want, atol=1e-4)
+        assert state.metadata["outer_stationarity"] < 1e-4
+    with pytest.raises(ValueError, match=r"leaf \['x'\] is kept by simplex.*proximal_adam"):
+        tune(posed, one_step(), optax.adam(0.01), episodes=1, T=1)
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1))
+    tune(posed, one_step(), optax.chain(clipped, optax.sgd(0.1)), episodes=1, T=1)
+
+
+def test_top_k_sees_the_projection_of_a_space():
+    """By the largest hypergradient the first would win for ever, at its bound."""
+    posed = pulled(spaces.interval(0, 0.5, by="projection"))
+    for outer in (top_k(optax.sgd(0.05), 1, score="progress"), top_k(None, 1, score="progress")):
+        rate = None if outer is not None and not isinstance(outer, Rated) else 0.05
+        state = tune(posed, one_step(), outer, episodes=300, T=1, lr_hyper=rate, of=10**6)
+        np.testing.assert_allclose(state.hyperparams["x"], np.clip(GOAL, 0, 0.5), atol=1e-4)
+
+
+def test_a_penalty_acts_on_values_alone():
+    with pytest.raises(ValueError, match=r"leaf \['x'\].*stored as its value but by log\(\)"):
+        tune(pulled(spaces.log()), one_step(), proximal_sgd(0.1, l1(0.1)), episodes=1, T=1)
+    with pytest.raises(ValueError, match="by positive"):
+        tune(
+            pulled(spaces.positive()),
+            one_step(),
+            followed_by(None, optax.projections.projection_non_negative),
+            episodes=1,
+            T=1,
+            lr_hyper=0.1,
+        )
+    tune(pulled(spaces.log()), one_step(), proximal_sgd(0.1, {"x": None}), episodes=1, T=1)
+    natural = pulled(spaces.interval(0, 1, by="projection"))
+    tune(natural, one_step(), proximal_sgd(0.1, l1(0.1)), episodes=1, T=1)
+
+
+def test_a_run_without_constraints_goes_on_with_some():
+    posed = pulled(None)
+    state = tune(posed, one_step(), optax.sgd(0.1), episodes=1, T=1)
+    outer = followed_by(optax.sgd(0.1), optax.projections.projection_non_negative)
+    state = tune(posed, one_step(), outer, episodes=1, T=1, state=state)
+    assert np.isfinite(state.metadata["outer_stationarity"])
+    state = tune(posed, one_step(), optax.sgd(0.1), episodes=1, T=1, state=state)
+
+
+def test_values_are_logged_by_a_function_of_values():
+    seen = []
+
+    class Logger:
+        def log(self, metrics, step):
+            seen.append(metrics["hyperparams/first"])
+
+    posed = pulled(spaces.log())
+    tune(
+        posed, one_step(), optax.sgd(0.0), episodes=1, T=1, logger=Logger(),
+        natural=lambda lam: {"first": lam["x"][0]},
+    )  # fmt: skip
+    assert seen == [pytest.approx(0.25)]

@@ -11,10 +11,13 @@ from gradhpo.outer import followed_by
 from gradhpo.transforms.proximal import (
     elastic_net,
     group_lasso,
+    in_box,
     l1,
     nuclear,
+    on_simplex,
     proximal_adam,
     proximal_sgd,
+    within_budget,
 )
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -138,3 +141,46 @@ def test_the_first_step_of_adam_is_the_rate_over_the_slope():
     new, _ = outer.apply(h, outer.init(lam), lam)
     step = 0.1 / np.abs(h)
     np.testing.assert_allclose(new, lam - 0.1 * np.sign(h) - step * 0.2, rtol=1e-6)
+
+
+def test_a_coordinate_without_slope_is_moved_by_the_penalty_alone():
+    """By `rate`, not by `rate / eps`, which would end all in one step."""
+    outer = proximal_adam(0.01, {"a": l1(1e-4), "b": on_simplex()})
+    lam = {"a": jnp.full(3, 0.3), "b": jnp.array([0.2, 0.8])}
+    new, _ = outer.apply(jax.tree.map(jnp.zeros_like, lam), outer.init(lam), lam)
+    np.testing.assert_allclose(new["a"], 0.29, rtol=1e-6)
+    np.testing.assert_allclose(new["b"], lam["b"], rtol=1e-6)
+
+
+def test_the_dtype_is_kept():
+    lam, h = jnp.ones(2, jnp.bfloat16), jnp.array([0.0, 1.0], jnp.bfloat16)
+    outer = proximal_adam(0.125, elastic_net(0.1, 0.0))
+    moved = jax.jit(lambda h: outer.apply(h, outer.init(lam), lam)[0])(h)
+    assert moved.dtype == jnp.bfloat16
+    np.testing.assert_allclose(moved.astype(float), [0.875, 0.875 - 0.0125], rtol=1e-2)
+
+
+def test_a_stack_of_matrices_is_taken_one_by_one():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 2)))
+    want = jnp.stack([nuclear(0.5).prox(each, 1.0) for each in x])
+    np.testing.assert_allclose(nuclear(0.5).prox(x, 1.0), want, atol=1e-12)
+    with pytest.raises(ValueError, match=r"not of shape \(2,\)"):
+        nuclear(0.5).value(jnp.ones(2))
+
+
+def test_small_rows_are_rows():
+    np.testing.assert_array_equal(group_lasso(1.0).prox(jnp.full((2, 3), 1e-170), 1.0), 0)
+
+
+def test_constraints_are_projections():
+    x = jnp.array([0.9, 0.8, -1.0])
+    np.testing.assert_allclose(in_box(0, 1).prox(x, 3.0), [0.9, 0.8, 0])
+    np.testing.assert_allclose(on_simplex().prox(x, 3.0), [0.55, 0.45, 0], atol=1e-12)
+    np.testing.assert_allclose(within_budget(1.0).prox(x, 3.0), [0.55, 0.45, 0], atol=1e-12)
+    assert within_budget(1.0).value(x) == 0
+
+
+@pytest.mark.parametrize("settings", [{"b1": 1.0}, {"b2": 1.0}, {"b1": -0.1}, {"eps": -1e-8}])
+def test_settings_of_adam_are_checked(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        proximal_adam(0.1, l1(0.1), **settings)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gradhpo import GreedyOptimizer
+from gradhpo import GreedyOptimizer, spaces
 from gradhpo.outer import descent, followed_by
+from gradhpo.transforms import group_lasso, l1, proximal_sgd
 from gradhpo.transforms.top_k import largest, top_k
 
 LAM = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([[0.5, 2.0, 0.1], [1.0, -4.0, 0.2]])}
@@ -192,3 +193,42 @@ def test_greedy_in_one_word(by_rate):
     assert (few != start).sum() == 1 and few[i] == dense[i]
     with pytest.raises(ValueError, match="neither" if by_rate else "both"):
         opt.step(state, 0.5, 0.5, judge, judge, None if by_rate else 0.1)
+
+
+@pytest.mark.parametrize("score", ["magnitude", "progress"])
+def test_what_ties_coordinates_is_kept(score):
+    """A part of a projected step is outside of a simplex and of a budget."""
+    for project in (spaces.simplex_rows, lambda x: spaces.budget(x, 1.0)):
+        outer = top_k(followed_by(descent(0.5), project), 1, score=score)
+        lam, slots = jnp.array([0.5, 0.3, 0.2]), outer.init(jnp.ones(3))
+        for h in np.random.default_rng(0).standard_normal((20, 3)) - 0.5:
+            lam, slots = outer.apply(h, slots, lam)
+            assert float(lam.sum()) <= 1 + 1e-6 and float(lam.min()) >= 0
+
+
+def test_progress_knows_penalties():
+    """|lam - a|^2 / 2 + |lam|_1 with |a_i| < 1: its minimum is 0; by h alone nothing is gained."""
+    a = jnp.array([0.5, 0.5])
+    outer = top_k(proximal_sgd(0.1, l1(1.0)), 1, score="progress")
+    lam, slots = a, outer.init(a)
+    for _ in range(200):
+        lam, slots = outer.apply(lam - a, slots, lam)
+    np.testing.assert_array_equal(lam, 0)
+    rows = top_k(proximal_sgd(0.1, group_lasso(1.0)), 1, score="progress")
+    with pytest.raises(ValueError, match="group_lasso is no sum.*score='magnitude'"):
+        rows.apply(jnp.ones((2, 2)), rows.init(jnp.ones((2, 2))), jnp.ones((2, 2)))
+
+
+def test_small_hypergradients_are_compared():
+    outer = top_k(descent(1.0), 2)
+    new, _ = outer.apply(jnp.array([1.0, 1e-24, 1e-23]), (outer.init(jnp.zeros(3))), jnp.zeros(3))
+    assert new[2] != 0 and new[1] == 0
+
+
+@pytest.mark.parametrize(
+    "scale, text", [({"b": 1.0}, "prefix of it"), ({"a": np.ones(2)}, r"shape \(2,\)")]
+)
+def test_a_scale_that_does_not_fit_is_refused(scale, text):
+    outer, lam = top_k(descent(1.0), 1, scale=scale), {"a": jnp.ones(3)}
+    with pytest.raises(ValueError, match=text):
+        outer.apply(lam, outer.init(lam), lam)

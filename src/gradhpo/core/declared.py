@@ -15,7 +15,7 @@ import numpy as np
 from gradhpo.core.dynamics import Dynamics, Parts
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.types import Hyper, PyTree
-from gradhpo.spaces.space import Space
+from gradhpo.spaces.space import Space, unconstrained
 from gradhpo.utils.gradients import tree_broadcast
 from gradhpo.utils.validation import leaves_with_names
 
@@ -50,6 +50,11 @@ class Declared(NamedTuple):
         return any(space.project is not None for space in self.spaces)
 
     @property
+    def ties(self) -> bool:
+        """Whether a projection moves numbers because of others."""
+        return any(space.ties for space in self.spaces)
+
+    @property
     def discrete(self) -> bool:
         """Whether any of the spaces is discrete."""
         return any(space.settle is not None for space in self.spaces)
@@ -68,12 +73,15 @@ def declared(space: PyTree, hyperparams: Hyper) -> Declared:
     """The spaces of a tree of hyperparameters, which are values in them.
 
     Args:
-        space: A tree of `Space`, or a prefix of the hyperparameters'.
+        space: A tree of `Space`, or a prefix of the hyperparameters'; None: anywhere.
 
     Raises:
         TypeError: a leaf of `space` is something else.
         ValueError: it is no prefix, or a value is outside of its space; the message names the leaf.
     """
+    space = jax.tree.map(
+        lambda each: unconstrained() if each is None else each, space, is_leaf=lambda x: x is None
+    )
     for name, leaf in leaves_with_names(space):
         if not isinstance(leaf, Space):
             raise TypeError(
@@ -89,12 +97,22 @@ def declared(space: PyTree, hyperparams: Hyper) -> Declared:
         ) from error
     spaces, structure = jax.tree.flatten(tree)
     for (name, value), each in zip(leaves_with_names(hyperparams), spaces, strict=True):
-        if wrong := each.refuses(np.asarray(value)):
+        if wrong := each.refuses(np.asarray(value)) or _lost(each, value):
             raise ValueError(
                 f"leaf {name} of the hyperparameters, {value}, {wrong}. Its space is {each}, in "
                 "natural scale."
             )
     return Declared(structure, tuple(spaces))
+
+
+def _lost(space: Space, value: Any) -> str | None:
+    """What is wrong with a value as it would be stored, in the types of JAX."""
+    if not np.isfinite(value).all():
+        return "is not finite"
+    stored = space.store(jnp.asarray(value))
+    if not jnp.isfinite(stored).all():
+        return f"is too close to a bound for {stored.dtype}: it would be stored as {stored}"
+    return None
 
 
 @functools.lru_cache(maxsize=64)

@@ -28,13 +28,15 @@ __all__ = [
     "descent",
     "followed_by",
     "from_optimizer",
+    "within",
 ]
 
 
 class Outer(NamedTuple):
     """A pair of pure functions; `apply` keeps the structure, shapes and dtypes of lam.
 
-    Make one with `descent`, `from_optimizer` or `followed_by`, or write one.
+    Make one with `descent`, `from_optimizer` or `followed_by`, or write one. What comes after the
+    pair tells of constraints and penalties, for those who make an update of another one.
     """
 
     init: Callable[[Hyper], OptState]  # lam -> slots
@@ -42,6 +44,12 @@ class Outer(NamedTuple):
     settle: Callable[[Hyper], Hyper] | None = None
     # P(prox(x)) of constraints and penalties at rate 1: lam is stationary where it is equal to
     # settle(lam - h), whatever h is. None: there are none, and lam is stationary where h is 0
+    project: Callable[[Hyper], Hyper] | None = None
+    # P alone: a point of which some coordinates are taken may be outside. None: no constraints
+    price: Callable[[Hyper], Hyper] | None = None
+    # the penalty of every number of lam, which together they are; None: there is no penalty
+    within: Callable[[Callable[[Hyper], Hyper]], Any] | None = None
+    # P -> the same update with P applied to what is proposed; None: P comes after the update
 
 
 class Rated(NamedTuple):
@@ -127,7 +135,20 @@ def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer | Rated:
         def settle(lam):
             return move(lam if outer.settle is None else outer.settle(lam))
 
-        return Outer(outer.init, apply, settle)
+        def project(lam):
+            return move(lam if outer.project is None else outer.project(lam))
+
+        return Outer(outer.init, apply, settle, project, outer.price)
+
+    return around(outer, wrap)
+
+
+def within(outer: Any, project: Callable[[Hyper], Hyper]) -> Outer | Rated:
+    """An outer update that stays where a projection leads, as `followed_by`; an update that
+    chooses among the coordinates of a step sees it."""
+
+    def wrap(outer: Outer) -> Any:
+        return followed_by(outer, project) if outer.within is None else outer.within(project)
 
     return around(outer, wrap)
 

@@ -38,6 +38,7 @@ __all__ = [
     "copies",
     "init_state",
     "one_task",
+    "outer_metrics",
     "per_task",
     "strengthen",
     "with_metrics",
@@ -82,9 +83,7 @@ def init_state(
         hyperparams,
         inner.opt_state,
         strengthen(outer.init(hyperparams)),
-        metadata=empty_metadata(
-            hyperparams, estimator.metrics + ("outer_stationarity",) * (outer.settle is not None)
-        ),
+        metadata=empty_metadata(hyperparams, estimator.metrics + outer_metrics(outer_optimizer)),
         memory=strengthen(estimator.init(inner, hyperparams, window)),
         model_state=inner.model_state,
     )
@@ -113,6 +112,11 @@ def per_task(estimator: Estimator, function: Callable) -> Callable:
 def copies(tree: PyTree, n: int) -> PyTree:
     """n copies of every leaf along a new leading axis."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), tree)
+
+
+def outer_metrics(outer_optimizer: OuterOptimizer) -> tuple[str, ...]:
+    """The metrics of an outer update."""
+    return () if as_outer(outer_optimizer, 1.0).settle is None else ("outer_stationarity",)
 
 
 def with_metrics(state: BilevelState, names: tuple[str, ...]) -> BilevelState:

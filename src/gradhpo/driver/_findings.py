@@ -15,7 +15,7 @@ from gradhpo.core.outer import as_outer
 from gradhpo.core.problem import Window
 from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState
-from gradhpo.core.step import one_task, per_task
+from gradhpo.core.step import one_task, outer_metrics, per_task
 from gradhpo.driver.setup import Setup
 from gradhpo.utils.gradients import tree_last
 from gradhpo.utils.validation import complain, difference
@@ -48,7 +48,7 @@ def look(
     problem, estimator = setup.problem, setup.estimator
     _check_state(setup, state, window)
     inner, lam, window = one_task(estimator, state, window)
-    metrics = check_problem(problem, inner, lam, window)
+    metrics = check_problem(problem, inner, lam, window) + outer_metrics(setup.outer)
     batch = jax.eval_shape(tree_last, window)
     reached = reach(
         problem,

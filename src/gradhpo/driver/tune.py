@@ -5,7 +5,7 @@ from typing import Any
 
 from gradhpo.core.declared import Declared
 from gradhpo.core.estimator import Estimator, Loop
-from gradhpo.core.outer import check_outer, check_outer_step, followed_by
+from gradhpo.core.outer import check_outer, check_outer_step
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, init_state
 from gradhpo.core.task import Task
@@ -16,6 +16,7 @@ from gradhpo.driver.data import Data
 from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.driver.run import Plan, run
 from gradhpo.driver.setup import Setup, check_length, check_state
+from gradhpo.driver.spaces import within_spaces
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
     check_callable,
@@ -110,13 +111,15 @@ def tune(
     if not isinstance(task, Task):
         raise TypeError(f"task must be a gradhpo.Task, got {type(task).__name__}.")
     name, spaces, task = "tune", task.declared, task.stored
-    if spaces is not None and spaces.projects:
-        outer = _kept_within(outer, spaces)
+    if outer is not None:
+        check_outer("outer", outer)
+    if spaces is not None:
+        outer = within_spaces(outer, spaces, task.hyperparams)
+        if natural is not None:
+            natural = _of_values(natural, spaces)
     given = _as_it_is(estimator) if isinstance(estimator, Estimator) else estimator
     check_callable("estimator", given, "loop -> gradhpo.Estimator, or an Estimator")
     check_choice("loop", loop, ("auto", "scan", "unroll", "host"))
-    if outer is not None:
-        check_outer("outer", outer)
     period = check_count("estimation_period", estimation_period)
     losses = {"task.problem.outer_loss": task.problem.outer_loss}
     settings = (name, task.problem, given, outer, period, loop, strict)
@@ -147,9 +150,8 @@ def _as_it_is(estimator: Estimator) -> Callable[[Loop], Estimator]:
     return lambda loop: estimator
 
 
-@kept
-def _kept_within(outer: OuterOptimizer, spaces: Declared) -> Any:
-    return followed_by(outer, spaces.project)
+def _of_values(natural: Callable[[Hyper], Any], spaces: Declared) -> Callable[[Hyper], Any]:
+    return lambda lam: natural(spaces.value(lam))
 
 
 @kept

@@ -20,6 +20,7 @@ reach it, and moves by whole steps.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ __all__ = [
 
 Map = Callable[[Any], Any]
 SUM = 1e-5  # how far the sum of a simplex may be from 1
+BY_PROJECTION = "start inside, or take interval or simplex with by='projection'"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class Space:
         store: Value to what is stored.
         value: What is stored to its value, differentiable.
         project: What is stored to where it may be; None: anywhere.
+        ties: Whether this projection moves a number because of others.
         settle: What is stored to the value that is taken home, discrete; None: its value.
     """
 
@@ -66,6 +69,12 @@ class Space:
     value: Map
     project: Map | None = None
     settle: Map | None = None
+    ties: bool = False
+
+    @property
+    def natural(self) -> bool:
+        """Whether what is stored is in natural scale."""
+        return self.store is _same
 
     def __repr__(self) -> str:
         return self.name
@@ -81,11 +90,16 @@ def _fine(value: np.ndarray) -> None:
 
 def _declared(make: Callable[..., Space]) -> Callable[..., Space]:
     """Equal arguments give the same object, so that programs are found again."""
-    cached = functools.lru_cache(maxsize=None)(make)
+    cached, signature = functools.lru_cache(maxsize=None)(make), inspect.signature(make)
 
     @functools.wraps(make)
     def declare(*args: Any, **settings: Any) -> Space:
-        return cached(*args, **settings)
+        bound = signature.bind(*args, **settings)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if np.ndim(value):
+                raise TypeError(f"{name} must be one number for all of a leaf, got {value!r}.")
+        return cached(*bound.args, **bound.kwargs)
 
     return declare
 
@@ -150,9 +164,14 @@ def simplex(*, by: str = "bijector") -> Space:
     """
     if check_choice("by", by, ("bijector", "projection")) == "projection":
         return Space(
-            "simplex(by='projection')", _rows(None, closed=True), _same, _same, simplex_rows
+            "simplex(by='projection')",
+            _rows(None),
+            _same,
+            _same,
+            simplex_rows,
+            ties=True,
         )
-    return Space("simplex()", _rows(None, closed=False), jnp.log, jax.nn.softmax)
+    return Space("simplex()", _rows(None, BY_PROJECTION), jnp.log, jax.nn.softmax)
 
 
 @_declared
@@ -199,7 +218,8 @@ def categorical(n: int, *, hard: bool = False) -> Space:
         soft = jax.nn.softmax(x)
         return straight_through(one_hot(x), soft) if hard else soft
 
-    return Space(name, _rows(n, closed=False), jnp.log, value, settle=one_hot)
+    equal = "start from equal weights, or near a choice"
+    return Space(name, _rows(n, equal), jnp.log, value, settle=one_hot)
 
 
 def _logit(p: Any) -> Any:
@@ -219,13 +239,13 @@ def _between(low: float, high: float, *, closed: bool) -> Callable[[np.ndarray],
         if not ((low <= value) & (value <= high)).all():
             return f"is not between {low:g} and {high:g}"
         if not closed and not ((low < value) & (value < high)).all():
-            return "is at a bound, which this map never reaches: start inside, or by='projection'"
+            return f"is at a bound, which this map never reaches: {BY_PROJECTION}"
         return None
 
     return refuses
 
 
-def _rows(n: int | None, *, closed: bool) -> Callable[[np.ndarray], str | None]:
+def _rows(n: int | None, inside: str = "") -> Callable[[np.ndarray], str | None]:
     def refuses(value: np.ndarray) -> str | None:
         if value.ndim == 0 or value.shape[-1] != (n or value.shape[-1]):
             return f"has the shape {value.shape}, not (..., {n or 'n'})"
@@ -233,8 +253,8 @@ def _rows(n: int | None, *, closed: bool) -> Callable[[np.ndarray], str | None]:
             return "has a number below 0"
         if not (np.abs(value.sum(-1) - 1) <= SUM).all():
             return f"has rows that do not sum to 1, but to {value.sum(-1)}"
-        if not closed and not (value > 0).all():
-            return "has a weight of 0, which this map never leaves: start above, or by='projection'"
+        if inside and not (value > 0).all():
+            return f"has a weight of 0, which this map never leaves: {inside}"
         return None
 
     return refuses

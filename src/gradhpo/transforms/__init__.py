@@ -10,10 +10,13 @@ from gradhpo.transforms.proximal import (
     Penalty,
     elastic_net,
     group_lasso,
+    in_box,
     l1,
     nuclear,
+    on_simplex,
     proximal_adam,
     proximal_sgd,
+    within_budget,
 )
 from gradhpo.transforms.retraceable import adam, momentum_sgd
 from gradhpo.transforms.reversible import reversible_sgd
@@ -31,14 +34,17 @@ __all__ = [
     "group_lasso",
     "hypergradient_descent",
     "hypergradient_status",
+    "in_box",
     "l1",
     "learning_rates",
     "momentum_sgd",
     "nuclear",
+    "on_simplex",
     "proximal_adam",
     "proximal_sgd",
     "reversible_sgd",
     "scale_by_tree",
     "sgd_hd",
     "top_k",
+    "within_budget",
 ]

@@ -1,4 +1,4 @@
-"""Proximal outer updates: a penalty of the hyperparameters that has no derivative everywhere.
+"""Proximal outer updates: penalties that have no derivative everywhere, and constraints.
 
 For `L_val(lam) + R(lam)`, R of a closed form of
 
@@ -12,8 +12,9 @@ which is not always its rate:
     sgd, momentum mu         eta / (1 - mu): optax.sgd adds up what it has seen
     adam                     eta / (sqrt(nu^) + eps), another one for every coordinate
 
-With a step for every coordinate, prox is taken coordinate by coordinate: right where R is a sum
-over coordinates, and refused where it is not.
+A constraint is an R that is 0 in a set and infinite elsewhere, its proximal map the projection;
+with Adam the one in Adam's metric: where the set ties coordinates to each other, Adam with the
+nearest point in the usual sense ends elsewhere than at the minimum.
 
 Parikh, Boyd (2014), "Proximal Algorithms", sections 1.1 and 6; for steps by coordinate Duchi,
 Hazan, Singer (2011), section 5.
@@ -28,16 +29,20 @@ import optax
 
 from gradhpo.core.outer import Outer
 from gradhpo.core.types import Hyper, OptState, PyTree
+from gradhpo.spaces.projections import budget, simplex_rows
 from gradhpo.utils.validation import check_fraction, check_not_negative, check_rate, unless_traced
 
 __all__ = [
     "Penalty",
     "elastic_net",
     "group_lasso",
+    "in_box",
     "l1",
     "nuclear",
+    "on_simplex",
     "proximal_adam",
     "proximal_sgd",
+    "within_budget",
 ]
 
 
@@ -47,7 +52,9 @@ class Penalty(NamedTuple):
     name: str
     value: Callable[[jax.Array], jax.Array]
     prox: Callable[[jax.Array, jax.Array], jax.Array]  # (x, eta): eta broadcasts to x
-    separable: bool  # a sum over numbers, so that eta may differ between them
+    price: Callable[[jax.Array], jax.Array] | None = None
+    # what every number costs, the value being their sum; `prox` takes an eta for each then.
+    # None: it is no such sum, and takes one eta for all
 
 
 def l1(weight: Any) -> Penalty:
@@ -64,13 +71,13 @@ def elastic_net(weight: Any, ridge: Any) -> Penalty:
     weight = unless_traced(check_not_negative, "weight", weight)
     ridge = unless_traced(check_not_negative, "ridge", ridge)
 
-    def value(x):
-        return jnp.sum(weight * jnp.abs(x) + ridge / 2 * x**2)
+    def price(x):
+        return weight * jnp.abs(x) + ridge / 2 * x**2
 
     def prox(x, eta):
         return jnp.sign(x) * jnp.maximum(jnp.abs(x) - eta * weight, 0) / (1 + eta * ridge)
 
-    return Penalty("elastic_net", value, prox, separable=True)
+    return Penalty("elastic_net", lambda x: jnp.sum(price(x)), prox, price)
 
 
 def group_lasso(weight: Any) -> Penalty:
@@ -78,8 +85,10 @@ def group_lasso(weight: Any) -> Penalty:
     weight = unless_traced(check_not_negative, "weight", weight)
 
     def norms(x):
-        square = jnp.sum(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)
-        return jnp.sqrt(jnp.where(square == 0, 1, square)) * (square != 0)
+        axes = tuple(range(1, x.ndim))
+        unit = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+        unit = jnp.where(unit == 0, 1, unit)  # or the squares of small numbers would vanish
+        return unit * jnp.sqrt(jnp.sum((x / unit) ** 2, axis=axes, keepdims=True))
 
     def value(x):
         return weight * jnp.sum(norms(x))
@@ -88,24 +97,50 @@ def group_lasso(weight: Any) -> Penalty:
         size = norms(x)
         return x * jnp.maximum(1 - eta * weight / jnp.where(size == 0, 1, size), 0)
 
-    return Penalty("group_lasso", value, prox, separable=False)
+    return Penalty("group_lasso", value, prox)
 
 
 def nuclear(weight: Any) -> Penalty:
     """`weight` times the sum of the singular values of a matrix: of low rank in the end.
 
-    Cost: a singular value decomposition an update.
+    Of more than two axes the last two are those of the matrices. Cost: a singular value
+    decomposition for the update, and one for `outer_stationarity`.
     """
     weight = unless_traced(check_not_negative, "weight", weight)
 
+    def parts(x):
+        if x.ndim < 2:
+            raise ValueError(f"the nuclear norm is one of matrices, not of shape {x.shape}.")
+        return jnp.linalg.svd(x, full_matrices=False)
+
     def value(x):
-        return weight * jnp.sum(jnp.linalg.svd(x, compute_uv=False))
+        return weight * jnp.sum(parts(x)[1])
 
     def prox(x, eta):
-        u, s, v = jnp.linalg.svd(x, full_matrices=False)
-        return (u * jnp.maximum(s - eta * weight, 0)) @ v
+        u, s, v = parts(x)
+        return (u * jnp.maximum(s - eta * weight, 0)[..., None, :]) @ v
 
-    return Penalty("nuclear", value, prox, separable=False)
+    return Penalty("nuclear", value, prox)
+
+
+def in_box(lower: Any, upper: Any) -> Penalty:
+    """`lower <= x <= upper`."""
+    return _constraint("in_box", lambda x, eta: jnp.clip(x, lower, upper))
+
+
+def on_simplex(total: Any = 1.0) -> Penalty:
+    """Rows, along the last axis, of numbers that are not negative and sum to `total`."""
+    return _constraint("on_simplex", lambda x, eta: simplex_rows(x, total, step=eta))
+
+
+def within_budget(total: Any, lower: Any = 0.0, upper: Any = 1.0) -> Penalty:
+    """`lower <= x <= upper` and `sum x <= total`, of one array."""
+    return _constraint("within_budget", lambda x, eta: budget(x, total, lower, upper, step=eta))
+
+
+def _constraint(name: str, project: Callable[[jax.Array, jax.Array], jax.Array]) -> Penalty:
+    """What is feasible costs nothing."""
+    return Penalty(name, lambda x: jnp.zeros((), x.dtype), project, jnp.zeros_like)
 
 
 def proximal_sgd(
@@ -135,29 +170,43 @@ def proximal_sgd(
     return _proximal(optax.sgd(rate, momentum, nesterov), penalty, steps, by_coordinate=False)
 
 
+FLAT = 1e-8  # in place of a slope of 0, by which nothing can be divided
+
+
 def proximal_adam(
     rate: Any, penalty: Any, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> Outer:
     """`optax.adam` on the validation loss, and a proximal step on the penalty that is as long for
     every coordinate as Adam's.
 
+    Where the hypergradient has been 0 so far, this length is that for the slope of the penalty
+    alone, which moves such a coordinate by `rate`.
+
     Args:
         rate: Outer rate, a number; it may be traced.
-        penalty: As in `proximal_sgd`, separable: `l1`, `elastic_net`.
+        penalty: As in `proximal_sgd`, of those with a step for every number: `l1`, `elastic_net`,
+            `in_box`, `on_simplex`, `within_budget`.
         b1, b2, eps: As in `optax.adam`.
 
     Raises:
-        ValueError: a penalty is not a sum over coordinates.
+        ValueError: a penalty takes one step for all numbers; b1, b2 or eps is out of range.
     """
     rate = unless_traced(check_rate, "rate", rate)
+    for name, b in (("b1", b1), ("b2", b2)):
+        if check_fraction(name, b) == 1:
+            raise ValueError(f"{name} must be below 1: the average has to forget.")
+    check_not_negative("eps", eps)
 
     def steps(slots, lam):
-        del lam
         adam = slots[0]
         corrected = 1 - jnp.asarray(b2) ** adam.count
-        return jax.tree.map(
-            lambda nu: (rate / (jnp.sqrt(nu / corrected) + eps)).astype(nu.dtype), adam.nu
-        )
+
+        def step(each, nu, x):
+            alone = jnp.abs(jax.grad(lambda x: jnp.sum(each.price(x)))(x))
+            seen = jnp.sqrt(jnp.where(nu > 0, nu, 1) / corrected) + eps
+            return rate / jnp.where(nu > 0, seen, jnp.maximum(alone, FLAT))
+
+        return _by_leaf(penalty, step, adam.nu, lam)
 
     return _proximal(optax.adam(rate, b1, b2, eps), penalty, steps, by_coordinate=True)
 
@@ -175,17 +224,14 @@ def _proximal(
             raise TypeError(
                 f"penalty must be a Penalty such as l1(0.1), or a tree of them, got {each!r}."
             )
-        if by_coordinate and each is not None and not each.separable:
+        if by_coordinate and each is not None and each.price is None:
             raise ValueError(
                 f"adam has another step for every coordinate, and {each.name} is no sum over "
                 "coordinates: its proximal map is then none of closed form. Take proximal_sgd."
             )
 
     def moved(lam: Hyper, sizes: PyTree) -> Hyper:
-        def leaf(each, lam, sizes):
-            return lam if each is None else jax.tree.map(each.prox, lam, sizes)
-
-        return jax.tree.map(leaf, penalty, lam, sizes, is_leaf=_is_penalty)
+        return _by_leaf(penalty, lambda each, x, eta: each.prox(x, eta).astype(x.dtype), lam, sizes)
 
     def apply(h, slots, lam):
         updates, slots = optimizer.update(h, slots, lam)
@@ -194,7 +240,31 @@ def _proximal(
     def settle(lam):
         return moved(lam, jax.tree.map(lambda x: jnp.ones((), x.dtype), lam))
 
-    return Outer(optimizer.init, apply, settle)
+    def price(lam):
+        def of(each, x):
+            if each.price is None:
+                raise ValueError(
+                    f"what a step is worth is not known number by number: {each.name} is no sum "
+                    "over numbers. Take score='magnitude'."
+                )
+            return each.price(x)
+
+        return _by_leaf(penalty, of, lam, otherwise=jnp.zeros_like)
+
+    return Outer(optimizer.init, apply, settle, price=price)
+
+
+def _by_leaf(
+    penalty: Any, of: Callable[..., Any], tree: PyTree, *others: PyTree, otherwise: Any = None
+) -> PyTree:
+    """`of(penalty, x, ...)` at leaves that have one; the others keep x, or get `otherwise(x)`."""
+
+    def below(each, x, *others):
+        if each is None:
+            return x if otherwise is None else jax.tree.map(otherwise, x)
+        return jax.tree.map(lambda *leaves: of(each, *leaves), x, *others)
+
+    return jax.tree.map(below, penalty, tree, *others, is_leaf=_is_penalty)
 
 
 def _is_penalty(x: Any) -> bool:

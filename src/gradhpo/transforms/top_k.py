@@ -8,8 +8,9 @@ Gains of a coordinate, summed over a group:
 
     magnitude    h_i^2                       Gauss-Southwell
     scaled       h_i^2 / L_i                 Gauss-Southwell-Lipschitz: L_i how curved it is
-    progress     h_i (lam_i - lam'_i)        what the step that is proposed promises, projection
-                                             or proximal map included
+    progress     h_i (lam_i - lam'_i) + R_i(lam_i) - R_i(lam'_i)
+                                             what the step that is proposed promises, projection
+                                             included; R_i a penalty
 
 Nutini, Schmidt, Laradji, Friedlander, Koepke (2015), "Coordinate Descent Converges Faster with the
 Gauss-Southwell Rule Than Random Selection", ICML, equations (5) and (8) and section 8. Error
@@ -17,6 +18,7 @@ feedback: Stich, Cordonnier, Jaggi (2018), "Sparsified SGD with Memory", algorit
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +27,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from gradhpo.core.outer import Outer, Rated, around
+from gradhpo.core.outer import Outer, Rated, around, within
 from gradhpo.core.types import Hyper, OptState, PyTree
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_broadcast
@@ -55,7 +57,8 @@ def top_k(
     Args:
         outer: An Optax optimizer, a `gradhpo.Outer`, or None for plain steps of the run's own
             `lr_hyper`. A projection or proximal map inside of it is applied before the choice, so
-            that "progress" sees it; one around it, `followed_by(top_k(...), project)`, after.
+            that "progress" sees it, and so is that of a task's `space=`; one around it,
+            `followed_by(top_k(...), project)`, after.
         k: How many: a whole number, or a fraction in (0, 1) of all, rounded, at least one.
         score: "magnitude", or "progress" where there are bounds or penalties: a coordinate at its
             bound with a large outward hypergradient does not win there.
@@ -66,8 +69,10 @@ def top_k(
         error_feedback: Add what was not chosen to the next hypergradient, until it is.
 
     Ties go to what comes first in the tree. With k of all coordinates the update is the dense one
-    bit for bit. The step count of Adam is one for all coordinates, so its correction of the bias is
-    that of the dense run; its averages are those of the steps in which a coordinate was chosen.
+    bit for bit. Where a set ties coordinates to each other, as a simplex or a budget does, what was
+    chosen is projected once more, and this alone moves the others. The step count of Adam is one
+    for all coordinates, so its correction of the bias is that of the dense run; its averages are
+    those of the steps in which a coordinate was chosen.
 
     Cost: a dozen passes over gains that are spread, 62 at the worst (126 for float64), no sort;
     memory of one tree of bits.
@@ -84,22 +89,27 @@ def top_k(
     k = _check_k(k)
     score = check_choice("score", score, ("magnitude", "progress"))
     groups = check_choice("groups", groups, ("number", "leaf", "row"))
+    _check_scale(scale)
     if scale is not None and score == "progress":
         raise ValueError("score='progress' knows the steps, and takes no scale=.")
 
-    def chosen_of(h: Hyper, lam: Hyper, new: Hyper) -> Hyper:
+    def chosen_of(outer: Outer, h: Hyper, lam: Hyper, new: Hyper) -> Hyper:
         if score == "progress":
             gains = jax.tree.map(lambda g, x, y: g * (x - y), h, lam, new)
+            if outer.price is not None:
+                gains = jax.tree.map(
+                    lambda gain, r, s: gain + (r - s), gains, outer.price(lam), outer.price(new)
+                )
+        elif scale is None and groups == "number":
+            gains = jax.tree.map(jnp.abs, h)  # ordered as squares are, which small ones have not
         else:
             gains = _squares(h, scale)
         summed = jax.tree.map(lambda x: _grouped(x, groups), gains)
-        n = sum(x.size for x in jax.tree.leaves(summed))
-        chosen = largest(summed, _count(k, n))
+        chosen = largest(summed, _count(k, _choices(lam, groups)))
         return jax.tree.map(_spread, chosen, lam)
 
     def wrap(outer: Outer) -> Outer:
         def init(lam: Hyper) -> TopKState:
-            _check_scale(scale, lam)
             held_back = optax.tree.zeros_like(lam) if error_feedback else ()
             return TopKState(outer.init(lam), held_back)
 
@@ -107,15 +117,22 @@ def top_k(
             if error_feedback:
                 h = optax.tree.add(h, slots.held_back)
             new, moved = outer.apply(h, slots.outer, lam)
-            chosen = chosen_of(h, lam, new)
+            n = _choices(lam, groups)
+            if _count(k, n) == n:
+                return new, TopKState(moved, optax.tree.zeros_like(slots.held_back))
+            chosen = chosen_of(outer, h, lam, new)
             kept = _slot_masks(outer, slots.outer, chosen)
             held_back = ()
             if error_feedback:
                 held_back = jax.tree.map(lambda c, g: jnp.where(c, 0, g), chosen, h)
             slots = TopKState(jax.tree.map(jnp.where, kept, moved, slots.outer), held_back)
-            return jax.tree.map(jnp.where, chosen, new, lam), slots
+            some = jax.tree.map(jnp.where, chosen, new, lam)
+            return some if outer.project is None else outer.project(some), slots
 
-        return Outer(init, apply, outer.settle)
+        def kept_within(project: Callable[[Hyper], Hyper]) -> Outer | Rated:
+            return around(within(outer, project), wrap)
+
+        return outer._replace(init=init, apply=apply, within=kept_within)
 
     return around(outer, wrap)
 
@@ -186,7 +203,14 @@ def _squares(h: Hyper, scale: PyTree) -> Hyper:
     squares = jax.tree.map(lambda g: (g / unit.astype(g.dtype)) ** 2, h)
     if scale is None:
         return squares
-    return jax.tree.map(jnp.divide, squares, tree_broadcast(scale, h))
+    try:
+        scales = tree_broadcast(scale, h)
+    except ValueError as error:
+        raise ValueError(
+            "scale must be a tree like the hyperparameters, or a prefix of it, but "
+            f"{jax.tree.structure(scale)} is none of {jax.tree.structure(h)}."
+        ) from error
+    return jax.tree.map(_scaled, squares, scales)
 
 
 def _grouped(gains: jax.Array, groups: str) -> jax.Array:
@@ -236,11 +260,27 @@ def _count(k: int | float, n: int) -> int:
     return k
 
 
-def _check_scale(scale: PyTree, lam: Hyper) -> None:
-    """Numbers above zero, that broadcast to the hyperparameters."""
-    if scale is None:
-        return
+def _choices(lam: Hyper, groups: str) -> int:
+    """How many there are to choose from."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(lam)]
+    of = {"number": math.prod, "leaf": lambda shape: 1, "row": lambda shape: math.prod(shape[:1])}
+    return sum(map(of[groups], shapes))
+
+
+def _check_scale(scale: PyTree) -> None:
     for name, x in leaves_with_names(scale):
         if not isinstance(x, Tracer) and not (jnp.asarray(x) > 0).all():
             raise ValueError(f"the scale of leaf {name} must be above 0, got {x}.")
-    tree_broadcast(scale, lam)
+
+
+def _scaled(square: jax.Array, scale: Any) -> jax.Array:
+    try:
+        fits = jnp.broadcast_shapes(jnp.shape(scale), square.shape) == square.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"scale has the shape {jnp.shape(scale)} for a leaf of shape {square.shape}: give one "
+            "number for each, or one for all."
+        )
+    return square / jnp.asarray(scale, square.dtype)

@@ -221,8 +221,9 @@ def check_hyperparams(hyperparams: Any) -> None:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"every hyperparameter must be floating point, but leaf {name} is {dtype} "
-                f"(value {_short(leaf)}). Cast it (jnp.asarray(x, jnp.float32)); for a discrete "
-                "choice tune logits and relax them in the loss (softmax, straight-through)."
+                f"(value {_short(leaf)}). Cast it (jnp.asarray(x, jnp.float32)), or write 8.0 for "
+                "8; that it is a whole number or a choice is declared in a task's space=, by "
+                "gradhpo.spaces.integer or categorical."
             )
 
 

@@ -9,14 +9,13 @@ import numpy as np
 import optax
 from jax import lax
 
-from gradhpo import spaces
 from gradhpo.core.episode import in_windows
 from gradhpo.core.loop import run_episodes
-from gradhpo.core.outer import followed_by
 from gradhpo.core.problem import Window
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, init_state
 from gradhpo.studies.hyper_cleaning.model import Examples, estimator, problem, score
+from gradhpo.transforms import on_simplex, proximal_adam
 
 __all__ = ["FIT_PERIOD", "Data", "Momentum", "Run", "Setting", "train"]
 
@@ -45,11 +44,10 @@ class Setting(NamedTuple):
         return jax.nn.sigmoid(lam) if self.budget is None else lam
 
     def outer(self, n: int) -> OuterOptimizer:
-        """The update of the hyperparameters; a budget is kept by projection onto its simplex."""
+        """The update of the hyperparameters; with a budget they stay on a simplex."""
         if self.budget is None:
             return optax.adam(RATE)
-        total = self.budget * n
-        return followed_by(optax.adam(BUDGET_RATE), lambda lam: spaces.simplex_rows(lam, total))
+        return proximal_adam(BUDGET_RATE, on_simplex(self.budget * n))
 
 
 class Data(NamedTuple):
