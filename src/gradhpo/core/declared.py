@@ -109,8 +109,9 @@ def _lost(space: Space, value: Any) -> str | None:
     """What is wrong with a value as it would be stored, in the types of JAX."""
     if not np.isfinite(value).all():
         return "is not finite"
-    stored = space.store(jnp.asarray(value))
-    if not jnp.isfinite(stored).all():
+    with jax.ensure_compile_time_eval():  # a number even where a jitted function declares
+        stored = np.asarray(space.store(jnp.asarray(value)))
+    if not np.isfinite(stored).all():
         return f"is too close to a bound for {stored.dtype}: it would be stored as {stored}"
     return None
 
