@@ -164,6 +164,7 @@ def val_loss(w, lam, batch):
 
 EXACT = {
     "reverse": gh.reverse(80),
+    "reverse_segments": gh.reverse(80, memory="segments"),
     "forward": gh.forward(80),
     "implicit_minres": gh.implicit(80),
     "implicit_cg": gh.implicit(80, cg()),

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import optax
 import pytest
@@ -163,6 +164,17 @@ def test_both_modes_differentiate_projections(project, step):
         difference = (project(x + e, step=step) - project(x - e, step=step)) / 2e-6
         np.testing.assert_allclose(jacobian[:, i], difference, atol=1e-8)
     np.testing.assert_allclose(jacobian.sum(0), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("project", [simplex_rows, budget])
+def test_totals_and_steps_are_differentiated(project):
+    x, seen = jnp.array([0.5, 0.45, -0.3, 0.4, 0.6]), jnp.arange(1.0, 6.0)
+
+    def of(settings):
+        return project(x, settings["total"], step=settings["step"]) @ seen
+
+    at = {"total": jnp.array(0.9), "step": jnp.array([0.5, 1.0, 2.0, 4.0, 0.1])}
+    jax.test_util.check_grads(of, (at,), order=1, atol=1e-6, rtol=1e-6)
 
 
 def test_large_numbers_keep_their_differences(x32):

@@ -1,7 +1,7 @@
 """Projections that Optax lacks.
 
-What is differentiated is the closed form on the final piece, so that both modes work: the loop that
-finds the piece is left out.
+Each is a clipping of `x - tau step` with one tau for all, found by a loop. Its derivative is that
+of the closed form which holds while the same numbers are clipped, so that both modes work.
 """
 
 from typing import Any
@@ -44,35 +44,46 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0, *, step: Any 
     given, structure = jax.tree.flatten(x)
     _check_feasible(sum(jnp.size(leaf) for leaf in given), total, lower, upper)
     dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
-    small = 2 * jnp.finfo(dtype).eps * jnp.maximum(1, jnp.abs(jnp.asarray(total, dtype)))
-    leaves = [jnp.asarray(leaf, dtype) for leaf in given]
-    if step is None:
-        steps = [jnp.ones((), dtype) for _ in leaves]
-    else:
-        steps = [jnp.asarray(each, dtype) for each in structure.flatten_up_to(step)]
-    pairs = list(zip(leaves, steps, strict=True))
-
-    def cut(y):
-        return jnp.clip(y, lower, upper)
-
+    steps = [1] * len(given) if step is None else structure.flatten_up_to(step)
+    leaves, steps = ([jnp.asarray(each, dtype) for each in tree] for tree in (given, steps))
+    bounds = [jnp.asarray(bound, dtype) for bound in (total, lower, upper)]
     # tau is counted from where all is at the lower bound: large numbers keep their differences
-    most = jnp.stack([jnp.max((y - lower) / each, initial=0) for y, each in pairs]).max()
-    most = lax.stop_gradient(most)
-    pairs = [(y - most * each, each) for y, each in pairs]
-    fixed = lax.stop_gradient(pairs)
+    most = lax.stop_gradient(_largest_place(leaves, steps, lower))
+    tau = _spent(leaves, steps, most, *bounds)
+    binds = sum(jnp.sum(jnp.clip(leaf, lower, upper)) for leaf in leaves) > total
+    result = [
+        jnp.clip(jnp.where(binds, (y - most * each) - tau * each, y), lower, upper).astype(
+            jnp.result_type(old)
+        )
+        for y, each, old in zip(leaves, steps, given, strict=True)
+    ]
+    return jax.tree.unflatten(structure, result)
 
-    def inside(y):
-        return (y > lower) & (y < upper)
+
+def _largest_place(leaves: list[Any], steps: list[Any], lower: Any) -> jax.Array:
+    """The tau at which the last number comes to its lower bound; at least 0."""
+    pairs = zip(leaves, steps, strict=True)
+    return jnp.stack([jnp.max((y - lower) / each, initial=0) for y, each in pairs]).max()
+
+
+@jax.custom_jvp
+def _spent(
+    leaves: list[Any], steps: list[Any], most: Any, total: Any, lower: Any, upper: Any
+) -> jax.Array:
+    """`tau - most` at which the sum is the total; anything if it is below at tau = 0."""
+    pairs = list(zip(leaves, steps, strict=True))
+    small = 2 * jnp.finfo(total.dtype).eps * jnp.maximum(1, jnp.abs(total))
 
     def excess(tau):
         """How much the sum is above the total, and how fast it falls."""
-        moved = [(y - tau * each, each) for y, each in fixed]
-        over = sum(jnp.sum(cut(y)) for y, _ in moved) - total
-        return over, sum(jnp.sum(jnp.where(inside(y), each, 0)) for y, each in moved)
+        moved = [((y - most * each) - tau * each, each) for y, each in pairs]
+        over = sum(jnp.sum(jnp.clip(y, lower, upper)) for y, _ in moved) - total
+        inside = [jnp.where((y > lower) & (y < upper), each, 0) for y, each in moved]
+        return over, sum(map(jnp.sum, inside))
 
     def unfinished(state):
         tau, low, high, over, _, count = state
-        return binds & (count < 200) & (jnp.abs(over) > small) & (low < tau) & (tau < high)
+        return (count < 200) & (jnp.abs(over) > small) & (low < tau) & (tau < high)
 
     def improve(state):
         tau, low, high, over, slope, count = state
@@ -82,25 +93,27 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0, *, step: Any 
         tau = jnp.where(good, newton, (low + high) / 2)
         return tau, low, high, *excess(tau), count + 1
 
-    binds = sum(jnp.sum(cut(lax.stop_gradient(leaf))) for leaf in leaves) > total
-    zero = jnp.zeros((), dtype)
-    start = (-most, -2 * most - 1, zero, *excess(-most), jnp.zeros((), jnp.int32))
+    over, slope = excess(-most)
+    # nothing to look for where the sum is below the total: the bracket is empty then
+    low = jnp.where(over > 0, -2 * most - 1, -most)
+    start = (-most, low, jnp.zeros_like(most), over, slope, jnp.zeros((), jnp.int32))
     tau, _, high, over, _, _ = lax.while_loop(unfinished, improve, start)
-    tau = jnp.where(over > small, high, tau)
+    return jnp.where(over > small, high, tau)
 
-    # with its derivative, from what is inside: (sum y - sum z) / sum of the steps
-    moving = [inside(y - tau * each) for y, each in fixed]
-    of_all = zip(pairs, moving, strict=True)
-    left = sum(jnp.sum(jnp.where(where, y, 0)) for (y, _), where in of_all)
-    of_all = zip(fixed, moving, strict=True)
-    slope = sum(jnp.sum(jnp.where(where, each, 0)) for (_, each), where in of_all)
-    tau = tau + (left - lax.stop_gradient(left)) / jnp.where(slope > 0, slope, 1)
 
-    result = [
-        jnp.where(binds, cut(y - tau * each), cut(leaf)).astype(jnp.result_type(old))
-        for (y, each), leaf, old in zip(pairs, leaves, given, strict=True)
-    ]
-    return jax.tree.unflatten(structure, result)
+@_spent.defjvp
+def _spent_jvp(primals, tangents):
+    """From `sum clip(y - (tau + most) step) = total`."""
+    leaves, steps, most, total, lower, upper = primals
+    dy, dstep, _, change, dlower, dupper = tangents
+    tau = _spent(*primals)
+    change, slope = -change, 0
+    for y, each, dy_, dstep_ in zip(leaves, steps, dy, dstep, strict=True):
+        z = (y - most * each) - tau * each
+        moved = jnp.where(z < upper, dy_ - (tau + most) * dstep_, dupper)
+        change += jnp.sum(jnp.where(z > lower, moved, dlower))
+        slope += jnp.sum(jnp.where((z > lower) & (z < upper), each, 0))
+    return tau, change / jnp.where(slope > 0, slope, 1)
 
 
 def _check_feasible(n: int, total: Any, lower: Any, upper: Any) -> None:
@@ -140,17 +153,23 @@ def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Arr
     unless_traced(check_positive, "total", total)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     y, each = x.astype(dtype), jnp.asarray(1 if step is None else step, dtype)
-    places = y / each
-    highest = lax.stop_gradient(jnp.max(places, -1, keepdims=True))
+    highest = lax.stop_gradient(jnp.max(y / each, -1, keepdims=True))
     y = y - highest * each  # the largest stays above tau, whatever is rounded
-    fixed = lax.stop_gradient(y)
+    tau = _row_thresholds(y, each, jnp.asarray(total, dtype))
+    return jnp.maximum(y - tau * each, 0).astype(x.dtype)
 
-    def sums(tau, y):
-        """Of what is above tau: how many, y, and the steps."""
-        above = fixed > tau * each
-        count = jnp.sum(above, -1, keepdims=True, dtype=jnp.int32)
-        mass = count if step is None else jnp.sum(jnp.where(above, each, 0), -1, keepdims=True)
-        return count, jnp.sum(jnp.where(above, y, 0), -1, keepdims=True), mass
+
+def _row_sums(y: jax.Array, each: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of y and of the steps."""
+    of_y = jnp.sum(jnp.where(where, y, 0), -1, keepdims=True)
+    if each.ndim == 0:
+        return of_y, each * jnp.sum(where, -1, keepdims=True, dtype=jnp.int32)
+    return of_y, jnp.sum(jnp.where(where, each, 0), -1, keepdims=True)
+
+
+@jax.custom_jvp
+def _row_thresholds(y: jax.Array, each: jax.Array, total: jax.Array) -> jax.Array:
+    """tau of every row, the largest number of which is 0."""
 
     def unfinished(state):
         _, support, before = state
@@ -158,15 +177,23 @@ def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Arr
 
     def improve(state):
         tau, support, _ = state
-        count, of_y, mass = sums(tau, fixed)
+        above = y > tau * each
+        count = jnp.sum(above, -1, keepdims=True, dtype=jnp.int32)
+        of_y, mass = _row_sums(y, each, above)
         return jnp.where(count < support, (of_y - total) / mass, tau), count, support
 
-    n, all_of = x.shape[-1], jnp.sum(jnp.broadcast_to(each, x.shape), -1, keepdims=True)
-    widest = jnp.max(jnp.where(places == highest, each, 0), -1, keepdims=True)
-    # the right one is above both
-    tau = jnp.maximum((jnp.sum(fixed, -1, keepdims=True) - total) / all_of, -total / widest)
-    support = jnp.full(tau.shape, n, jnp.int32)
-    tau = lax.while_loop(unfinished, improve, (tau, support, support + 1))[0]
-    _, of_y, mass = sums(tau, y)  # and its derivative
-    tau = tau + (of_y - lax.stop_gradient(of_y)) / mass
-    return jnp.maximum(y - tau * each, 0).astype(x.dtype)
+    of_y, mass = _row_sums(y, each, jnp.ones(y.shape, bool))
+    highest = each if each.ndim == 0 else jnp.max(jnp.where(y == 0, each, 0), -1, keepdims=True)
+    tau = jnp.maximum((of_y - total) / mass, -total / highest)  # the right one is above both
+    support = jnp.full(tau.shape, y.shape[-1], jnp.int32)
+    return lax.while_loop(unfinished, improve, (tau, support, support + 1))[0]
+
+
+@_row_thresholds.defjvp
+def _row_thresholds_jvp(primals, tangents):
+    """From `sum max(y - tau step, 0) = total`."""
+    y, each, _ = primals
+    dy, dstep, dtotal = tangents
+    tau = _row_thresholds(*primals)
+    change, mass = _row_sums(dy - tau * dstep, each, y > tau * each)
+    return tau, (change - dtotal) / mass

@@ -85,17 +85,16 @@ def group_lasso(weight: Any) -> Penalty:
     weight = unless_traced(check_not_negative, "weight", weight)
 
     def norms(x):
-        axes = tuple(range(1, x.ndim))
-        unit = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
-        unit = jnp.where(unit == 0, 1, unit)  # or the squares of small numbers would vanish
-        return unit * jnp.sqrt(jnp.sum((x / unit) ** 2, axis=axes, keepdims=True))
+        square = jnp.sum(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)
+        return jnp.sqrt(jnp.where(square == 0, 1, square)) * (square != 0)
 
     def value(x):
         return weight * jnp.sum(norms(x))
 
     def prox(x, eta):
-        size = norms(x)
-        return x * jnp.maximum(1 - eta * weight / jnp.where(size == 0, 1, size), 0)
+        size, cost = norms(x), eta * weight
+        left = jnp.maximum(1 - cost / jnp.where(size == 0, 1, size), 0)
+        return x * jnp.where(size == 0, cost == 0, left)  # squares of small numbers may vanish
 
     return Penalty("group_lasso", value, prox)
 
