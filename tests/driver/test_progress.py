@@ -53,7 +53,7 @@ def test_the_line_has_hyperparameters_in_natural_scale(replaced):
     )
     stderr = replaced()
     tune(task, one_step(), episodes=1, T=4, lr_hyper=0.0, progress=True)
-    said = "lam/mix/min=0.25 lam/mix/max=0.75 lam/rate=0.5"
+    said = "lam/rate=0.5 lam/mix/min=0.25 lam/mix/max=0.75"
     assert said in stderr.getvalue() or said[:12] in stderr.getvalue()  # a bar cuts off the rest
 
 

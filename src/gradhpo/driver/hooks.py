@@ -118,8 +118,9 @@ class Progress:
         metadata, lam, _ = _on_host(state, self.natural)
         metrics = numbers(metadata)
         losses = {name: x for name, x in metrics.items() if name in ("train_loss", "val_loss")}
-        values = list(scalars("lam", lam, of=("min", "max")).items())[: self.ROOM]
-        self.logger.log((losses or metrics) | dict(values), episode - self.first)
+        values = scalars("lam", lam, of=("min", "max")).items()
+        single_first = sorted(values, key=lambda each: each[0].endswith(("/min", "/max")))
+        self.logger.log((losses or metrics) | dict(single_first[: self.ROOM]), episode - self.first)
         self.due = time.monotonic() + self.EVERY
 
     @contextmanager

@@ -51,7 +51,7 @@ class Config(DataStudyConfig):
     enumerated: int = 75
     """Episodes with each of the nine choices held, at either outer rate, to know the best one."""
     trials: int = 300
-    """Trials of either search; the default is twice the gradient evaluations of the episodes."""
+    """Trials of either search; the default is 1.5 times the gradients of the episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
