@@ -21,7 +21,7 @@ from facade_cases import (
 @pytest.mark.parametrize(
     "lam, error, message",
     [
-        ({"rate": 0.1, "k": jnp.int32(3)}, TypeError, r"leaf \['k'\] is int32 \(value 3\).*relax"),
+        ({"rate": 0.1, "k": jnp.int32(3)}, TypeError, r"leaf \['k'\] is int32 \(value 3\).*space="),
         ({"rate": 0.1, "flag": True}, TypeError, r"leaf \['flag'\] is bool.*Cast"),
         ({"rate": 0.1, "name": "sgd"}, TypeError, r"leaf \['name'\] of hyperparams.*'sgd'"),
         ({}, ValueError, "nothing to tune"),

@@ -14,7 +14,6 @@ pytest.importorskip("scipy")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import optax  # noqa: E402
 
 from gradhpo import datasets, report  # noqa: E402
 from gradhpo.core.types import DataBatch  # noqa: E402
@@ -146,9 +145,11 @@ def test_a_budget_is_kept_by_projection(trial):
         return jnp.mean(losses(w, *parts[1]))
 
     h = hypergradient(jnp.full(60, 0.7))
-    moved = 0.7 - 0.05 * h / (jnp.abs(h) + 1e-8)
-    want = optax.projections.projection_simplex(moved, 42.0)
-    np.testing.assert_allclose(found.weights, want, atol=1e-3)
+    step = 0.05 / (jnp.abs(h) + 1e-8)  # of Adam; the nearest point with the sum is by these
+    moved = 0.7 - step * h
+    want = moved - (moved.sum() - 42) * step / step.sum()
+    assert want.min() > 0
+    np.testing.assert_allclose(found.weights, want, atol=1e-4)
     assert found.weights.sum() == pytest.approx(42, rel=1e-5)
 
 

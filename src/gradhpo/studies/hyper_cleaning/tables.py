@@ -141,7 +141,9 @@ def draw_weights(results: Results, path: Path) -> Path:
     methods = [m for m in next(iter(results.values())) if m != "fixed"] or ["fixed"]
     figure = new_figure(1 + 2.3 * len(methods), 0.4 + 2.0 * len(results))
     panels = figure.subfigures(len(results), len(methods), squeeze=False)
-    bins = np.linspace(0, 1, 21).tolist()
+    runs = [run for found in results.values() for method in methods for run, _ in found[method]]
+    most = max(1.0, *(float(np.max(run.weights)) for run in runs))  # with a budget above 1
+    bins = np.linspace(0, most, 21).tolist()
     for (cell, found), across in zip(results.items(), panels, strict=True):
         for i, (panel, method) in enumerate(zip(across, methods, strict=True)):
             label = "" if i else "examples"
