@@ -78,8 +78,7 @@ def _spent(
         """How much the sum is above the total, and how fast it falls."""
         moved = [((y - most * each) - tau * each, each) for y, each in pairs]
         over = sum(jnp.sum(jnp.clip(y, lower, upper)) for y, _ in moved) - total
-        inside = [jnp.where((y > lower) & (y < upper), each, 0) for y, each in moved]
-        return over, sum(map(jnp.sum, inside))
+        return over, sum(_sum_where((y > lower) & (y < upper), each) for y, each in moved)
 
     def unfinished(state):
         tau, low, high, over, _, count = state
@@ -112,7 +111,7 @@ def _spent_jvp(primals, tangents):
         z = (y - most * each) - tau * each
         moved = jnp.where(z < upper, dy_ - (tau + most) * dstep_, dupper)
         change += jnp.sum(jnp.where(z > lower, moved, dlower))
-        slope += jnp.sum(jnp.where((z > lower) & (z < upper), each, 0))
+        slope += _sum_where((z > lower) & (z < upper), each)
     return tau, change / jnp.where(slope > 0, slope, 1)
 
 
@@ -161,10 +160,15 @@ def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Arr
 
 def _row_sums(y: jax.Array, each: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of y and of the steps."""
-    of_y = jnp.sum(jnp.where(where, y, 0), -1, keepdims=True)
+    return jnp.sum(jnp.where(where, y, 0), -1, keepdims=True), _sum_where(where, each, -1)
+
+
+def _sum_where(where: jax.Array, each: jax.Array, axis: int | None = None) -> jax.Array:
+    """Of steps; where there is one for all, by a count, which needs no room."""
+    keep = axis is not None
     if each.ndim == 0:
-        return of_y, each * jnp.sum(where, -1, keepdims=True, dtype=jnp.int32)
-    return of_y, jnp.sum(jnp.where(where, each, 0), -1, keepdims=True)
+        return each * jnp.sum(where, axis, keepdims=keep, dtype=jnp.int32)
+    return jnp.sum(jnp.where(where, each, 0), axis, keepdims=keep)
 
 
 @jax.custom_jvp
