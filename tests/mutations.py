@@ -206,6 +206,21 @@ FAULTS = [
         "tests/transforms/test_top_k.py::test_progress_knows_penalties",
     ),
     Fault(
+        "top-k: the constraint of a proximal step is left",
+        "transforms/proximal.py",
+        "project if constrained else None",
+        "None",
+        "tests/transforms/test_top_k.py::test_a_part_of_a_proximal_step_stays_in_the_set",
+    ),
+    Fault(
+        "projections: tau is counted from the bound with steps of every length",
+        "spaces/projections.py",
+        "origin = last if one_step else jnp.zeros((), dtype)",
+        "origin = last",
+        "tests/spaces/test_projections.py"
+        "::test_steps_of_very_different_lengths_keep_the_digits_of_float32",
+    ),
+    Fault(
         "proximal: a simplex in the usual metric under Adam",
         "transforms/proximal.py",
         "simplex_rows(x, total, step=eta)",
@@ -236,8 +251,8 @@ FAULTS = [
     Fault(
         "budget: numbers above their bound count in full",
         "spaces/projections.py",
-        "jnp.sum(jnp.clip(y, lower, upper)) for y, _ in moved",
-        "jnp.sum(jnp.maximum(y, lower)) for y, _ in moved",
+        "[jnp.clip(z, lower, upper) for z in moved]",
+        "[jnp.maximum(z, lower) for z in moved]",
         "tests/spaces/test_projections.py::test_budget_is_nearest_feasible_and_idempotent",
     ),
     Fault(

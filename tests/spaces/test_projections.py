@@ -123,6 +123,7 @@ def test_many_numbers_in_float32():
         (lambda x: budget(x, -1.0), "above total=-1.0: nothing is feasible"),
         (lambda x: budget(x, np.nan), "nothing is feasible"),
         (lambda x: budget(x, 1.0, lower=2.0), "between lower=2.0 and upper=1.0"),
+        (lambda x: budget(x, 1.0, lower=-np.inf), "lower is infinite"),
         (lambda x: simplex_rows(x, 0.0), "total must be positive"),
     ],
 )
@@ -152,6 +153,35 @@ def test_nearest_with_steps_by_coordinate(x, seed, total):
             assert (slope[z == 0] <= tau + 1e-7).all() and (slope[z == most] >= tau - 1e-7).all()
         if most == np.inf:
             assert z.sum() == pytest.approx(total, rel=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(0, 2**16), st.floats(0, 8), st.floats(0.1, 3))
+def test_steps_of_very_different_lengths_keep_the_digits_of_float32(n, seed, spread, total):
+    """As Adam's are: hypergradients of ten orders of magnitude. By bisection in long doubles."""
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=n).astype(np.float32)
+    step = np.exp(spread * draw.normal(size=n)).astype(np.float32)
+    got = simplex_rows(jnp.asarray(x), np.float32(total), step=step)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, at_multiplier(x, step, total, np.inf), atol=2e-6)
+    got = budget(jnp.asarray(x), np.float32(total), step=jnp.asarray(step))
+    np.testing.assert_allclose(got, at_multiplier(x, step, total, 1), atol=2e-6)
+
+
+def at_multiplier(x, step, total, most):
+    x, step, total = (np.asarray(v, np.longdouble) for v in (x, step, np.float32(total)))
+    if most < np.inf and np.clip(x, 0, most).sum() <= total:
+        return np.clip(x, 0, most).astype(float)
+    low = 0 if most < np.inf else ((x - total) / step).max()
+    high = (x / step).max()
+    for _ in range(20_000):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        over = np.clip(x - middle * step, 0, most).sum() > total
+        low, high = (middle, high) if over else (low, middle)
+    return np.clip(x - high * step, 0, most).astype(float)
 
 
 @pytest.mark.parametrize("step", [None, np.array([0.5, 1.0, 2.0, 4.0, 0.1])])

@@ -7,8 +7,10 @@ import optax
 import pytest
 
 from gradhpo import BilevelProblem, Task, from_optax, from_update, one_step, reverse, spaces, tune
+from gradhpo.core.declared import declared
 from gradhpo.core.outer import Rated
-from gradhpo.outer import followed_by
+from gradhpo.driver.spaces import within_spaces
+from gradhpo.outer import followed_by, from_optimizer
 from gradhpo.transforms import l1, on_simplex, proximal_adam, proximal_sgd, top_k
 
 VALUES = {
@@ -217,16 +219,53 @@ def test_adam_ends_at_the_minimum_on_a_simplex():
         state = tune(posed, one_step(), outer, episodes=400, T=1)
         np.testing.assert_allclose(state.hyperparams["x"], want, atol=1e-4)
         assert state.metadata["outer_stationarity"] < 1e-4
-    with pytest.raises(ValueError, match=r"leaf \['x'\] is kept by simplex.*proximal_adam"):
-        tune(posed, one_step(), optax.adam(0.01), episodes=1, T=1)
-    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1))
-    tune(posed, one_step(), optax.chain(clipped, optax.sgd(0.1)), episodes=1, T=1)
+
+
+WARM = optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 50)  # the first rate is 0
+UNEVEN = {
+    "adam": optax.adam(0.01),
+    "adam, warmed up": optax.adam(WARM),
+    "adam, every third": optax.chain(optax.adam(0.1), optax.apply_every(3)),
+    "radam": optax.radam(0.1),
+    "rprop": optax.rprop(0.1),
+    "sign_sgd": optax.sign_sgd(0.1),
+    "an Outer": from_optimizer(optax.adam(0.1)),
+    "top_k": top_k(optax.adam(0.1), 2),
+    "followed_by": followed_by(optax.adam(0.1), lambda lam: lam),
+    "a penalty elsewhere": proximal_adam(0.1, {"x": None}),
+}
+DECAY, CLIP = optax.add_decayed_weights(0.1), optax.clip_by_global_norm(1.0)
+EVEN = {
+    "sgd": optax.sgd(0.1, 0.9),
+    "warmed up": optax.sgd(WARM),
+    "clip, decay": optax.chain(CLIP, DECAY, optax.sgd(0.1)),
+    "decay, clip": optax.chain(DECAY, CLIP, optax.sgd(0.1)),
+    "noise": optax.noisy_sgd(0.1, key=0),
+    "injected": optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+    "lars": optax.lars(0.1),
+    "top_k": top_k(optax.sgd(0.1), 2),
+    "its own simplex": proximal_adam(0.1, on_simplex()),
+    "a clipping": followed_by(optax.sgd(0.1), jax.jit(lambda lam: {"x": jnp.maximum(lam["x"], 0)})),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_steps_of_different_lengths_do_not_fit_a_simplex(dtype):
+    posed = pulled(spaces.simplex(by="projection")).hyperparams
+    stored = jax.tree.map(lambda x: jnp.asarray(x, dtype), posed)
+    declaration = declared(spaces.simplex(by="projection"), stored)
+    for name, outer in UNEVEN.items():
+        with pytest.raises(ValueError, match=r"leaf \['x'\] is kept by simplex.*proximal_adam"):
+            within_spaces(outer, declaration, stored)
+            pytest.fail(name)
+    for outer in EVEN.values():
+        within_spaces(outer, declaration, stored)
 
 
 def test_top_k_sees_the_projection_of_a_space():
     """By the largest hypergradient the first would win for ever, at its bound."""
     posed = pulled(spaces.interval(0, 0.5, by="projection"))
-    for outer in (top_k(optax.sgd(0.05), 1, score="progress"), top_k(None, 1, score="progress")):
+    for outer in (top_k(optax.sgd(0.05), 1, score="progress"), top_k(None, 1)):
         rate = None if outer is not None and not isinstance(outer, Rated) else 0.05
         state = tune(posed, one_step(), outer, episodes=300, T=1, lr_hyper=rate, of=10**6)
         np.testing.assert_allclose(state.hyperparams["x"], np.clip(GOAL, 0, 0.5), atol=1e-4)
@@ -245,6 +284,8 @@ def test_a_penalty_acts_on_values_alone():
             lr_hyper=0.1,
         )
     tune(pulled(spaces.log()), one_step(), proximal_sgd(0.1, {"x": None}), episodes=1, T=1)
+    apart = followed_by(optax.sgd(0.1), jax.jit(lambda lam: jax.tree.map(jnp.copy, lam)))
+    tune(pulled(spaces.log()), one_step(), apart, episodes=1, T=1)
     natural = pulled(spaces.interval(0, 1, by="projection"))
     tune(natural, one_step(), proximal_sgd(0.1, l1(0.1)), episodes=1, T=1)
 

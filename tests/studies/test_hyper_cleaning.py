@@ -18,7 +18,7 @@ import jax.numpy as jnp  # noqa: E402
 from gradhpo import datasets, report  # noqa: E402
 from gradhpo.core.types import DataBatch  # noqa: E402
 from gradhpo.studies.hyper_cleaning import Config, model, network, run, study, tables  # noqa: E402
-from gradhpo.studies.hyper_cleaning.training import Data, Run, Setting, train  # noqa: E402
+from gradhpo.studies.hyper_cleaning.training import Data, Run, Setting, train, train_by_search  # noqa: E402
 from gradhpo.studies.shared.detection import detection  # noqa: E402
 
 SMALL = {
@@ -160,6 +160,32 @@ def test_fixed_trains_and_leaves_the_weights_alone(trial):
     assert (found.weights == 0.5).all() and found.test.shape == (1, 2)
 
 
+@pytest.mark.parametrize("budget", [None, 0.7])
+def test_a_search_holds_the_weights_it_draws(trial, budget):
+    """The first with equal weights; of some that of the lowest validation loss."""
+    pytest.importorskip("optuna")
+    parts, params = trial
+    data = Data(*(model.examples(each) for each in parts))
+    setting = Setting("random_search", "fresh", 3, 0.0, budget)
+    fixed, size = setting._replace(method="fixed"), {"updates": 2, "points": 1}
+    equal = train(fixed, params, data, **size)
+    found = train_by_search(setting, params, data, **size, trials=1, seed=0)
+    np.testing.assert_allclose(found.weights, equal.weights, rtol=1e-5)
+    drawn = [
+        setting.drawn(np.random.default_rng(seed).uniform(size=60).astype(np.float32))
+        for seed in range(2)
+    ]
+    losses = [train(fixed, params, data, **size, lam=lam).last[2] for lam in drawn]
+    assert len({equal.last[2], *losses}) == 3  # weights matter
+    found = train_by_search(setting, params, data, **size, trials=8, seed=0)
+    held = train(fixed, params, data, **size, lam=setting.drawn(found.weights))
+    assert found.last[2] == pytest.approx(held.last[2], rel=1e-5)
+    assert found.last[2] < equal.last[2] and np.ptp(found.weights) > 0.5
+    assert found.weights.min() >= 0
+    if budget is not None:
+        assert found.weights.mean() == pytest.approx(budget, rel=1e-5)
+
+
 # -- the study -----------------------------------------------------------------------------
 
 
@@ -197,6 +223,15 @@ def test_weights_of_wrong_labels_fall(ran):
     table = read_rows(config.out / "table.csv")
     assert [row["method"] for row in table] == ["fixed", "one_step"]
     assert table[1]["products"] == "10.0" and table[1]["published"] == ""
+
+
+def test_searches_get_the_gradients_of_the_dearest_method():
+    pytest.importorskip("optuna")
+    methods = ("t1t2", "greedy", "random_search")
+    result = run(Config(**{**SMALL, "seeds": 1}, method=methods, momentum=("fresh",)))
+    cost = {name: each.gradient_evaluations for name, each in result.methods.items()}
+    greedy = cost["greedy"] + 2 * result.methods["greedy"].second_order_products
+    assert cost["random_search"] == round(greedy / 120) * 120 > cost["t1t2"]
 
 
 def trials(accuracies):

@@ -180,7 +180,33 @@ def test_constraints_are_projections():
     assert within_budget(1.0).value(x) == 0
 
 
+@pytest.mark.parametrize("spread", [0.0, 4.0])
+@pytest.mark.parametrize("part_unseen", [0, 30])
+def test_adam_keeps_its_constraint_in_float32(x32, spread, part_unseen):
+    """Hypergradients of all sizes, and some that are 0."""
+    draw = np.random.default_rng(0)
+    scale = np.exp(spread * draw.normal(size=300)).astype(np.float32)
+    scale[:part_unseen] = 0
+    goal = draw.uniform(0, 1, 300).astype(np.float32)
+    for penalty in (on_simplex(150.0), within_budget(150.0)):
+        outer, lam = proximal_adam(0.05, penalty), jnp.full(300, 0.5, jnp.float32)
+        slots, apply = outer.init(lam), jax.jit(outer.apply)
+        for _ in range(30):
+            lam, slots = apply(scale * (lam - goal - 0.5), slots, lam)
+            assert float(lam.sum()) == pytest.approx(150, abs=1e-2)
+            assert float(lam.min()) >= 0 and float(lam.max()) < 2
+
+
+def test_adam_with_a_number_not_seen_yet():
+    """It has the longest step of the leaf; the first update by hand."""
+    outer, lam = proximal_adam(0.1, on_simplex()), jnp.array([0.5, 0.3, 0.2])
+    got, _ = outer.apply(jnp.array([0.0, 1.0, 2.0]), outer.init(lam), lam)
+    tau = (0.5 + 0.2 + 0.1 - 1) / (0.1 + 0.1 + 0.05)
+    np.testing.assert_allclose(got, [0.5 - 0.1 * tau, 0.2 - 0.1 * tau, 0.1 - 0.05 * tau], atol=1e-7)
+
+
 @pytest.mark.parametrize("settings", [{"b1": 1.0}, {"b2": 1.0}, {"b1": -0.1}, {"eps": -1e-8}])
 def test_settings_of_adam_are_checked(settings):
+    jax.jit(lambda settings: proximal_adam(0.1, l1(0.1), **settings).init(1.0))(settings)  # traced
     with pytest.raises(ValueError, match=next(iter(settings))):
         proximal_adam(0.1, l1(0.1), **settings)

@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as hnp
 
 from gradhpo import GreedyOptimizer, spaces
 from gradhpo.outer import descent, followed_by
-from gradhpo.transforms import group_lasso, l1, proximal_sgd
+from gradhpo.spaces import simplex_rows
+from gradhpo.transforms import (
+    group_lasso,
+    l1,
+    on_simplex,
+    proximal_adam,
+    proximal_sgd,
+    within_budget,
+)
 from gradhpo.transforms.top_k import largest, top_k
 
 LAM = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([[0.5, 2.0, 0.1], [1.0, -4.0, 0.2]])}
@@ -195,6 +203,15 @@ def test_greedy_in_one_word(by_rate):
         opt.step(state, 0.5, 0.5, judge, judge, None if by_rate else 0.1)
 
 
+CONSTRAINED = {  # and whether a number added to all of h is tried
+    "sgd": (proximal_sgd(0.05, on_simplex()), True),
+    "adam": (proximal_adam(0.01, on_simplex(), b1=0.0), True),
+    "projected": (followed_by(optax.sgd(0.05), simplex_rows), True),
+    "adam with momentum": (proximal_adam(0.01, on_simplex()), False),  # of those not chosen old
+    "budget": (proximal_adam(0.01, within_budget(1.0)), False),
+}
+
+
 @pytest.mark.parametrize("score", ["magnitude", "progress"])
 def test_what_ties_coordinates_is_kept(score):
     """A part of a projected step is outside of a simplex and of a budget."""
@@ -204,6 +221,27 @@ def test_what_ties_coordinates_is_kept(score):
         for h in np.random.default_rng(0).standard_normal((20, 3)) - 0.5:
             lam, slots = outer.apply(h, slots, lam)
             assert float(lam.sum()) <= 1 + 1e-6 and float(lam.min()) >= 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_a_part_of_a_proximal_step_stays_in_the_set(name, k, shift):
+    """And ends at the minimum of `sum A (lam - c)^2 / 2`, where a number added to all of h, which
+    changes nothing on a simplex, does not choose."""
+    A, c = jnp.array([4.0, 1.0, 1.0, 0.25]), jnp.array([0.6, 0.6, 0.1, 0.3])
+    outer, tied = CONSTRAINED[name]
+    outer, shift = top_k(outer, k), shift * tied
+
+    def step(carry, _):
+        lam, slots = carry
+        lam, slots = outer.apply(A * (lam - c) + shift, slots, lam)
+        return (lam, slots), jnp.sum(lam)
+
+    lam = jnp.full(4, 0.25)
+    (lam, _), sums = jax.lax.scan(step, (lam, outer.init(lam)), None, length=6000)
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    np.testing.assert_allclose(lam, [0.56, 0.44, 0, 0], atol=1e-3)
 
 
 def test_progress_knows_penalties():

@@ -48,8 +48,8 @@ class Outer(NamedTuple):
     # P alone: a point of which some coordinates are taken may be outside. None: no constraints
     price: Callable[[Hyper], Hyper] | None = None
     # the penalty of every number of lam, which together they are; None: there is no penalty
-    within: Callable[[Callable[[Hyper], Hyper]], Any] | None = None
-    # P -> the same update with P applied to what is proposed; None: P comes after the update
+    part_of: "tuple[Outer, Callable[[Outer], Outer]] | None" = None
+    # the update of which this one takes some coordinates, and how it is made of that
 
 
 class Rated(NamedTuple):
@@ -113,9 +113,10 @@ def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer | Rated:
 
     Args:
         outer: An `Outer`, an Optax optimizer, or None for plain steps of the run's own `lr_hyper`.
-        move: A projection, a map of lam to a tree of the same shapes, such as
-            `optax.projections.projection_non_negative`; `outer_stationarity` in the metrics is
-            measured by it. For a penalty see `gradhpo.transforms.proximal_sgd`.
+        move: A projection, a map of lam to a tree of the same shapes that changes nothing when it
+            is applied again, such as `optax.projections.projection_non_negative`;
+            `outer_stationarity` in the metrics is measured by it. For a penalty see
+            `gradhpo.transforms.proximal_sgd`.
 
     Raises:
         TypeError: `outer` or `move` is something else.
@@ -147,8 +148,11 @@ def within(outer: Any, project: Callable[[Hyper], Hyper]) -> Outer | Rated:
     """An outer update that stays where a projection leads, as `followed_by`; an update that
     chooses among the coordinates of a step sees it."""
 
-    def wrap(outer: Outer) -> Any:
-        return followed_by(outer, project) if outer.within is None else outer.within(project)
+    def wrap(outer: Outer) -> Outer:
+        if outer.part_of is None:
+            return as_outer(followed_by(outer, project))
+        whole, taken = outer.part_of
+        return taken(wrap(whole))
 
     return around(outer, wrap)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gradhpo.core.declared import Declared
-from gradhpo.core.outer import Outer, Rated, as_outer, within
+from gradhpo.core.outer import as_outer, within
 from gradhpo.core.step import OuterOptimizer
 from gradhpo.core.types import Hyper
 from gradhpo.driver.caches import kept
@@ -25,10 +25,11 @@ def within_spaces(outer: OuterOptimizer, spaces: Declared, stored: Hyper) -> Any
         ValueError: it has a penalty or projection of its own for a leaf that is not stored in
             natural scale, or steps of different lengths where a projection ties numbers together.
     """
-    if isinstance(outer, Outer | Rated):
-        _check_moves(as_outer(outer, 1.0), spaces, stored)
-    elif outer is not None and spaces.ties:
-        _check_even(outer, spaces, stored)
+    if outer is not None:
+        moved = _moved_leaves(outer, stored)
+        _check_moves(moved, spaces, stored)
+        if spaces.ties:
+            _check_even(outer, moved, spaces, stored)
     return _projected(outer, spaces) if spaces.projects else outer
 
 
@@ -37,16 +38,28 @@ def _projected(outer: OuterOptimizer, spaces: Declared) -> Any:
     return within(outer, spaces.project)
 
 
-def _check_moves(outer: Outer, spaces: Declared, stored: Hyper) -> None:
+def _moved_leaves(outer: OuterOptimizer, stored: Hyper) -> list[bool]:
+    """For every leaf, whether a penalty or projection of the update acts on it."""
+    settle = as_outer(outer, 1.0).settle
+    if settle is None:
+        return [False] * len(jax.tree.leaves(stored))
+    points = [
+        jax.tree.map(lambda x, size=size: jnp.full(jnp.shape(x), size, jnp.result_type(x)), stored)
+        for size in (1e-3, -1e-3, 1.0, -1.0, 1e3, -1e3)
+    ]
+    pairs = [tuple(map(jax.tree.leaves, (point, settle(point)))) for point in points]
+    return [
+        any(not jnp.array_equal(before[i], after[i]) for before, after in pairs)
+        for i in range(len(jax.tree.leaves(stored)))
+    ]
+
+
+def _check_moves(moved: list[bool], spaces: Declared, stored: Hyper) -> None:
     """A map of the update sees what is stored: it must leave alone what is not in natural scale."""
-    if outer.settle is None:
-        return
-    program = jax.make_jaxpr(outer.settle)(stored).jaxpr
-    leaves = zip(
-        leaves_with_names(stored), spaces.spaces, program.invars, program.outvars, strict=True
-    )
-    for (name, _), space, before, after in leaves:
-        if not space.natural and after is not before:
+    for (name, _), space, acted in zip(
+        leaves_with_names(stored), spaces.spaces, moved, strict=True
+    ):
+        if not space.natural and acted:
             raise ValueError(
                 f"leaf {name} of the hyperparameters is not stored as its value but by {space}, "
                 "and the penalty or projection of outer= would act on what is stored. Leave this "
@@ -55,25 +68,41 @@ def _check_moves(outer: Outer, spaces: Declared, stored: Hyper) -> None:
             )
 
 
-def _check_even(optimizer: Any, spaces: Declared, stored: Hyper) -> None:
-    """The first update must be in proportion to the hypergradient, row by row.
+UPDATES = 12  # enough to see past a rate that warms up and gradients that are added up
+
+
+def _check_even(outer: OuterOptimizer, moved: list[bool], spaces: Declared, stored: Hyper) -> None:
+    """Updates along a lasting hypergradient must be in proportion to it, row by row.
 
     Else the nearest point of the set is not where the update belongs, and the minimum is no fixed
-    point of both; see `gradhpo.transforms.proximal`.
+    point of both; see `gradhpo.transforms.proximal`. It is tried at 0, where there is no decay, and
+    on the whole of what `top_k` takes a part of. What is not finite there tells nothing.
     """
-    h = jax.tree.map(lambda x: 1 + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) % 3, stored)
+    whole = as_outer(outer, 1.0)
+    while whole.part_of is not None:
+        whole = whole.part_of[0]
 
-    def update(h):
-        return optimizer.update(h, optimizer.init(stored), stored)[0]
+    def at_zero(x):
+        return jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32))
 
-    at_zero, updates = update(jax.tree.map(jnp.zeros_like, h)), update(h)
-    leaves = map(jax.tree.leaves, (h, updates, at_zero))
-    for (name, _), space, *each in zip(
-        leaves_with_names(stored), spaces.spaces, *leaves, strict=True
+    start = jax.tree.map(at_zero, stored)
+    h = jax.tree.map(lambda x: 1 + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) % 3, start)
+
+    def distance(h):
+        total, slots = start, whole.init(start)
+        for _ in range(UPDATES):
+            lam, slots = whole.apply(h, slots, start)
+            total = jax.tree.map(jnp.add, total, lam)
+        return total
+
+    unpushed = distance(start)  # by noise
+    factors = jax.tree.map(lambda x, zero, g: (x - zero) / g, distance(h), unpushed, h)
+    for (name, _), space, own, each in zip(
+        leaves_with_names(stored), spaces.spaces, moved, jax.tree.leaves(factors), strict=True
     ):
-        of_h, step, decay = each
-        factors = (step - decay) / of_h
-        if space.ties and not jnp.allclose(factors, factors[..., :1], rtol=1e-3, atol=0):
+        if not space.ties or own or not jnp.isfinite(each).all():
+            continue
+        if not jnp.allclose(each, each[..., :1], rtol=1e-3, atol=0):
             raise ValueError(
                 f"leaf {name} is kept by {space}, and this optimizer has a step of its own for "
                 "every number, as Adam has: with a projection the two end elsewhere than at the "

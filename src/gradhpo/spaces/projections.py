@@ -1,10 +1,18 @@
 """Projections that Optax lacks.
 
-Each is a clipping of `x - tau step` with one tau for all, found by a loop. Its derivative is that
-of the closed form which holds while the same numbers are clipped, so that both modes work.
+Each is a clipping of `x - tau step` with one tau for all: that at which the sum is right. The sum
+falls in tau and is linear between kinks, so Newton's method is exact once it is on the right piece;
+where it leaves the bracket, bisection takes its place. The derivative is that of the closed form
+which holds while the same numbers are clipped, so that both modes work.
+
+With one step for all, tau is counted from where all are at their lower bound, so that large numbers
+keep their differences. With different steps it is counted from x: elsewhere the numbers with long
+steps are far from where they end, and would lose their digits.
 """
 
-from typing import Any
+import functools
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +27,7 @@ __all__ = ["budget", "simplex_rows"]
 def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0, *, step: Any = None) -> Any:
     """The nearest point of `{lower <= z <= upper, sum z <= total}`.
 
-    It is `clip(x - tau, lower, upper)` with the smallest tau >= 0 that keeps to the total. The sum
-    falls in tau and is linear between kinks, so Newton's method is exact once it is on the right
-    piece; where it leaves the bracket, bisection takes its place.
+    It is `clip(x - tau, lower, upper)` with the smallest tau >= 0 that keeps to the total.
 
     Args:
         x: A tree of arrays, whose sum is that of all.
@@ -46,80 +52,27 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0, *, step: Any 
     dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
     steps = [1] * len(given) if step is None else structure.flatten_up_to(step)
     leaves, steps = ([jnp.asarray(each, dtype) for each in tree] for tree in (given, steps))
-    bounds = [jnp.asarray(bound, dtype) for bound in (total, lower, upper)]
-    # tau is counted from where all is at the lower bound: large numbers keep their differences
-    most = lax.stop_gradient(_largest_place(leaves, steps, lower))
-    tau = _spent(leaves, steps, most, *bounds)
+    total, lower, upper = (jnp.asarray(bound, dtype) for bound in (total, lower, upper))
+    last = _at_lower(leaves, steps, lower, None)
+    one_step = step is None or (len(steps) == 1 and steps[0].ndim == 0)
+    origin = last if one_step else jnp.zeros((), dtype)  # see the head of this file
+    shifted = [y - origin * each for y, each in zip(leaves, steps, strict=True)]
+    tau = _threshold(None, shifted, steps, -origin, last - origin, total, lower, upper)
     binds = sum(jnp.sum(jnp.clip(leaf, lower, upper)) for leaf in leaves) > total
     result = [
-        jnp.clip(jnp.where(binds, (y - most * each) - tau * each, y), lower, upper).astype(
-            jnp.result_type(old)
-        )
-        for y, each, old in zip(leaves, steps, given, strict=True)
+        jnp.clip(jnp.where(binds, y - tau * each, x), lower, upper).astype(jnp.result_type(old))
+        for x, y, each, old in zip(leaves, shifted, steps, given, strict=True)
     ]
     return jax.tree.unflatten(structure, result)
-
-
-def _largest_place(leaves: list[Any], steps: list[Any], lower: Any) -> jax.Array:
-    """The tau at which the last number comes to its lower bound; at least 0."""
-    pairs = zip(leaves, steps, strict=True)
-    return jnp.stack([jnp.max((y - lower) / each, initial=0) for y, each in pairs]).max()
-
-
-@jax.custom_jvp
-def _spent(
-    leaves: list[Any], steps: list[Any], most: Any, total: Any, lower: Any, upper: Any
-) -> jax.Array:
-    """`tau - most` at which the sum is the total; anything if it is below at tau = 0."""
-    pairs = list(zip(leaves, steps, strict=True))
-    small = 2 * jnp.finfo(total.dtype).eps * jnp.maximum(1, jnp.abs(total))
-
-    def excess(tau):
-        """How much the sum is above the total, and how fast it falls."""
-        moved = [((y - most * each) - tau * each, each) for y, each in pairs]
-        over = sum(jnp.sum(jnp.clip(y, lower, upper)) for y, _ in moved) - total
-        return over, sum(_sum_where((y > lower) & (y < upper), each) for y, each in moved)
-
-    def unfinished(state):
-        tau, low, high, over, _, count = state
-        return (count < 200) & (jnp.abs(over) > small) & (low < tau) & (tau < high)
-
-    def improve(state):
-        tau, low, high, over, slope, count = state
-        low, high = jnp.where(over > 0, tau, low), jnp.where(over > 0, high, tau)
-        newton = tau + over / jnp.where(slope > 0, slope, 1)
-        good = (low < newton) & (newton < high) & (slope > 0)
-        tau = jnp.where(good, newton, (low + high) / 2)
-        return tau, low, high, *excess(tau), count + 1
-
-    over, slope = excess(-most)
-    # nothing to look for where the sum is below the total: the bracket is empty then
-    low = jnp.where(over > 0, -2 * most - 1, -most)
-    start = (-most, low, jnp.zeros_like(most), over, slope, jnp.zeros((), jnp.int32))
-    tau, _, high, over, _, _ = lax.while_loop(unfinished, improve, start)
-    return jnp.where(over > small, high, tau)
-
-
-@_spent.defjvp
-def _spent_jvp(primals, tangents):
-    """From `sum clip(y - (tau + most) step) = total`."""
-    leaves, steps, most, total, lower, upper = primals
-    dy, dstep, _, change, dlower, dupper = tangents
-    tau = _spent(*primals)
-    change, slope = -change, 0
-    for y, each, dy_, dstep_ in zip(leaves, steps, dy, dstep, strict=True):
-        z = (y - most * each) - tau * each
-        moved = jnp.where(z < upper, dy_ - (tau + most) * dstep_, dupper)
-        change += jnp.sum(jnp.where(z > lower, moved, dlower))
-        slope += _sum_where((z > lower) & (z < upper), each)
-    return tau, change / jnp.where(slope > 0, slope, 1)
 
 
 def _check_feasible(n: int, total: Any, lower: Any, upper: Any) -> None:
     if any(isinstance(bound, Tracer) for bound in (total, lower, upper)):
         return
-    if not lower <= upper:
-        raise ValueError(f"no number is between lower={lower} and upper={upper}.")
+    if not -math.inf < lower <= upper:
+        raise ValueError(
+            f"no number is between lower={lower} and upper={upper}, or lower is infinite."
+        )
     if not n * lower <= total:
         raise ValueError(
             f"{n} numbers of at least lower={lower} sum to {n * lower:g}, which is above "
@@ -130,8 +83,8 @@ def _check_feasible(n: int, total: Any, lower: Any, upper: Any) -> None:
 def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Array:
     """The nearest point of the simplex for every row, along the last axis.
 
-    It is `max(x - tau, 0)` with the tau at which it sums to `total`. From below, tau becomes the
-    one that would be right if what is above the last tau were all that is not 0, until it is.
+    It is `max(x - tau, 0)` with the tau at which it sums to `total`. Newton's method comes to it
+    from below and finds in turn what is 0, as Michelot does.
 
     Args:
         x: Rows (..., n).
@@ -152,52 +105,105 @@ def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Arr
     unless_traced(check_positive, "total", total)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     y, each = x.astype(dtype), jnp.asarray(1 if step is None else step, dtype)
-    highest = lax.stop_gradient(jnp.max(y / each, -1, keepdims=True))
-    y = y - highest * each  # the largest stays above tau, whatever is rounded
-    tau = _row_thresholds(y, each, jnp.asarray(total, dtype))
+    total, zero, inf = (jnp.asarray(bound, dtype) for bound in (total, 0, jnp.inf))
+    last = _at_lower([y], [each], zero, -1)
+    origin = last if each.ndim == 0 else jnp.zeros_like(last)
+    y = y - origin * each
+    # the right tau is above those by which one number, and all of them unclipped, have the total
+    alone = jnp.max((y - total) / each, -1, keepdims=True)
+    all_of_them = (_sum([y], -1) - total) / _sum([jnp.broadcast_to(each, y.shape)], -1)
+    first = lax.stop_gradient(jnp.maximum(alone, all_of_them))
+    tau = _threshold(-1, [y], [each], first, last - origin, total, zero, inf)
     return jnp.maximum(y - tau * each, 0).astype(x.dtype)
 
 
-def _row_sums(y: jax.Array, each: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of y and of the steps."""
-    return jnp.sum(jnp.where(where, y, 0), -1, keepdims=True), _sum_where(where, each, -1)
+def _at_lower(leaves: list[Any], steps: list[Any], lower: Any, axis: int | None) -> jax.Array:
+    """The tau at which the last number comes to its lower bound."""
+    taus = [
+        jnp.max((y - lower) / each, axis, keepdims=axis is not None, initial=-jnp.inf)
+        for y, each in zip(leaves, steps, strict=True)
+    ]
+    return lax.stop_gradient(functools.reduce(jnp.maximum, taus))
 
 
-def _sum_where(where: jax.Array, each: jax.Array, axis: int | None = None) -> jax.Array:
-    """Of steps; where there is one for all, by a count, which needs no room."""
-    keep = axis is not None
-    if each.ndim == 0:
-        return each * jnp.sum(where, axis, keepdims=keep, dtype=jnp.int32)
-    return jnp.sum(jnp.where(where, each, 0), axis, keepdims=keep)
+def _sum(leaves: list[jax.Array], axis: int | None) -> jax.Array:
+    return sum(jnp.sum(y, axis, keepdims=axis is not None) for y in leaves)  # type: ignore[return-value]
 
 
-@jax.custom_jvp
-def _row_thresholds(y: jax.Array, each: jax.Array, total: jax.Array) -> jax.Array:
-    """tau of every row, the largest number of which is 0."""
+def _slope(inside: list[jax.Array], steps: list[jax.Array], axis: int | None) -> jax.Array:
+    """The sum of the steps inside; of one step for all by a count, which needs no room."""
+    return sum(  # type: ignore[return-value]
+        each * jnp.sum(which, axis, keepdims=axis is not None, dtype=jnp.int32)
+        if each.ndim == 0
+        else jnp.sum(jnp.where(which, each, 0), axis, keepdims=axis is not None)
+        for which, each in zip(inside, steps, strict=True)
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _threshold(
+    axis: int | None,
+    leaves: list[jax.Array],
+    steps: list[jax.Array],
+    first: jax.Array,
+    last: jax.Array,
+    total: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array,
+) -> jax.Array:
+    """tau at which `sum clip(y - tau step, lower, upper)` is the total; `first` if it is below the
+    total there. At `last` it is not above."""
+    small = 2 * jnp.finfo(total.dtype).eps * jnp.abs(total)
+
+    def excess(tau):
+        """How much the sum is above the total, and how fast it falls."""
+        moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
+        inside = [(lower < z) & (z < upper) for z in moved]
+        clipped = [jnp.clip(z, lower, upper) for z in moved]
+        return _sum(clipped, axis) - total, _slope(inside, steps, axis)
 
     def unfinished(state):
-        _, support, before = state
-        return jnp.any(support < before)
+        return jnp.any(state.searching) & (state.steps < 200)
 
     def improve(state):
-        tau, support, _ = state
-        above = y > tau * each
-        count = jnp.sum(above, -1, keepdims=True, dtype=jnp.int32)
-        of_y, mass = _row_sums(y, each, above)
-        return jnp.where(count < support, (of_y - total) / mass, tau), count, support
+        tau, over, slope = state.tau, state.over, state.slope
+        low, high = jnp.where(over > 0, tau, state.low), jnp.where(over > 0, state.high, tau)
+        newton = tau + over / jnp.where(slope > 0, slope, 1)
+        middle = low / 2 + high / 2
+        middle = jnp.where((low < middle) & (middle < high), middle, high)
+        good = (low < newton) & (newton < high) & (slope > 0)
+        new = jnp.where(good, newton, middle)
+        exact = (slope > 0) & (newton == tau)  # to rounding
+        new = jnp.where(state.searching & ~exact, new, tau)
+        over, slope = excess(new)
+        searching = state.searching & ~exact & (jnp.abs(over) > small) & (new < high)
+        return _Search(new, low, high, over, slope, searching, state.steps + 1)
 
-    of_y, mass = _row_sums(y, each, jnp.ones(y.shape, bool))
-    highest = each if each.ndim == 0 else jnp.max(jnp.where(y == 0, each, 0), -1, keepdims=True)
-    tau = jnp.maximum((of_y - total) / mass, -total / highest)  # the right one is above both
-    support = jnp.full(tau.shape, y.shape[-1], jnp.int32)
-    return lax.while_loop(unfinished, improve, (tau, support, support + 1))[0]
+    over, slope = excess(first)
+    start = _Search(first, first, last, over, slope, over > small, jnp.zeros((), jnp.int32))
+    return lax.while_loop(unfinished, improve, start).tau
 
 
-@_row_thresholds.defjvp
-def _row_thresholds_jvp(primals, tangents):
-    """From `sum max(y - tau step, 0) = total`."""
-    y, each, _ = primals
-    dy, dstep, dtotal = tangents
-    tau = _row_thresholds(*primals)
-    change, mass = _row_sums(dy - tau * dstep, each, y > tau * each)
-    return tau, (change - dtotal) / mass
+class _Search(NamedTuple):
+    tau: jax.Array
+    low: jax.Array
+    high: jax.Array
+    over: jax.Array
+    slope: jax.Array
+    searching: jax.Array
+    steps: jax.Array
+
+
+@_threshold.defjvp
+def _threshold_jvp(axis, primals, tangents):
+    """From `sum clip(y - tau step, lower, upper) = total`."""
+    leaves, steps, _, _, _, lower, upper = primals
+    dy, dstep, _, _, dtotal, dlower, dupper = tangents
+    tau = _threshold(axis, *primals)
+    moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
+    changes = [
+        jnp.where(z > lower, jnp.where(z < upper, dy_ - tau * dstep_, dupper), dlower)
+        for z, dy_, dstep_ in zip(moved, dy, dstep, strict=True)
+    ]
+    slope = _slope([(lower < z) & (z < upper) for z in moved], steps, axis)
+    return tau, (_sum(changes, axis) - dtotal) / jnp.where(slope > 0, slope, 1)

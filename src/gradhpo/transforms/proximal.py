@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from gradhpo.core.outer import Outer
 from gradhpo.core.types import Hyper, OptState, PyTree
@@ -55,6 +56,7 @@ class Penalty(NamedTuple):
     price: Callable[[jax.Array], jax.Array] | None = None
     # what every number costs, the value being their sum; `prox` takes an eta for each then.
     # None: it is no such sum, and takes one eta for all
+    constraint: bool = False  # 0 in a set and infinite elsewhere; `prox` leads into the set
 
 
 def l1(weight: Any) -> Penalty:
@@ -139,7 +141,7 @@ def within_budget(total: Any, lower: Any = 0.0, upper: Any = 1.0) -> Penalty:
 
 def _constraint(name: str, project: Callable[[jax.Array, jax.Array], jax.Array]) -> Penalty:
     """What is feasible costs nothing."""
-    return Penalty(name, lambda x: jnp.zeros((), x.dtype), project, jnp.zeros_like)
+    return Penalty(name, lambda x: jnp.zeros((), x.dtype), project, jnp.zeros_like, True)
 
 
 def proximal_sgd(
@@ -169,9 +171,6 @@ def proximal_sgd(
     return _proximal(optax.sgd(rate, momentum, nesterov), penalty, steps, by_coordinate=False)
 
 
-FLAT = 1e-8  # in place of a slope of 0, by which nothing can be divided
-
-
 def proximal_adam(
     rate: Any, penalty: Any, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> Outer:
@@ -179,7 +178,8 @@ def proximal_adam(
     every coordinate as Adam's.
 
     Where the hypergradient has been 0 so far, this length is that for the slope of the penalty
-    alone, which moves such a coordinate by `rate`.
+    alone, which moves such a coordinate by `rate`; with a constraint, which has no slope, the
+    longest of the leaf.
 
     Args:
         rate: Outer rate, a number; it may be traced.
@@ -192,9 +192,9 @@ def proximal_adam(
     """
     rate = unless_traced(check_rate, "rate", rate)
     for name, b in (("b1", b1), ("b2", b2)):
-        if check_fraction(name, b) == 1:
+        if not isinstance(b, Tracer) and check_fraction(name, b) == 1:
             raise ValueError(f"{name} must be below 1: the average has to forget.")
-    check_not_negative("eps", eps)
+    unless_traced(check_not_negative, "eps", eps)
 
     def steps(slots, lam):
         adam = slots[0]
@@ -203,7 +203,9 @@ def proximal_adam(
         def step(each, nu, x):
             alone = jnp.abs(jax.grad(lambda x: jnp.sum(each.price(x)))(x))
             seen = jnp.sqrt(jnp.where(nu > 0, nu, 1) / corrected) + eps
-            return rate / jnp.where(nu > 0, seen, jnp.maximum(alone, FLAT))
+            least = jnp.min(seen, where=nu > 0, initial=jnp.inf)
+            least = jnp.where(jnp.isfinite(least), least, 1)
+            return rate / jnp.where(nu > 0, seen, jnp.where(alone > 0, alone, least))
 
         return _by_leaf(penalty, step, adam.nu, lam)
 
@@ -218,7 +220,8 @@ def _proximal(
     by_coordinate: bool,
 ) -> Outer:
     """`steps(slots, lam)`: how far the optimizer goes along a lasting gradient of 1."""
-    for each in jax.tree.leaves(penalty, is_leaf=_is_penalty):
+    penalties = jax.tree.leaves(penalty, is_leaf=_is_penalty)
+    for each in penalties:
         if not _is_penalty(each):
             raise TypeError(
                 f"penalty must be a Penalty such as l1(0.1), or a tree of them, got {each!r}."
@@ -239,6 +242,14 @@ def _proximal(
     def settle(lam):
         return moved(lam, jax.tree.map(lambda x: jnp.ones((), x.dtype), lam))
 
+    def project(lam):
+        sets = jax.tree.map(
+            lambda each: each if each is not None and each.constraint else None,
+            penalty,
+            is_leaf=_is_penalty,
+        )
+        return _by_leaf(sets, lambda each, x: each.prox(x, jnp.ones((), x.dtype)), lam)
+
     def price(lam):
         def of(each, x):
             if each.price is None:
@@ -250,7 +261,8 @@ def _proximal(
 
         return _by_leaf(penalty, of, lam, otherwise=jnp.zeros_like)
 
-    return Outer(optimizer.init, apply, settle, price=price)
+    constrained = any(each is not None and each.constraint for each in penalties)
+    return Outer(optimizer.init, apply, settle, project if constrained else None, price)
 
 
 def _by_leaf(

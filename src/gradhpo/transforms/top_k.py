@@ -18,7 +18,6 @@ feedback: Stich, Cordonnier, Jaggi (2018), "Sparsified SGD with Memory", algorit
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from gradhpo.core.outer import Outer, Rated, around, within
+from gradhpo.core.outer import Outer, Rated, around
 from gradhpo.core.types import Hyper, OptState, PyTree
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_broadcast
@@ -47,7 +46,7 @@ def top_k(
     outer: Any,
     k: int | float,
     *,
-    score: str = "magnitude",
+    score: str | None = None,
     scale: PyTree = None,
     groups: str = "number",
     error_feedback: bool = False,
@@ -60,8 +59,9 @@ def top_k(
             that "progress" sees it, and so is that of a task's `space=`; one around it,
             `followed_by(top_k(...), project)`, after.
         k: How many: a whole number, or a fraction in (0, 1) of all, rounded, at least one.
-        score: "magnitude", or "progress" where there are bounds or penalties: a coordinate at its
-            bound with a large outward hypergradient does not win there.
+        score: "magnitude" or "progress". None: progress where there is a set or a penalty, in
+            which a large hypergradient may lead nowhere, and would be chosen for ever; else
+            magnitude.
         scale: L, a tree like the hyperparameters, or a prefix of it with numbers: gains are divided
             by it. Hyperparameters of different units are not comparable without.
         groups: What is chosen: a single "number"; a "leaf", whole arrays of the tree; a "row", what
@@ -87,14 +87,16 @@ def top_k(
     [3. 3. 2.]
     """
     k = _check_k(k)
-    score = check_choice("score", score, ("magnitude", "progress"))
+    if score is not None:
+        score = check_choice("score", score, ("magnitude", "progress"))
     groups = check_choice("groups", groups, ("number", "leaf", "row"))
     _check_scale(scale)
     if scale is not None and score == "progress":
         raise ValueError("score='progress' knows the steps, and takes no scale=.")
 
     def chosen_of(outer: Outer, h: Hyper, lam: Hyper, new: Hyper) -> Hyper:
-        if score == "progress":
+        constrained = outer.settle is not None and scale is None
+        if score == "progress" or (score is None and constrained):
             gains = jax.tree.map(lambda g, x, y: g * (x - y), h, lam, new)
             if outer.price is not None:
                 gains = jax.tree.map(
@@ -129,10 +131,7 @@ def top_k(
             some = jax.tree.map(jnp.where, chosen, new, lam)
             return some if outer.project is None else outer.project(some), slots
 
-        def kept_within(project: Callable[[Hyper], Hyper]) -> Outer | Rated:
-            return around(within(outer, project), wrap)
-
-        return outer._replace(init=init, apply=apply, within=kept_within)
+        return outer._replace(init=init, apply=apply, part_of=(outer, wrap))
 
     return around(outer, wrap)
 

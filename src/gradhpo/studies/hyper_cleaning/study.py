@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from gradhpo import datasets
+from gradhpo.core.estimator import Cost
 from gradhpo.core.types import DataBatch
 from gradhpo.report import MethodResult, StudyResult
 from gradhpo.report.config import Progress, StudyConfig, silent
@@ -24,10 +25,12 @@ from gradhpo.studies.hyper_cleaning.training import (
     Run,
     Setting,
     train,
+    train_by_search,
 )
 from gradhpo.studies.shared.cells import summarize_cells
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, Parts, parts
+from gradhpo.studies.shared.searches import SEARCHES, as_gradients, require_optuna
 
 __all__ = ["Config", "run"]
 
@@ -89,7 +92,7 @@ class Config(StudyConfig):
 
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:
-        return METHODS
+        return (*METHODS, *SEARCHES)
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
@@ -98,6 +101,12 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     if config.fast:
         config = _reduced(config)
     methods = tuple(dict.fromkeys(("fixed", *(config.method or COMPARED))))
+    if set(methods) & set(SEARCHES):
+        require_optuna()
+    costs = {method: _cost(method, config) for method in methods if method not in SEARCHES}
+    trials = _trials(costs, config)
+    for method in set(methods) & set(SEARCHES):
+        costs[method] = Cost(trials * config.updates * config.steps, 0)
     results: Results = {}
     files: dict[str, str] = {}
     for name in config.dataset:
@@ -105,7 +114,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         files |= loaded.files
         for noise, seed in itertools.product(config.label_noise, range(config.seeds)):
             part = _parts(loaded, config, noise, seed)
-            for momentum, method, found in _runs(part, methods, config, seed):
+            for momentum, method, found in _runs(part, methods, config, seed, trials):
                 cell = Cell(name, noise, momentum)
                 results.setdefault(cell, {}).setdefault(method, []).append(Trial(found, part.wrong))
                 auc = detection(found.weights, part.wrong).auc
@@ -115,7 +124,6 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
                     + f", AUC {auc:.3f}"
                     * (method != "fixed")
                 )
-    costs = {method: _cost(method, config) for method in methods}
     rows = tables.rows(
         results, {m: products / config.updates for m, (_, products) in costs.items()}
     )
@@ -159,17 +167,27 @@ def _parts(data: datasets.Dataset, config: Config, noise: float, seed: int) -> P
 
 
 def _runs(
-    part: Parts, methods: tuple[str, ...], config: Config, seed: int
+    part: Parts, methods: tuple[str, ...], config: Config, seed: int, trials: int
 ) -> Iterator[tuple[Momentum, str, Run]]:
     """Every method on one trial, all from the same weights of the network."""
     data = Data(*(examples(each) for each in part[:3]))
     params = init(seed, part.train.inputs)
     for momentum, method in itertools.product(config.momentum, methods):
         setting = Setting(method, momentum, config.steps, config.gamma, config.budget)
-        yield momentum, method, train(setting, params, data, config.updates, POINTS)
+        how = setting, params, data, config.updates, POINTS
+        if method in SEARCHES:
+            yield momentum, method, train_by_search(*how, trials, seed)
+        else:
+            yield momentum, method, train(*how)
 
 
-def _cost(method: str, config: Config) -> tuple[float, float]:
+def _trials(costs: Mapping[str, Cost], config: Config) -> int:
+    """Trainings of a search: as many as have the gradients of the dearest of the others."""
+    most = max(as_gradients(cost) for cost in costs.values())
+    return round(most / (config.updates * config.steps))
+
+
+def _cost(method: str, config: Config) -> Cost:
     """Gradient evaluations and second-order products of one run."""
     made = estimator(method, config.steps, config.gamma)
     return made.cost(config.steps, config.train_size, episodes=config.updates, period=FIT_PERIOD)

@@ -15,9 +15,10 @@ from gradhpo.core.problem import Window
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, init_state
 from gradhpo.studies.hyper_cleaning.model import Examples, estimator, problem, score
+from gradhpo.studies.shared.searches import search
 from gradhpo.transforms import on_simplex, proximal_adam
 
-__all__ = ["FIT_PERIOD", "Data", "Momentum", "Run", "Setting", "train"]
+__all__ = ["FIT_PERIOD", "Data", "Momentum", "Run", "Setting", "train", "train_by_search"]
 
 RATE = 0.1  # of Adam, on the logits of the weights
 BUDGET_RATE = 0.05  # on the weights themselves
@@ -42,6 +43,12 @@ class Setting(NamedTuple):
     def weights(self, lam: jax.Array) -> jax.Array:
         """The weights of the examples."""
         return jax.nn.sigmoid(lam) if self.budget is None else lam
+
+    def drawn(self, weights: np.ndarray) -> jax.Array:
+        """Hyperparameters of weights drawn from [0, 1]; with a budget their mean is made that."""
+        if self.budget is None:
+            return jax.scipy.special.logit(jnp.clip(weights, 1e-6, 1 - 1e-6))
+        return jnp.asarray(weights * (self.budget / np.mean(weights)))
 
     def outer(self, n: int) -> OuterOptimizer:
         """The update of the hyperparameters; with a budget they stay on a simplex."""
@@ -78,15 +85,22 @@ class Run(NamedTuple):
         return float(self.test[np.argmax(self.val[:, 1]), 1])
 
 
-def train(setting: Setting, params: Any, data: Data, updates: int, points: int) -> Run:
-    """Train for `updates` times T steps, the weights of the network carried over throughout."""
+def train(
+    setting: Setting,
+    params: Any,
+    data: Data,
+    updates: int,
+    points: int,
+    lam: jax.Array | None = None,
+) -> Run:
+    """Train for `updates` times T steps, the weights of the network carried over throughout.
+
+    `lam` is where the hyperparameters start, by default at equal weights.
+    """
     method = estimator(setting.method, setting.steps, setting.gamma)
     n = len(data.train.labels)
-    posed, lam, outer = (
-        problem(data.train, data.val, setting.weights),
-        setting.start(n),
-        setting.outer(n),
-    )
+    posed, outer = problem(data.train, data.val, setting.weights), setting.outer(n)
+    lam = setting.start(n) if lam is None else lam
     state = init_state(posed, method, outer, params, lam, _window(method.unroll_steps))
     ends = np.linspace(0, updates, min(points, updates) + 1).round().astype(int)
     test, val = [], []
@@ -95,6 +109,26 @@ def train(setting: Setting, params: Any, data: Data, updates: int, points: int) 
         test.append(score(state.params, data.test))
         val.append(score(state.params, data.val))
     return Run(np.array(test), np.array(val), np.asarray(setting.weights(state.hyperparams)))
+
+
+def train_by_search(
+    setting: Setting, params: Any, data: Data, updates: int, points: int, trials: int, seed: int
+) -> Run:
+    """The run of lowest validation loss among `trials` trainings with weights drawn and held, the
+    first of them with equal weights."""
+    names, runs = [f"{i}" for i in range(len(data.train.labels))], []
+
+    def suggest(trial: Any) -> dict[str, float]:
+        return {name: trial.suggest_float(name, 0.0, 1.0) for name in names}
+
+    def judge(drawn: dict[str, float]) -> float:
+        lam = setting.drawn(np.array([drawn[name] for name in names], np.float32))
+        held = setting._replace(method="fixed")
+        runs.append(train(held, params, data, updates, points, lam))
+        return runs[-1].last[2]
+
+    first = dict.fromkeys(names, 0.5)
+    return runs[int(np.argmin(search(setting.method, suggest, judge, trials, seed, first).values))]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
