@@ -105,15 +105,17 @@ def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Arr
     unless_traced(check_positive, "total", total)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     y, each = x.astype(dtype), jnp.asarray(1 if step is None else step, dtype)
-    total, zero, inf = (jnp.asarray(bound, dtype) for bound in (total, 0, jnp.inf))
+    total, zero = jnp.asarray(total, dtype), jnp.zeros((), dtype)
     last = _at_lower([y], [each], zero, -1)
-    origin = last if each.ndim == 0 else jnp.zeros_like(last)
-    y = y - origin * each
     # the right tau is above those by which one number, and all of them unclipped, have the total
-    alone = jnp.max((y - total) / each, -1, keepdims=True)
-    all_of_them = (_sum([y], -1) - total) / _sum([jnp.broadcast_to(each, y.shape)], -1)
-    first = lax.stop_gradient(jnp.maximum(alone, all_of_them))
-    tau = _threshold(-1, [y], [each], first, last - origin, total, zero, inf)
+    if each.ndim == 0:
+        origin, alone, mass = last, -total / each, x.shape[-1] * each
+    else:
+        origin, mass = jnp.zeros_like(last), _sum([jnp.broadcast_to(each, x.shape)], -1)
+        alone = jnp.max((y - total) / each, -1, keepdims=True)
+    y = y - origin * each
+    first = lax.stop_gradient(jnp.maximum(alone, (_sum([y], -1) - total) / mass))
+    tau = _threshold(-1, [y], [each], first, last - origin, total, zero, None)
     return jnp.maximum(y - tau * each, 0).astype(x.dtype)
 
 
@@ -140,6 +142,10 @@ def _slope(inside: list[jax.Array], steps: list[jax.Array], axis: int | None) ->
     )
 
 
+def _inside(moved: list[jax.Array], lower: Any, upper: Any) -> list[jax.Array]:
+    return [z > lower if upper is None else (lower < z) & (z < upper) for z in moved]
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _threshold(
     axis: int | None,
@@ -149,7 +155,7 @@ def _threshold(
     last: jax.Array,
     total: jax.Array,
     lower: jax.Array,
-    upper: jax.Array,
+    upper: jax.Array | None,
 ) -> jax.Array:
     """tau at which `sum clip(y - tau step, lower, upper)` is the total; `first` if it is below the
     total there. At `last` it is not above."""
@@ -158,9 +164,8 @@ def _threshold(
     def excess(tau):
         """How much the sum is above the total, and how fast it falls."""
         moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
-        inside = [(lower < z) & (z < upper) for z in moved]
         clipped = [jnp.clip(z, lower, upper) for z in moved]
-        return _sum(clipped, axis) - total, _slope(inside, steps, axis)
+        return _sum(clipped, axis) - total, _slope(_inside(moved, lower, upper), steps, axis)
 
     def unfinished(state):
         return jnp.any(state.searching) & (state.steps < 200)
@@ -201,9 +206,11 @@ def _threshold_jvp(axis, primals, tangents):
     dy, dstep, _, _, dtotal, dlower, dupper = tangents
     tau = _threshold(axis, *primals)
     moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
+    inside = _inside(moved, lower, upper)
+    bound = [dlower if upper is None else jnp.where(z > lower, dupper, dlower) for z in moved]
     changes = [
-        jnp.where(z > lower, jnp.where(z < upper, dy_ - tau * dstep_, dupper), dlower)
-        for z, dy_, dstep_ in zip(moved, dy, dstep, strict=True)
+        jnp.where(which, dy_ - tau * dstep_, other)
+        for which, dy_, dstep_, other in zip(inside, dy, dstep, bound, strict=True)
     ]
-    slope = _slope([(lower < z) & (z < upper) for z in moved], steps, axis)
+    slope = _slope(inside, steps, axis)
     return tau, (_sum(changes, axis) - dtotal) / jnp.where(slope > 0, slope, 1)
