@@ -15,11 +15,11 @@ from scipy import optimize
 
 from gradhpo import spaces
 from gradhpo.spaces import budget, simplex_rows
+from gradhpo.spaces.projections import _at_lower, _search
 
 pytestmark = pytest.mark.usefixtures("x64")
-VECTORS = hnp.arrays(
-    np.float64, st.integers(1, 12), elements=st.floats(-5, 5, allow_subnormal=False)
-)
+SIZES = st.sampled_from([1, 2, 5, 12])  # each a program
+VECTORS = hnp.arrays(np.float64, SIZES, elements=st.floats(-5, 5, allow_subnormal=False))
 
 
 def nearest(x, total):
@@ -156,7 +156,7 @@ def test_nearest_with_steps_by_coordinate(x, seed, total):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 40), st.integers(0, 2**16), st.floats(0, 8), st.floats(0.1, 3))
+@given(SIZES, st.integers(0, 2**16), st.floats(0, 8), st.floats(0.1, 3))
 def test_steps_of_very_different_lengths_keep_the_digits_of_float32(n, seed, spread, total):
     """As Adam's are: hypergradients of ten orders of magnitude. By bisection in long doubles."""
     draw = np.random.default_rng(seed)
@@ -207,10 +207,35 @@ def test_totals_and_steps_are_differentiated(project):
     jax.test_util.check_grads(of, (at,), order=1, atol=1e-6, rtol=1e-6)
 
 
+def test_small_numbers_keep_their_digits_beside_a_large_one(x32):
+    for large in (1e4, 1e8):
+        got = budget(jnp.array([large, 0.3, 0.4]), 1.2)
+        np.testing.assert_allclose(got, [1, 0.05, 0.15], atol=1e-6)
+    draw = np.random.default_rng(0)
+    x, step = draw.normal(size=100), np.exp(3 * draw.normal(size=100))
+    small = simplex_rows(jnp.asarray(x, jnp.float32), 1e-6, step=jnp.asarray(step, jnp.float32))
+    assert float(small.sum()) == pytest.approx(1e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize("total", [0.25, 17.3])
+def test_a_kink_for_every_number_takes_no_step_for_each(x32, total):
+    """Gaps that Newton's method crosses one by one."""
+    x = 0.5 + np.cumsum(np.arange(1000.0, 0, -1))
+    got = budget(jnp.asarray(x, jnp.float32), total)
+    assert float(got.sum()) == pytest.approx(total, rel=1e-5)
+    tau = _at_lower([jnp.asarray(x, jnp.float32)], [jnp.float32(1)], jnp.float32(0), None)
+    numbers = [jnp.float32(value) for value in (total, 0, 1, 1e-6)]
+    of, zero = [jnp.asarray(x, jnp.float32)], jnp.float32(0)
+    found = _search(None, [jnp.float32(1)], *numbers, of, zero, zero, tau)
+    assert int(found.steps) < 100
+
+
 def test_large_numbers_keep_their_differences(x32):
     np.testing.assert_allclose(budget(jnp.full(4, 1e8), 1.0), 0.25)
     near = 1000 + 1e-4 * np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
     assert float(budget(jnp.asarray(near), 1.0).sum()) == pytest.approx(1, rel=1e-4)
+    np.testing.assert_allclose(budget(jnp.full(4, 1e9), -3.9, -1.0), -0.975, rtol=1e-6)
+    np.testing.assert_allclose(simplex_rows(jnp.full(5, 1e5), step=jnp.full(5, 0.3)), 0.2)
     low = budget(jnp.ones(5000, jnp.bfloat16), 100.0)
     assert low.dtype == jnp.bfloat16  # 0.02 is 0.02002 there
     assert float(low.astype(jnp.float32).sum()) == pytest.approx(100, rel=2e-3)

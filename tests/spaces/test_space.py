@@ -226,6 +226,7 @@ UNEVEN = {
     "adam": optax.adam(0.01),
     "adam, warmed up": optax.adam(WARM),
     "adam, every third": optax.chain(optax.adam(0.1), optax.apply_every(3)),
+    "adam, of many": optax.MultiSteps(optax.adam(0.1), 20).gradient_transformation(),
     "radam": optax.radam(0.1),
     "rprop": optax.rprop(0.1),
     "sign_sgd": optax.sign_sgd(0.1),
@@ -245,7 +246,15 @@ EVEN = {
     "lars": optax.lars(0.1),
     "top_k": top_k(optax.sgd(0.1), 2),
     "its own simplex": proximal_adam(0.1, on_simplex()),
-    "a clipping": followed_by(optax.sgd(0.1), jax.jit(lambda lam: {"x": jnp.maximum(lam["x"], 0)})),
+    "its own projection": followed_by(
+        optax.sgd(0.1), jax.jit(lambda lam: {"x": spaces.simplex_rows(lam["x"])})
+    ),
+    "followed_by": followed_by(top_k(optax.sgd(0.1), 2), lambda lam: lam),
+}
+OTHERS = {
+    "bounds": followed_by(optax.adam(0.1), optax.projections.projection_non_negative),
+    "a cap": followed_by(optax.sgd(0.1), lambda lam: {"x": jnp.minimum(lam["x"], 0.5)}),
+    "l1": proximal_sgd(0.1, l1(0.1)),
 }
 
 
@@ -260,6 +269,9 @@ def test_steps_of_different_lengths_do_not_fit_a_simplex(dtype):
             pytest.fail(name)
     for outer in EVEN.values():
         within_spaces(outer, declaration, stored)
+    for outer in OTHERS.values():
+        with pytest.raises(ValueError, match=r"leaf \['x'\].*another penalty or projection"):
+            within_spaces(outer, declaration, stored)
 
 
 def test_top_k_sees_the_projection_of_a_space():

@@ -1,13 +1,9 @@
 """Projections that Optax lacks.
 
 Each is a clipping of `x - tau step` with one tau for all: that at which the sum is right. The sum
-falls in tau and is linear between kinks, so Newton's method is exact once it is on the right piece;
-where it leaves the bracket, bisection takes its place. The derivative is that of the closed form
-which holds while the same numbers are clipped, so that both modes work.
-
-With one step for all, tau is counted from where all are at their lower bound, so that large numbers
-keep their differences. With different steps it is counted from x: elsewhere the numbers with long
-steps are far from where they end, and would lose their digits.
+falls in tau and is linear between kinks, so Newton's method is exact once it is on the right piece.
+The derivative is that of the closed form which holds while the same numbers are clipped, so that
+both modes work.
 """
 
 import functools
@@ -53,15 +49,17 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0, *, step: Any 
     steps = [1] * len(given) if step is None else structure.flatten_up_to(step)
     leaves, steps = ([jnp.asarray(each, dtype) for each in tree] for tree in (given, steps))
     total, lower, upper = (jnp.asarray(bound, dtype) for bound in (total, lower, upper))
+    before = _sum([jnp.clip(y, lower, upper) for y in leaves], None)
+    binds = before > total
+    target = jnp.where(binds, total, lax.stop_gradient(before))  # of which tau is 0
     last = _at_lower(leaves, steps, lower, None)
-    one_step = step is None or (len(steps) == 1 and steps[0].ndim == 0)
-    origin = last if one_step else jnp.zeros((), dtype)  # see the head of this file
-    shifted = [y - origin * each for y, each in zip(leaves, steps, strict=True)]
-    tau = _threshold(None, shifted, steps, -origin, last - origin, total, lower, upper)
-    binds = sum(jnp.sum(jnp.clip(leaf, lower, upper)) for leaf in leaves) > total
+    taus = _threshold(None, leaves, steps, jnp.zeros_like(last), last, target, lower, upper)
+    moved = [
+        jnp.where(binds, z, y) for z, y in zip(_moved(leaves, steps, *taus), leaves, strict=True)
+    ]
     result = [
-        jnp.clip(jnp.where(binds, y - tau * each, x), lower, upper).astype(jnp.result_type(old))
-        for x, y, each, old in zip(leaves, shifted, steps, given, strict=True)
+        jnp.clip(z, lower, upper).astype(jnp.result_type(old))
+        for z, old in zip(moved, given, strict=True)
     ]
     return jax.tree.unflatten(structure, result)
 
@@ -109,14 +107,13 @@ def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Arr
     last = _at_lower([y], [each], zero, -1)
     # the right tau is above those by which one number, and all of them unclipped, have the total
     if each.ndim == 0:
-        origin, alone, mass = last, -total / each, x.shape[-1] * each
+        alone, mass = last - total / each, x.shape[-1] * each
     else:
-        origin, mass = jnp.zeros_like(last), _sum([jnp.broadcast_to(each, x.shape)], -1)
-        alone = jnp.max((y - total) / each, -1, keepdims=True)
-    y = y - origin * each
+        alone = jnp.max((y - total) / each, -1, keepdims=True, initial=-jnp.inf)
+        mass = _sum([jnp.broadcast_to(each, x.shape)], -1)
     first = lax.stop_gradient(jnp.maximum(alone, (_sum([y], -1) - total) / mass))
-    tau = _threshold(-1, [y], [each], first, last - origin, total, zero, None)
-    return jnp.maximum(y - tau * each, 0).astype(x.dtype)
+    taus = _threshold(-1, [y], [each], first, last, total, zero, None)
+    return jnp.maximum(_moved([y], [each], *taus)[0], 0).astype(x.dtype)
 
 
 def _at_lower(leaves: list[Any], steps: list[Any], lower: Any, axis: int | None) -> jax.Array:
@@ -142,6 +139,12 @@ def _slope(inside: list[jax.Array], steps: list[jax.Array], axis: int | None) ->
     )
 
 
+def _moved(
+    leaves: list[jax.Array], steps: list[jax.Array], coarse: jax.Array, fine: jax.Array
+) -> list[jax.Array]:
+    return [(y - coarse * each) - fine * each for y, each in zip(leaves, steps, strict=True)]
+
+
 def _inside(moved: list[jax.Array], lower: Any, upper: Any) -> list[jax.Array]:
     return [z > lower if upper is None else (lower < z) & (z < upper) for z in moved]
 
@@ -156,47 +159,10 @@ def _threshold(
     total: jax.Array,
     lower: jax.Array,
     upper: jax.Array | None,
-) -> jax.Array:
-    """tau at which `sum clip(y - tau step, lower, upper)` is the total; `first` if it is below the
-    total there. At `last` it is not above."""
-    small = 2 * jnp.finfo(total.dtype).eps * jnp.abs(total)
-
-    def excess(tau):
-        """How much the sum is above the total, and how fast it falls."""
-        moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
-        clipped = [jnp.clip(z, lower, upper) for z in moved]
-        return _sum(clipped, axis) - total, _slope(_inside(moved, lower, upper), steps, axis)
-
-    def unfinished(state):
-        return jnp.any(state.searching) & (state.steps < 200)
-
-    def improve(state):
-        tau, over, slope = state.tau, state.over, state.slope
-        low, high = jnp.where(over > 0, tau, state.low), jnp.where(over > 0, state.high, tau)
-        newton = tau + over / jnp.where(slope > 0, slope, 1)
-        middle = low / 2 + high / 2
-        middle = jnp.where((low < middle) & (middle < high), middle, high)
-        good = (low < newton) & (newton < high) & (slope > 0)
-        new = jnp.where(good, newton, middle)
-        exact = (slope > 0) & (newton == tau)  # to rounding
-        new = jnp.where(state.searching & ~exact, new, tau)
-        over, slope = excess(new)
-        searching = state.searching & ~exact & (jnp.abs(over) > small) & (new < high)
-        return _Search(new, low, high, over, slope, searching, state.steps + 1)
-
-    over, slope = excess(first)
-    start = _Search(first, first, last, over, slope, over > small, jnp.zeros((), jnp.int32))
-    return lax.while_loop(unfinished, improve, start).tau
-
-
-class _Search(NamedTuple):
-    tau: jax.Array
-    low: jax.Array
-    high: jax.Array
-    over: jax.Array
-    slope: jax.Array
-    searching: jax.Array
-    steps: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """tau between `first` and `last` at which `sum clip(y - tau step, lower, upper)` is the total,
+    as a sum of two: where the first leaves few digits, the second is found from there."""
+    return _found(axis, leaves, steps, first, last, total, lower, upper)
 
 
 @_threshold.defjvp
@@ -204,13 +170,84 @@ def _threshold_jvp(axis, primals, tangents):
     """From `sum clip(y - tau step, lower, upper) = total`."""
     leaves, steps, _, _, _, lower, upper = primals
     dy, dstep, _, _, dtotal, dlower, dupper = tangents
-    tau = _threshold(axis, *primals)
-    moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
+    coarse, fine = _threshold(axis, *primals)
+    moved = _moved(leaves, steps, coarse, fine)
     inside = _inside(moved, lower, upper)
     bound = [dlower if upper is None else jnp.where(z > lower, dupper, dlower) for z in moved]
     changes = [
-        jnp.where(which, dy_ - tau * dstep_, other)
+        jnp.where(which, dy_ - (coarse + fine) * dstep_, other)
         for which, dy_, dstep_, other in zip(inside, dy, dstep, bound, strict=True)
     ]
     slope = _slope(inside, steps, axis)
-    return tau, (_sum(changes, axis) - dtotal) / jnp.where(slope > 0, slope, 1)
+    change = (_sum(changes, axis) - dtotal) / jnp.where(slope > 0, slope, 1)
+    return (coarse, fine), (jnp.zeros_like(coarse), change)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one program for many calls outside of others
+def _found(axis, leaves, steps, first, last, total, lower, upper):
+    eps = jnp.finfo(total.dtype).eps
+    search = functools.partial(_search, axis, steps, total, lower, upper, 2 * eps * jnp.abs(total))
+    found = search(leaves, first, first, last)
+    lost = jnp.abs(found.tau) * found.slope > 32 * jnp.abs(total)  # five bits
+    lost |= jnp.abs(found.over) > 4 * eps * jnp.abs(total)
+
+    def again():
+        near = [y - found.tau * each for y, each in zip(leaves, steps, strict=True)]
+        slack = 8 * eps * (jnp.abs(first) + jnp.abs(last))  # the bounds are rounded, too
+        low, high = first - found.tau - slack, last - found.tau + slack
+        return search(near, jnp.zeros_like(low), low, high).tau
+
+    return found.tau, lax.cond(jnp.any(lost), again, lambda: jnp.zeros_like(found.tau))
+
+
+class _Search(NamedTuple):
+    tau: jax.Array
+    low: jax.Array
+    high: jax.Array
+    over: jax.Array  # how much the sum is above the total
+    slope: jax.Array  # how fast it falls
+    searching: jax.Array
+    steps: jax.Array
+
+
+NEWTON = 20  # steps until the bracket is halved in between, without which n kinks may take n steps
+
+
+def _search(
+    axis: int | None,
+    steps: list[jax.Array],
+    total: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array | None,
+    small: jax.Array,
+    leaves: list[jax.Array],
+    start: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+) -> _Search:
+    """Newton's method in a bracket, and bisection where it leaves that."""
+
+    def excess(tau):
+        moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
+        clipped = [jnp.clip(z, lower, upper) for z in moved]
+        return _sum(clipped, axis) - total, _slope(_inside(moved, lower, upper), steps, axis)
+
+    def improve(state):
+        tau, over, slope = state.tau, state.over, state.slope
+        low, high = jnp.where(over > 0, tau, state.low), jnp.where(over > 0, state.high, tau)
+        newton = tau + over / jnp.where(slope > 0, slope, 1)
+        good = (low < newton) & (newton < high) & (slope > 0)
+        good &= (state.steps < NEWTON) | (state.steps % 2 == 0)
+        middle = low / 2 + high / 2
+        middle = jnp.where((low < middle) & (middle < high), middle, high)
+        exact = (slope > 0) & (newton == tau)  # to rounding
+        searching = state.searching & ~exact
+        tau = jnp.where(searching, jnp.where(good, newton, middle), tau)
+        over, slope = excess(tau)
+        searching &= (jnp.abs(over) > small) & (tau < high)
+        return _Search(tau, low, high, over, slope, searching, state.steps + 1)
+
+    over, slope = excess(start)
+    searching = jnp.abs(over) > small
+    state = _Search(start, low, high, over, slope, searching, jnp.zeros((), jnp.int32))
+    return lax.while_loop(lambda state: jnp.any(state.searching), improve, state)

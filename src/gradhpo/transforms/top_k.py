@@ -8,9 +8,11 @@ Gains of a coordinate, summed over a group:
 
     magnitude    h_i^2                       Gauss-Southwell
     scaled       h_i^2 / L_i                 Gauss-Southwell-Lipschitz: L_i how curved it is
-    progress     h_i (lam_i - lam'_i) + R_i(lam_i) - R_i(lam'_i)
-                                             what the step that is proposed promises, projection
-                                             included; R_i a penalty
+    progress     |h_i (lam_i - lam*_i) + R_i(lam_i) - R_i(lam*_i)|
+                                             what a step promises, projection included; R_i a
+                                             penalty. lam* is lam' with slots as at the start: who
+                                             is not chosen keeps his, and old momentum would
+                                             hold him back for ever
 
 Nutini, Schmidt, Laradji, Friedlander, Koepke (2015), "Coordinate Descent Converges Faster with the
 Gauss-Southwell Rule Than Random Selection", ICML, equations (5) and (8) and section 8. Error
@@ -60,8 +62,8 @@ def top_k(
             `followed_by(top_k(...), project)`, after.
         k: How many: a whole number, or a fraction in (0, 1) of all, rounded, at least one.
         score: "magnitude" or "progress". None: progress where there is a set or a penalty, in
-            which a large hypergradient may lead nowhere, and would be chosen for ever; else
-            magnitude.
+            which a large hypergradient may lead nowhere, and would be chosen for ever; else, and
+            with `scale`, magnitude.
         scale: L, a tree like the hyperparameters, or a prefix of it with numbers: gains are divided
             by it. Hyperparameters of different units are not comparable without.
         groups: What is chosen: a single "number"; a "leaf", whole arrays of the tree; a "row", what
@@ -70,12 +72,13 @@ def top_k(
 
     Ties go to what comes first in the tree. With k of all coordinates the update is the dense one
     bit for bit. Where a set ties coordinates to each other, as a simplex or a budget does, what was
-    chosen is projected once more, and this alone moves the others. The step count of Adam is one
-    for all coordinates, so its correction of the bias is that of the dense run; its averages are
-    those of the steps in which a coordinate was chosen.
+    chosen is projected once more, and this alone moves the others; momentum, old where a coordinate
+    was not chosen, may then end short of the minimum: take none (of Adam `b1=0.0`). The step count
+    of Adam is one for all coordinates, so its correction of the bias is that of the dense run; its
+    averages are those of the steps in which a coordinate was chosen.
 
     Cost: a dozen passes over gains that are spread, 62 at the worst (126 for float64), no sort;
-    memory of one tree of bits.
+    memory of one tree of bits. By progress the update is computed twice.
 
     Raises:
         TypeError, ValueError: a setting is wrong; (in `apply`) the slots are not one for each
@@ -94,14 +97,16 @@ def top_k(
     if scale is not None and score == "progress":
         raise ValueError("score='progress' knows the steps, and takes no scale=.")
 
-    def chosen_of(outer: Outer, h: Hyper, lam: Hyper, new: Hyper) -> Hyper:
+    def chosen_of(outer: Outer, h: Hyper, slots: OptState, lam: Hyper) -> Hyper:
         constrained = outer.settle is not None and scale is None
         if score == "progress" or (score is None and constrained):
+            new, _ = outer.apply(h, _as_at_the_start(outer, slots, lam), lam)
             gains = jax.tree.map(lambda g, x, y: g * (x - y), h, lam, new)
             if outer.price is not None:
                 gains = jax.tree.map(
                     lambda gain, r, s: gain + (r - s), gains, outer.price(lam), outer.price(new)
                 )
+            gains = jax.tree.map(jnp.abs, gains)
         elif scale is None and groups == "number":
             gains = jax.tree.map(jnp.abs, h)  # ordered as squares are, which small ones have not
         else:
@@ -122,7 +127,7 @@ def top_k(
             n = _choices(lam, groups)
             if _count(k, n) == n:
                 return new, TopKState(moved, optax.tree.zeros_like(slots.held_back))
-            chosen = chosen_of(outer, h, lam, new)
+            chosen = chosen_of(outer, h, slots.outer, lam)
             kept = _slot_masks(outer, slots.outer, chosen)
             held_back = ()
             if error_feedback:
@@ -240,6 +245,14 @@ def _slot_masks(outer: Outer, slots: OptState, chosen: Hyper) -> PyTree:
     return optax.tree.map_params(
         outer.init, mask, slots, chosen, transform_non_params=lambda _: jnp.array(True)
     )
+
+
+def _as_at_the_start(outer: Outer, slots: OptState, lam: Hyper) -> OptState:
+    """Slots of coordinates anew; what is one for all, such as a count of steps, stays."""
+    own = optax.tree.map_params(
+        outer.init, lambda slot: True, slots, transform_non_params=lambda slot: False
+    )
+    return jax.tree.map(lambda own, old, new: new if own else old, own, slots, outer.init(lam))
 
 
 def _check_k(k: Any) -> int | float:
