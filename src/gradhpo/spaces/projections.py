@@ -188,8 +188,8 @@ def _found(axis, leaves, steps, first, last, total, lower, upper):
     eps = jnp.finfo(total.dtype).eps
     search = functools.partial(_search, axis, steps, total, lower, upper, 2 * eps * jnp.abs(total))
     found = search(leaves, first, first, last)
-    lost = jnp.abs(found.tau) * found.slope > 32 * jnp.abs(total)  # five bits
-    lost |= jnp.abs(found.over) > 4 * eps * jnp.abs(total)
+    enough = 32 * jnp.abs(total)  # all but five bits
+    lost = (jnp.abs(found.tau) * found.slope > enough) | (jnp.abs(found.over) > eps * enough)
 
     def again():
         near = [y - found.tau * each for y, each in zip(leaves, steps, strict=True)]
