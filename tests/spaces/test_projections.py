@@ -217,10 +217,10 @@ def test_small_numbers_keep_their_digits_beside_a_large_one(x32):
     assert float(small.sum()) == pytest.approx(1e-6, rel=1e-4)
 
 
-@pytest.mark.parametrize("total", [0.25, 17.3])
+@pytest.mark.parametrize("total", [0.25, 0.75])
 def test_a_kink_for_every_number_takes_no_step_for_each(x32, total):
     """Gaps that Newton's method crosses one by one."""
-    x = 0.5 + np.cumsum(np.arange(1000.0, 0, -1))
+    x = 0.5 + np.cumsum([0.0, *np.arange(399.0, 0, -1)])
     got = budget(jnp.asarray(x, jnp.float32), total)
     assert float(got.sum()) == pytest.approx(total, rel=1e-5)
     tau = _at_lower([jnp.asarray(x, jnp.float32)], [jnp.float32(1)], jnp.float32(0), None)
