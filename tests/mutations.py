@@ -229,8 +229,8 @@ FAULTS = [
     Fault(
         "top-k: old momentum chooses",
         "transforms/top_k.py",
-        "outer.apply(h, _as_at_the_start(outer, slots, lam), lam)",
-        "outer.apply(h, slots, lam)",
+        "new = _without_momentum(outer, h, slots, lam)",
+        "new, _ = outer.apply(h, slots, lam)",
         "tests/transforms/test_top_k.py::test_old_momentum_holds_nothing_back",
     ),
     Fault(
@@ -278,8 +278,8 @@ FAULTS = [
     Fault(
         "stationarity: of the hypergradient alone",
         "core/outer.py",
-        "return Outer(outer.init, apply, settle, project, outer.price)",
-        "return Outer(outer.init, apply, None, project, outer.price)",
+        "return Outer(outer.init, apply, settle, project, outer.price, known",
+        "return Outer(outer.init, apply, None, project, outer.price, known",
         "tests/estimators/test_nonsmooth.py",
     ),
 ]

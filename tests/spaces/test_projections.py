@@ -213,6 +213,10 @@ def test_small_numbers_keep_their_digits_beside_a_large_one(x32):
         np.testing.assert_allclose(got, [1, 0.05, 0.15], atol=1e-6)
     draw = np.random.default_rng(0)
     x, step = draw.normal(size=100), np.exp(3 * draw.normal(size=100))
+    for far in (1e3, 1e6):
+        x_, step_ = jnp.asarray(x + far, jnp.float32), jnp.asarray(step, jnp.float32)
+        for project in (simplex_rows, jax.jit(simplex_rows)):
+            assert float(project(x_, step=step_).sum()) == pytest.approx(1, rel=1e-5)
     small = simplex_rows(jnp.asarray(x, jnp.float32), 1e-6, step=jnp.asarray(step, jnp.float32))
     assert float(small.sum()) == pytest.approx(1e-6, rel=1e-4)
 

@@ -249,7 +249,7 @@ EVEN = {
     "its own projection": followed_by(
         optax.sgd(0.1), jax.jit(lambda lam: {"x": spaces.simplex_rows(lam["x"])})
     ),
-    "followed_by": followed_by(top_k(optax.sgd(0.1), 2), lambda lam: lam),
+    "followed_by": followed_by(top_k(optax.sgd(0.1), 2, error_feedback=True), lambda lam: lam),
 }
 OTHERS = {
     "bounds": followed_by(optax.adam(0.1), optax.projections.projection_non_negative),

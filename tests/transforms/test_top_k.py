@@ -270,6 +270,53 @@ def test_old_momentum_holds_nothing_back(name, k, step):
     np.testing.assert_allclose(lam, c - (name == "penalty") * 1e-3 / A, atol=1e-3)
 
 
+PENALISED = {
+    "momentum": proximal_sgd(0.05, l1(0.1), momentum=0.9),
+    "adam": proximal_adam(0.01, l1(0.1)),
+    "bounded": followed_by(
+        proximal_sgd(0.05, l1(0.1), momentum=0.9), optax.projections.projection_non_negative
+    ),
+}
+
+
+@pytest.mark.parametrize("start", [(0.0, 0.0, 0.0), (0.2, -0.3, 0.0)])
+@pytest.mark.parametrize("name", PENALISED)
+def test_a_small_slope_leaves_the_kink_in_its_turn(name, start):
+    """Slopes of 1, 0.5 and 0.3 against a penalty of 0.1: with momentum the first step alone would
+    not leave 0."""
+    outer, c = top_k(PENALISED[name], 1), jnp.array([1.0, 0.5, 0.3])
+
+    def update(carry, _):
+        lam, slots = carry
+        return outer.apply(lam - c, slots, lam), None
+
+    lam = jnp.array(start)
+    (lam, _), _ = jax.lax.scan(update, (lam, outer.init(lam)), None, length=5000)
+    np.testing.assert_allclose(lam, c - 0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("score", [None, "progress"])
+def test_an_optimizer_of_some_leaves(score):
+    masked = optax.chain(
+        optax.masked(optax.scale_by_adam(), {"a": True, "b": False}), optax.sgd(0.5)
+    )
+    outer, lam = top_k(masked, 1, score=score), {"a": jnp.ones(2), "b": jnp.ones(2)}
+    new, slots = outer.apply({"a": jnp.zeros(2), "b": jnp.array([0.0, 3.0])}, outer.init(lam), lam)
+    np.testing.assert_array_equal(new["b"], [1, -0.5])
+    new, slots = outer.apply({"a": jnp.array([9.0, 0.0]), "b": jnp.zeros(2)}, slots, new)
+    assert new["a"][0] < 1 and new["a"][1] == 1
+    np.testing.assert_array_equal(slots.outer[0].inner_state.mu["a"] > 0, [True, False])
+
+
+def test_steps_that_are_gathered_go_to_the_largest():
+    outer = top_k(optax.chain(optax.sgd(0.1), optax.apply_every(2)), 1, score="progress")
+    lam, h = jnp.zeros(3), jnp.array([1.0, 3.0, 2.0])
+    slots = outer.init(lam)
+    for _ in range(2):
+        lam, slots = outer.apply(h, slots, lam)
+    np.testing.assert_allclose(lam, [0, -0.6, 0], rtol=1e-6)
+
+
 def test_progress_knows_penalties():
     """|lam - a|^2 / 2 + |lam|_1 with |a_i| < 1: its minimum is 0; by h alone nothing is gained."""
     a = jnp.array([0.5, 0.5])

@@ -48,8 +48,11 @@ class Outer(NamedTuple):
     # P alone: a point of which some coordinates are taken may be outside. None: no constraints
     price: Callable[[Hyper], Hyper] | None = None
     # the penalty of every number of lam, which together they are; None: there is no penalty
-    part_of: "tuple[Outer, Callable[[Outer], Outer]] | None" = None
-    # the update of which this one takes some coordinates, and how it is made of that
+    propose: Callable[[Hyper, OptState, Hyper], Hyper] | None = None
+    # (h, slots, lam) -> lam after a step of the same lengths that knows no momentum. None: what
+    # `apply` proposes with the slots of a start
+    whole: "Outer | None" = None  # the update of which this one takes some coordinates
+    taken: "Callable[[Outer], Outer] | None" = None  # this one, made of another whole
 
 
 class Rated(NamedTuple):
@@ -139,7 +142,11 @@ def followed_by(outer: Any, move: Callable[[Hyper], Hyper]) -> Outer | Rated:
         def project(lam):
             return move(lam if outer.project is None else outer.project(lam))
 
-        return Outer(outer.init, apply, settle, project, outer.price)
+        def propose(h, slots, lam):
+            return move(outer.propose(h, slots, lam))  # type: ignore[misc]
+
+        known = None if outer.propose is None else propose
+        return Outer(outer.init, apply, settle, project, outer.price, known, outer.whole)
 
     return around(outer, wrap)
 
@@ -149,10 +156,9 @@ def within(outer: Any, project: Callable[[Hyper], Hyper]) -> Outer | Rated:
     chooses among the coordinates of a step sees it."""
 
     def wrap(outer: Outer) -> Outer:
-        if outer.part_of is None:
+        if outer.whole is None or outer.taken is None:
             return as_outer(followed_by(outer, project))
-        whole, taken = outer.part_of
-        return taken(wrap(whole))
+        return outer.taken(wrap(outer.whole))
 
     return around(outer, wrap)
 

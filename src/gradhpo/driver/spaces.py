@@ -100,8 +100,8 @@ def _check_even(outer: OuterOptimizer, maps: list[_Map], spaces: Declared, store
     nothing.
     """
     whole = as_outer(outer, 1.0)
-    while whole.part_of is not None:
-        whole = whole.part_of[0]
+    while whole.whole is not None:
+        whole = whole.whole
 
     def at_zero(x):
         return jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32))

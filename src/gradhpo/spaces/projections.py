@@ -53,13 +53,10 @@ def budget(x: Any, total: Any, lower: Any = 0.0, upper: Any = 1.0, *, step: Any 
     binds = before > total
     target = jnp.where(binds, total, lax.stop_gradient(before))  # of which tau is 0
     last = _at_lower(leaves, steps, lower, None)
-    taus = _threshold(None, leaves, steps, jnp.zeros_like(last), last, target, lower, upper)
-    moved = [
-        jnp.where(binds, z, y) for z, y in zip(_moved(leaves, steps, *taus), leaves, strict=True)
-    ]
+    near, _, tau = _threshold(None, leaves, steps, jnp.zeros_like(last), last, target, lower, upper)
     result = [
-        jnp.clip(z, lower, upper).astype(jnp.result_type(old))
-        for z, old in zip(moved, given, strict=True)
+        jnp.clip(jnp.where(binds, z, y), lower, upper).astype(jnp.result_type(old))
+        for z, y, old in zip(_moved(near, steps, tau), leaves, given, strict=True)
     ]
     return jax.tree.unflatten(structure, result)
 
@@ -111,9 +108,10 @@ def simplex_rows(x: jax.Array, total: Any = 1.0, *, step: Any = None) -> jax.Arr
     else:
         alone = jnp.max((y - total) / each, -1, keepdims=True, initial=-jnp.inf)
         mass = _sum([jnp.broadcast_to(each, x.shape)], -1)
-    first = lax.stop_gradient(jnp.maximum(alone, (_sum([y], -1) - total) / mass))
-    taus = _threshold(-1, [y], [each], first, last, total, zero, None)
-    return jnp.maximum(_moved([y], [each], *taus)[0], 0).astype(x.dtype)
+    together = (_sum([y], -1) - total) / mass
+    first = jnp.maximum(alone, jnp.where(jnp.isfinite(together), together, alone))
+    near, _, tau = _threshold(-1, [y], [each], lax.stop_gradient(first), last, total, zero, None)
+    return jnp.maximum(_moved(near, [each], tau)[0], 0).astype(x.dtype)
 
 
 def _at_lower(leaves: list[Any], steps: list[Any], lower: Any, axis: int | None) -> jax.Array:
@@ -139,10 +137,8 @@ def _slope(inside: list[jax.Array], steps: list[jax.Array], axis: int | None) ->
     )
 
 
-def _moved(
-    leaves: list[jax.Array], steps: list[jax.Array], coarse: jax.Array, fine: jax.Array
-) -> list[jax.Array]:
-    return [(y - coarse * each) - fine * each for y, each in zip(leaves, steps, strict=True)]
+def _moved(leaves: list[jax.Array], steps: list[jax.Array], tau: jax.Array) -> list[jax.Array]:
+    return [y - tau * each for y, each in zip(leaves, steps, strict=True)]
 
 
 def _inside(moved: list[jax.Array], lower: Any, upper: Any) -> list[jax.Array]:
@@ -159,28 +155,30 @@ def _threshold(
     total: jax.Array,
     lower: jax.Array,
     upper: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
     """tau between `first` and `last` at which `sum clip(y - tau step, lower, upper)` is the total,
-    as a sum of two: where the first leaves few digits, the second is found from there."""
+    as `(y - coarse step, coarse, fine)`, their sum: where one tau leaves few digits, another is
+    found from there, and belongs to these numbers as they were rounded."""
     return _found(axis, leaves, steps, first, last, total, lower, upper)
 
 
 @_threshold.defjvp
 def _threshold_jvp(axis, primals, tangents):
     """From `sum clip(y - tau step, lower, upper) = total`."""
-    leaves, steps, _, _, _, lower, upper = primals
+    _, steps, _, _, _, lower, upper = primals
     dy, dstep, _, _, dtotal, dlower, dupper = tangents
-    coarse, fine = _threshold(axis, *primals)
-    moved = _moved(leaves, steps, coarse, fine)
+    near, coarse, fine = _threshold(axis, *primals)
+    moved = _moved(near, steps, fine)
     inside = _inside(moved, lower, upper)
     bound = [dlower if upper is None else jnp.where(z > lower, dupper, dlower) for z in moved]
+    dnear = _moved(dy, dstep, coarse)
     changes = [
-        jnp.where(which, dy_ - (coarse + fine) * dstep_, other)
-        for which, dy_, dstep_, other in zip(inside, dy, dstep, bound, strict=True)
+        jnp.where(which, dz, other)
+        for which, dz, other in zip(inside, _moved(dnear, dstep, fine), bound, strict=True)
     ]
     slope = _slope(inside, steps, axis)
     change = (_sum(changes, axis) - dtotal) / jnp.where(slope > 0, slope, 1)
-    return (coarse, fine), (jnp.zeros_like(coarse), change)
+    return (near, coarse, fine), (dnear, jnp.zeros_like(coarse), change)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # one program for many calls outside of others
@@ -188,16 +186,19 @@ def _found(axis, leaves, steps, first, last, total, lower, upper):
     eps = jnp.finfo(total.dtype).eps
     search = functools.partial(_search, axis, steps, total, lower, upper, 2 * eps * jnp.abs(total))
     found = search(leaves, first, first, last)
-    enough = 32 * jnp.abs(total)  # all but five bits
-    lost = (jnp.abs(found.tau) * found.slope > enough) | (jnp.abs(found.over) > eps * enough)
+    most = 32 * jnp.abs(total)  # five bits
+    lost = (jnp.abs(found.tau) * found.slope > most) | (jnp.abs(found.over) > eps * most)
 
     def again():
-        near = [y - found.tau * each for y, each in zip(leaves, steps, strict=True)]
-        slack = 8 * eps * (jnp.abs(first) + jnp.abs(last))  # the bounds are rounded, too
-        low, high = first - found.tau - slack, last - found.tau + slack
-        return search(near, jnp.zeros_like(low), low, high).tau
+        near, tau = _moved(leaves, steps, found.tau), found.tau
+        slack = 8 * eps * jnp.abs(first) + 8 * eps * jnp.abs(last)  # the bounds are rounded, too
+        low, high = first - tau - slack, last - tau + slack
+        return near, tau, search(near, jnp.zeros_like(tau), low, high).tau
 
-    return found.tau, lax.cond(jnp.any(lost), again, lambda: jnp.zeros_like(found.tau))
+    def enough():
+        return leaves, jnp.zeros_like(found.tau), found.tau
+
+    return lax.cond(jnp.any(lost), again, enough)
 
 
 class _Search(NamedTuple):
@@ -228,7 +229,7 @@ def _search(
     """Newton's method in a bracket, and bisection where it leaves that."""
 
     def excess(tau):
-        moved = [y - tau * each for y, each in zip(leaves, steps, strict=True)]
+        moved = _moved(leaves, steps, tau)
         clipped = [jnp.clip(z, lower, upper) for z in moved]
         return _sum(clipped, axis) - total, _slope(_inside(moved, lower, upper), steps, axis)
 

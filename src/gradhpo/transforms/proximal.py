@@ -239,6 +239,10 @@ def _proximal(
         updates, slots = optimizer.update(h, slots, lam)
         return moved(optax.apply_updates(lam, updates), steps(slots, lam)), slots
 
+    def propose(h, slots, lam):
+        sizes = steps(slots, lam)
+        return moved(jax.tree.map(lambda x, eta, g: x - eta * g, lam, sizes, h), sizes)
+
     def settle(lam):
         return moved(lam, jax.tree.map(lambda x: jnp.ones((), x.dtype), lam))
 
@@ -262,7 +266,8 @@ def _proximal(
         return _by_leaf(penalty, of, lam, otherwise=jnp.zeros_like)
 
     constrained = any(each is not None and each.constraint for each in penalties)
-    return Outer(optimizer.init, apply, settle, project if constrained else None, price)
+    into = project if constrained else None
+    return Outer(optimizer.init, apply, settle, into, price, propose)
 
 
 def _by_leaf(

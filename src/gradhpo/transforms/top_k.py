@@ -10,9 +10,8 @@ Gains of a coordinate, summed over a group:
     scaled       h_i^2 / L_i                 Gauss-Southwell-Lipschitz: L_i how curved it is
     progress     |h_i (lam_i - lam*_i) + R_i(lam_i) - R_i(lam*_i)|
                                              what a step promises, projection included; R_i a
-                                             penalty. lam* is lam' with slots as at the start: who
-                                             is not chosen keeps his, and old momentum would
-                                             hold him back for ever
+                                             penalty. lam* is lam' without momentum: who is not
+                                             chosen keeps his, and it would hold him back for ever
 
 Nutini, Schmidt, Laradji, Friedlander, Koepke (2015), "Coordinate Descent Converges Faster with the
 Gauss-Southwell Rule Than Random Selection", ICML, equations (5) and (8) and section 8. Error
@@ -100,13 +99,15 @@ def top_k(
     def chosen_of(outer: Outer, h: Hyper, slots: OptState, lam: Hyper) -> Hyper:
         constrained = outer.settle is not None and scale is None
         if score == "progress" or (score is None and constrained):
-            new, _ = outer.apply(h, _as_at_the_start(outer, slots, lam), lam)
+            new = _without_momentum(outer, h, slots, lam)
             gains = jax.tree.map(lambda g, x, y: g * (x - y), h, lam, new)
             if outer.price is not None:
                 gains = jax.tree.map(
                     lambda gain, r, s: gain + (r - s), gains, outer.price(lam), outer.price(new)
                 )
             gains = jax.tree.map(jnp.abs, gains)
+            moves = jnp.asarray(optax.tree.max(gains)) > 0  # else it only gathers: for the largest
+            gains = jax.tree.map(lambda gain, g: jnp.where(moves, gain, jnp.abs(g)), gains, h)
         elif scale is None and groups == "number":
             gains = jax.tree.map(jnp.abs, h)  # ordered as squares are, which small ones have not
         else:
@@ -136,7 +137,7 @@ def top_k(
             some = jax.tree.map(jnp.where, chosen, new, lam)
             return some if outer.project is None else outer.project(some), slots
 
-        return outer._replace(init=init, apply=apply, part_of=(outer, wrap))
+        return outer._replace(init=init, apply=apply, whole=outer, taken=wrap)
 
     return around(outer, wrap)
 
@@ -242,17 +243,33 @@ def _slot_masks(outer: Outer, slots: OptState, chosen: Hyper) -> PyTree:
             )
         return of
 
+    return _map_slots(outer, mask, slots, chosen, other=lambda _: jnp.array(True))
+
+
+def _without_momentum(outer: Outer, h: Hyper, slots: OptState, lam: Hyper) -> Hyper:
+    """What is proposed with the slots of coordinates anew; what is one for all, such as a count of
+    steps, stays. Not for a penalty, the proximal map of which takes steps that are lasting ones."""
+    if outer.propose is not None:
+        return outer.propose(h, slots, lam)
+    own = _map_slots(outer, lambda slot: True, slots, other=lambda slot: False)
+    fresh = jax.tree.map(lambda own, old, new: new if own else old, own, slots, outer.init(lam))
+    return outer.apply(h, fresh, lam)[0]
+
+
+def _map_slots(outer: Outer, of: Any, slots: OptState, *rest: PyTree, other: Any) -> PyTree:
+    """`of(slot, ...)` at slots of a coordinate, `other(slot)` at the others."""
     return optax.tree.map_params(
-        outer.init, mask, slots, chosen, transform_non_params=lambda _: jnp.array(True)
+        outer.init,
+        lambda slot, *rest: slot if _is_masked(slot) else of(slot, *rest),
+        slots,
+        *rest,
+        transform_non_params=other,
+        is_leaf=_is_masked,
     )
 
 
-def _as_at_the_start(outer: Outer, slots: OptState, lam: Hyper) -> OptState:
-    """Slots of coordinates anew; what is one for all, such as a count of steps, stays."""
-    own = optax.tree.map_params(
-        outer.init, lambda slot: True, slots, transform_non_params=lambda slot: False
-    )
-    return jax.tree.map(lambda own, old, new: new if own else old, own, slots, outer.init(lam))
+def _is_masked(slot: Any) -> bool:
+    return isinstance(slot, optax.MaskedNode)
 
 
 def _check_k(k: Any) -> int | float:
