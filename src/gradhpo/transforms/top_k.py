@@ -18,6 +18,7 @@ Gauss-Southwell Rule Than Random Selection", ICML, equations (5) and (8) and sec
 feedback: Stich, Cordonnier, Jaggi (2018), "Sparsified SGD with Memory", algorithm 1.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -142,6 +143,7 @@ def top_k(
     return around(outer, wrap)
 
 
+@functools.partial(jax.jit, static_argnames="k")  # one program for many calls outside of others
 def largest(gains: PyTree, k: int) -> PyTree:
     """Masks of the k largest numbers of a tree, none of which is negative; of equal ones the first.
 
