@@ -242,7 +242,7 @@ FAULTS = [
     ),
     Fault(
         "top-k: of equal gains the last",
-        "transforms/top_k.py",
+        "transforms/largest.py",
         "(x == kth) & (rank <= left)",
         "(x == kth) & (rank > jnp.sum(tied) - left)",
         "tests/transforms/test_top_k.py::test_the_largest_as_by_a_stable_sort",

@@ -240,6 +240,8 @@ def test_large_numbers_keep_their_differences(x32):
     assert float(budget(jnp.asarray(near), 1.0).sum()) == pytest.approx(1, rel=1e-4)
     np.testing.assert_allclose(budget(jnp.full(4, 1e9), -3.9, -1.0), -0.975, rtol=1e-6)
     np.testing.assert_allclose(simplex_rows(jnp.full(5, 1e5), step=jnp.full(5, 0.3)), 0.2)
+    for x, want in (([2e38, 1e38, 0], [1, 0, 0]), ([3e38] * 3, [1 / 3] * 3)):
+        np.testing.assert_allclose(jax.jit(simplex_rows)(jnp.array(x)), want, rtol=1e-6)
     low = budget(jnp.ones(5000, jnp.bfloat16), 100.0)
     assert low.dtype == jnp.bfloat16  # 0.02 is 0.02002 there
     assert float(low.astype(jnp.float32).sum()) == pytest.approx(100, rel=2e-3)

@@ -20,7 +20,8 @@ from gradhpo.transforms import (
     proximal_sgd,
     within_budget,
 )
-from gradhpo.transforms.top_k import largest, top_k
+from gradhpo.transforms.largest import largest
+from gradhpo.transforms.top_k import top_k
 
 LAM = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([[0.5, 2.0, 0.1], [1.0, -4.0, 0.2]])}
 OPTIMIZERS = {

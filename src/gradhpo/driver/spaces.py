@@ -23,7 +23,8 @@ def within_spaces(outer: OuterOptimizer, spaces: Declared, stored: Hyper) -> Any
 
     Raises:
         ValueError: it has a penalty or projection of its own for a leaf that is not stored in
-            natural scale, or steps of different lengths where a projection ties numbers together.
+            natural scale; where a projection ties numbers together, it has another map for them,
+            or steps of different lengths.
     """
     if outer is not None:
         maps = _maps(outer, spaces, stored)

@@ -191,7 +191,7 @@ def _found(axis, leaves, steps, first, last, total, lower, upper):
 
     def again():
         near, tau = _moved(leaves, steps, found.tau), found.tau
-        slack = 8 * eps * jnp.abs(first) + 8 * eps * jnp.abs(last)  # the bounds are rounded, too
+        slack = 16 * eps * jnp.maximum(jnp.abs(first), jnp.abs(last))  # they are rounded, too
         low, high = first - tau - slack, last - tau + slack
         return near, tau, search(near, jnp.zeros_like(tau), low, high).tau
 
