@@ -53,8 +53,9 @@ lint: .venv/dev.stamp
 types: .venv/dev.stamp
 	$(BIN)/pyright
 
+# -E: of every page, as in a fresh clone; a page built before, warnings and all, would pass in silence.
 docs: .venv/dev.stamp
-	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+	$(BIN)/sphinx-build -q -W -E --keep-going docs docs/_build/html
 
 # Hours, not minutes: the slow tests, then every study at full size; replaces results in out/.
 reproduce: .venv/dev.stamp
