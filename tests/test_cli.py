@@ -321,7 +321,7 @@ def test_a_closed_pipe_costs_no_file(monkeypatch):
 
 
 STUCK = """
-import hashlib, sys
+import hashlib, signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from gradhpo import cli
@@ -339,6 +339,7 @@ def run(config, progress):
 sys.modules["stuck"] = study = ModuleType("stuck")
 study.Config, study.run = StudyConfig, run
 registry.STUDIES["stuck"] = registry.Study("stuck", "")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.argv[1:1] = ["run", "stuck"]
 sys.exit(cli.main())  # as the installed command does; a caller with a list keeps its process
 """
