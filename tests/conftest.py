@@ -8,6 +8,7 @@ compiler is that of users, as in `make test-optimised` and for tests marked `opt
 
 import gc
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def x64():
 def x32():
     """float32 as the default, in the `JAX_ENABLE_X64=1` job as well."""
     yield from _default_float(False)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as Python handles it; a shell has its background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -224,7 +224,7 @@ def test_what_a_callback_returns_otherwise_does_not_end_it():
         assert int(got.episode) == 2
 
 
-def test_the_first_interrupt_waits_for_the_episode_and_the_second_does_not(capfd):
+def test_the_first_interrupt_waits_for_the_episode_and_the_second_does_not(capfd, ctrl_c):
     """By real signals, from inside the callback and from inside a source."""
     import os
     import signal
