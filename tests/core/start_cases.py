@@ -145,12 +145,13 @@ def begin_of(name):
 def written_out(name, optimizer, params, draw, data):
     """`lam -> (loss, w_T)` of the training run, from the formulas."""
     at, step = STARTS[name][0], OPTIMIZERS[optimizer][2]
+    gradient = jax.jit(jax.grad(train_loss))  # traced once for all steps
 
     def loss(lam):
         w, v = at(params, lam, draw)
         v = jax.tree.map(jnp.zeros_like, w) if v is None else v
         for t in range(len(data.train[1])):
-            g = jax.grad(train_loss)(w, lam, jax.tree.map(lambda x: x[t], data.train))  # noqa: B023
+            g = gradient(w, lam, jax.tree.map(lambda x: x[t], data.train))  # noqa: B023
             w, v = step(w, v, g, jnp.exp(lam["rate"]))
         return val_loss(w, lam, jax.tree.map(lambda x: x[-1], data.val)), w
 

@@ -2,6 +2,7 @@
 derivative of the training written out; the others take s_0 for a constant; what cannot be meant is
 refused."""
 
+import functools
 from functools import partial
 
 import jax
@@ -74,12 +75,22 @@ CASES += [("drmad", "network"), ("rtho", "velocity"), ("retraceable", "velocity"
 KEY = 5
 
 
+@functools.cache
+def training(start, optimizer, steps):
+    """The training written out as a program, which several tests share:
+    `(lam, w, draw) -> ((loss, w_T), derivative)`."""
+
+    def loss(lam, params, draw):
+        return written_out(start, optimizer, params, draw, window(steps))(lam)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
 def derivative(start, optimizer, steps, params=None, draw=None):
     """`((loss, w_T), hypergradient)` of the training written out."""
     params = network(0) if params is None else params
     draw = jax.random.key(KEY) if draw is None else draw
-    loss = written_out(start, optimizer, params, draw, window(steps))
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(hyperparams(start))
+    return training(start, optimizer, steps)(hyperparams(start), params, draw)
 
 
 def episode(estimator, problem, state, *data, **draw):
