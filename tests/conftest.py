@@ -18,6 +18,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# JAX writes the call stack of every operation, deep under pytest, into a program that nobody reads.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() not in ("", "0", "false", "off", "no")
 # The emitters of fused loops take half of what is left, and a fifth of the rest goes into cutting
 # small programs into 32 parts. XLA ends the process at a flag that it does not know, so only
@@ -93,6 +95,15 @@ def ctrl_c():
 def _nobody_else_compiled():
     """The warning about functions compiled again and again counts within one test."""
     _recompilation.compilations.clear()
+
+
+@pytest.fixture
+def collect():
+    """`gc.collect()` among what the test has made: a process holds millions of older objects, and
+    a search through all of them takes seconds."""
+    gc.freeze()
+    yield gc.collect
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""One small problem and every method on it, for the tests of the classes."""
+"""One small problem and every method on it, for the tests of the classes.
+
+Its losses are under `jit`, so that JAX keeps what it has traced of them from test to test.
+"""
 
 import warnings
 
@@ -12,12 +15,14 @@ from gradhpo.algorithms import METHODS as REGISTRY
 T = 4
 
 
+@jax.jit
 def train_loss(w, lam, batch):
     """Both hyperparameters move its minimum, or the implicit methods would refuse them."""
     pull = 0.1 * jnp.exp(jnp.sum(lam["rate"])) * jnp.sum(w["w"] ** 2)
     return jnp.mean((w["w"] - batch) ** 2) * jnp.exp(jnp.sum(lam["scale"])) / 2 + pull
 
 
+@jax.jit
 def val_loss(w, lam, batch):
     return jnp.mean((w["w"] - batch) ** 2) + 0.1 * jnp.sin(jnp.sum(lam["rate"] + lam["scale"]))
 

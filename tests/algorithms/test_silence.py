@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import warnings
 import weakref
 
@@ -233,7 +232,7 @@ def test_sources_that_change_shape_between_episodes_are_named():
 
 @pytest.mark.parametrize("loop", ["scan", "host"])
 @pytest.mark.parametrize("name", ["hyperdistill", "reverse"])
-def test_clear_caches_frees_what_losses_close_over(name, loop):
+def test_clear_caches_frees_what_losses_close_over(name, loop, collect):
     """Programs are kept for later calls, and the data with them, until they are cleared."""
     data = np.ones((1000, 2), np.float32)
     kept = weakref.ref(data)
@@ -246,10 +245,10 @@ def test_clear_caches_frees_what_losses_close_over(name, loop):
     state = run(opt, state, M=1, losses=(closed, val_loss))
     opt.compute_hypergradient(state, batch(0), batch(1), closed, val_loss)
     del closed, data
-    gc.collect()
+    collect()
     assert kept() is not None
     clear_caches()
-    gc.collect()
+    collect()
     assert kept() is None
     run(opt, state, M=1)  # all compiled again
 
