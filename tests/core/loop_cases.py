@@ -31,10 +31,12 @@ ESTIMATORS = {
 }
 
 
+@jax.jit
 def train_loss(w, lam, batch):
     return jnp.mean((w["w"] - batch) ** 2) * jnp.exp(lam["scale"]) / 2
 
 
+@jax.jit
 def val_loss(w, lam, batch):
     return jnp.mean((w["w"] - batch) ** 2) + 0.1 * lam["scale"] ** 2
 

@@ -32,12 +32,14 @@ def outputs(w, x):
     return jnp.tanh(x @ w["w1"] + w["b1"]) @ w["w2"] + w["b2"]
 
 
+@jax.jit
 def train_loss(w, lam, batch):
     x, y = batch
     penalty = jnp.exp(lam["decay"]) * sum(jnp.sum(v**2) for v in jax.tree.leaves(w))
     return jnp.mean((outputs(w, x) - y) ** 2) + penalty
 
 
+@jax.jit
 def val_loss(w, lam, batch):
     x, y = batch
     direct = sum(jnp.sum(jnp.sin(v)) for v in jax.tree.leaves(lam))

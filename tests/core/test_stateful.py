@@ -71,6 +71,7 @@ def accuracy(logs, y):
     return {"accuracy": jnp.mean(logs.argmax(-1) == y)}
 
 
+@jax.jit
 def train_loss(w, lam, batch, state):
     x, y = batch
     key, for_noise, for_drop = jax.random.split(state["key"], 3)
@@ -88,6 +89,7 @@ def train_loss(w, lam, batch, state):
     return loss, (state, accuracy(logs, y))
 
 
+@jax.jit
 def val_loss(w, lam, batch, state):
     x, y = batch
     logs = scores(w, features(w, x, (state["mean"], state["var"]))[0])

@@ -41,6 +41,7 @@ LAM = {"penalty": NOISE.standard_normal(6) - 1, "shift": np.asarray(0.3)}
 RATE = 0.05
 
 
+@jax.jit
 def train_loss(w, lam, batch):
     penalty = jnp.sum(jnp.exp(lam["penalty"]) * w**2)
     return (
@@ -48,6 +49,7 @@ def train_loss(w, lam, batch):
     )
 
 
+@jax.jit
 def val_loss(w, lam, batch):
     return jnp.sum((w - batch) ** 2) + lam["shift"] * jnp.sum(lam["penalty"] * w)
 

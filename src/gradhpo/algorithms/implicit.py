@@ -95,7 +95,7 @@ ENTRIES = (
         Example(
             problems=("at_minimum",),
             exact_on=("at_minimum",),
-            settings={"T": 1, "solver": neumann(60, 1.0)},
+            settings={"T": 1, "solver": neumann(40, 1.0)},
         ),
         _IMPLICIT,
         settings={"solver": neumann()},

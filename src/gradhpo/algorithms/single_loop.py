@@ -251,12 +251,12 @@ ENTRIES = (
         AmIGOOptimizer,
         amigo,
         "ten inner steps, ten steps on the linear system, warm-started",
-        # Sixty steps on u reach u H = alpha at every update.
+        # Forty steps on u reach u H = alpha at every update.
         Example(
             problems=("at_minimum",),
             exact_on=("at_minimum",),
             not_exact_on=("outer_lam",),
-            settings={"unroll_steps": 2, "u_steps": 60, "step_size": 1.0},
+            settings={"unroll_steps": 2, "u_steps": 40, "step_size": 1.0},
             of_class={"unroll_steps": 2},
         ),
         _SINGLE_LOOP,
@@ -271,7 +271,7 @@ ENTRIES = (
             problems=("at_minimum",),
             exact_on=("at_minimum",),
             not_exact_on=("outer_lam",),
-            settings={"unroll_steps": 2, "terms": 60, "step_size": 1.0},
+            settings={"unroll_steps": 2, "terms": 40, "step_size": 1.0},
             of_class={"unroll_steps": 2},
         ),
         _SINGLE_LOOP,
