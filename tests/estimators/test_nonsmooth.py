@@ -45,12 +45,16 @@ def judge(w, lam, batch):
 PROBLEM = BilevelProblem(from_update(ista), judge)
 
 
+@jax.jit
+def fitted(lam, train):
+    return jax.lax.fori_loop(0, 20_000, lambda _, w: ista(w, lam, train), jnp.zeros(P))
+
+
 def closed_form(train, val, lam):
     """On the active set A, with signs s: (H_A + l2) w_A = X_A' y / n - l1 s, so that
     dw_A / dlog l1 = -l1 (H_A + l2)^{-1} s and dw_A / dlog l2 = -l2 (H_A + l2)^{-1} w_A."""
     x, y = (np.asarray(a) for a in train)
-    w = jnp.zeros(P)
-    w = np.asarray(jax.lax.fori_loop(0, 20_000, lambda _, w: ista(w, lam, train), w))
+    w = np.asarray(fitted(lam, train))
     active, (l1, l2) = w != 0, (float(jnp.exp(lam[k])) for k in ("l1", "l2"))
     a, s = x[:, active], np.sign(w[active])
     h = a.T @ a / N + l2 * np.eye(active.sum())
