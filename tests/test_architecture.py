@@ -34,7 +34,8 @@ ALLOWED = {
     "examples": USER | {"gradhpo"},
     "report": {"utils", "core", "algorithms", "gradhpo"},
     "studies": USER | {"gradhpo", "examples", "report", "testing"},
-    "cli": USER | {"gradhpo", "report", "studies"},
+    "tuning": USER | {"gradhpo", "report"},
+    "cli": USER | {"gradhpo", "report", "studies", "tuning"},
     "outer": {"core"},  # the public name of core.outer
     "gradhpo": USER | {"outer"},  # the package's own __init__
     "__main__": {"cli"},

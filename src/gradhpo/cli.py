@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradhpo.datasets.dataset import DatasetError
 from gradhpo.utils._interrupts import INTERRUPTED, prompt_interrupts
 from gradhpo.utils.logging import printable
+
+if TYPE_CHECKING:
+    from gradhpo.report import StudyResult
 
 __all__ = ["main"]
 
@@ -23,9 +26,11 @@ usage: gradhpo COMMAND ...
   gradhpo list                       studies and methods, a line each
   gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files
   gradhpo report DIR                 print the table of an earlier run again
+  gradhpo init [FILE] ...            write a short file with a task, to start from
+  gradhpo tune MODULE:NAME ...       tune a task of your own, keep what is found
   gradhpo --version
 
-`gradhpo demo --help` and `gradhpo run STUDY --help` show all options.
+`gradhpo COMMAND --help` and `gradhpo run STUDY --help` show all options.
 
 exit status: 0 done; 1 failed (data, disk, settings that do not fit); 2 wrong command line or
 a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an error shows
@@ -55,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        # A session or notebook that calls this outlives an interrupt.
-        own = prompt_interrupts("gradhpo: interrupted") if argv is None else nullcontext()
+        # A session or notebook that calls this outlives an interrupt; `tune` has its own handling.
+        at_once = argv is None and arguments[:1] != ["tune"]
+        own = prompt_interrupts("gradhpo: interrupted") if at_once else nullcontext()
         with own:
             _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
@@ -168,7 +174,12 @@ def _run(arguments: list[str]) -> None:
     require_matplotlib()
     out = report.output_directory(config.out, config.overwrite)
     result = study.run(config, progress=_show)
-    result = replace(result, command=report.command(["run", *arguments]))
+    _print_and_write(replace(result, command=report.command(["run", *arguments])), out)
+
+
+def _print_and_write(result: "StudyResult", out: Path) -> None:
+    from gradhpo import report
+
     written: list[Path] = []
     try:
         print(report.table(result), end="\n\n", flush=True)
@@ -179,6 +190,34 @@ def _run(arguments: list[str]) -> None:
         finally:
             for path in written:
                 print(f"wrote {printable(str(path))}")
+
+
+def _init(options: list[str]) -> None:
+    from gradhpo.tuning.starters import InitConfig, write_starter
+
+    config = _parse(InitConfig, "gradhpo init", options)
+    path = write_starter(config)
+    print(f"wrote {printable(str(path))}; tune it by: gradhpo tune {path.stem}:task")
+
+
+def _tune(arguments: list[str]) -> None:
+    from gradhpo import report
+    from gradhpo.report.drawing import require_matplotlib
+    from gradhpo.tuning.command import TuneConfig, tune_target
+    from gradhpo.tuning.result import result_of
+
+    name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if not name or (name.startswith("-") and name not in ("-h", "--help")):
+        raise UsageError("which task? gradhpo tune MODULE:NAME ..., the name before all options")
+    if name in ("-h", "--help"):
+        options = [name]
+    config = _parse(TuneConfig, "gradhpo tune MODULE:NAME", options)
+    require_matplotlib()
+    out = report.output_directory(config.out, config.overwrite)
+    tuned = tune_target(name, config, out, progress=_show)
+    _print_and_write(result_of(name, config, tuned, report.command(["tune", *arguments])), out)
+    if tuned.interrupted:
+        raise KeyboardInterrupt
 
 
 def _report(arguments: list[str]) -> None:
@@ -194,6 +233,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": _list,
     "run": _run,
     "report": _report,
+    "init": _init,
+    "tune": _tune,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gradhpo.core.declared import Declared, bind, declared
 from gradhpo.core.dynamics import InnerState
@@ -145,6 +146,23 @@ class Task:
     def settled(self, hyperparams: Hyper) -> Hyper:
         """`state.hyperparams` as they are taken home: in natural scale, discrete ones decided."""
         return hyperparams if self.declared is None else self.declared.settle(hyperparams)
+
+    def optimizer(self, hyperparams: Hyper) -> optax.GradientTransformation:
+        """The Optax optimizer of training with these hyperparameters, to train with elsewhere.
+
+        Args:
+            hyperparams: In the scale of `self.hyperparams`, such as `task.settled(...)`.
+
+        Raises:
+            ValueError: the training step is a function of the user's own (`from_update`).
+        """
+        parts = self.problem.dynamics.parts
+        if parts is None:
+            raise ValueError(
+                "this task trains by a step of its own (from_update), which has no Optax optimizer "
+                "to hand out; call that step with the hyperparameters."
+            )
+        return parts.make_optimizer(hyperparams)
 
     def replace(self, **fields: Any) -> "Task":
         """A copy with some fields replaced."""

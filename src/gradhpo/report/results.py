@@ -19,7 +19,9 @@ _AGREEMENT = ("cosine", "norm_ratio", "relative_error")  # of an estimate with t
 _PRICES = ("update_flops", "flops", "seconds", "temp_bytes")  # of programs
 _SCALARS = (*_LOSSES, *_AGREEMENT, *_PRICES)
 METRICS = (*_SCALARS, *(f"{name}_by_epoch" for name in _SCALARS))
-"""The only names a metric may have; `_by_epoch` marks a curve, an array (seeds, epochs)."""
+"""The names of metrics, and beside them `val_...` and `test_...`, which the losses of a user's own
+task return; `_by_epoch` marks a curve, an array (seeds, epochs)."""
+_OF_A_TASK = ("val_", "test_")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class MethodResult:
     def __post_init__(self) -> None:
         differences = {name: item.summary for name, item in self.paired_difference.items()}
         for metric, summary in [*self.metrics.items(), *differences.items()]:
-            if metric not in METRICS:
+            if metric not in METRICS and not metric.startswith(_OF_A_TASK):
                 raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}.")
             if (summary.seeds.ndim == 2) != metric.endswith("_by_epoch"):
                 raise ValueError(

@@ -1,0 +1,14 @@
+"""A task of one's own from the command line: tuned, compared, and what was found taken home.
+
+    gradhpo init                      a file with a task that runs
+    gradhpo tune my_task:task         tune it; tables, figures, the hyperparameters to take home
+
+and for programs: `History`, a callback that keeps what happened from episode to episode;
+`load_task` and `load_hyperparams`, the task of a command and what `gradhpo tune` has found for it.
+"""
+
+from gradhpo.tuning.take_home import load_hyperparams
+from gradhpo.tuning.target import load_task
+from gradhpo.tuning.training import History
+
+__all__ = ["History", "load_hyperparams", "load_task"]

@@ -1,0 +1,155 @@
+"""`report.html`: all of a run on one page that needs no other file and no network."""
+
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gradhpo.report import StudyResult
+from gradhpo.report.drawing import FAINT, INK
+from gradhpo.utils.logging import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["page"]
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #222; --faint: #b8b8b8; --grid: #ebebeb; --paper: #fff;
+        --good: #00704f; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --faint: #777; --grid: #333; --paper: #16181c; --good: #4fd0a5; } }
+body { margin: 0 auto; padding: 1rem; max-width: 56rem; background: var(--paper); color: var(--ink);
+       font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--grid); }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+pre { overflow-x: auto; padding: .5rem; border: 1px solid var(--grid); }
+svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
+strong { color: var(--good); }
+"""
+
+
+def page(
+    result: StudyResult,
+    found: Mapping[str, Any],
+    figures: Mapping[str, Callable[[], "Figure"]],
+) -> str:
+    """The page as text; whatever a user has named is escaped.
+
+    Args:
+        result: Of the run.
+        found: The content of `hyperparams.json`.
+        figures: Functions that draw, by name; drawn as SVG in the colours of the page.
+    """
+    parts = [
+        f"<h1>{_text(result.study)}, tuned by {_text(found['method'])}</h1>",
+        f"<pre>{_text(result.command)}</pre>",
+        "<h2>At the end of training</h2>",
+        *_at_the_end(result),
+        "<h2>Hyperparameters</h2>",
+        *_hyperparams(found),
+        "<h2>From episode to episode</h2>",
+        *(f"<figure>{_svg(name, make())}</figure>" for name, make in figures.items()),
+        "<h2>Settings and versions</h2>",
+        _table(["", ""], [*_settings(result), *result.versions.items()]),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>gradhpo: {_text(result.study)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _at_the_end(result: StudyResult) -> list[str]:
+    """A table of the metrics with one value per seed."""
+    metrics = dict.fromkeys(
+        name
+        for method in result.methods.values()
+        for name in method.metrics
+        if not name.endswith("_by_epoch")
+    )
+    rows = []
+    for name, method in result.methods.items():
+        row = [name]
+        for metric in metrics:
+            row.append(_with_interval(method.metrics[metric]) if metric in method.metrics else "")
+        difference = method.paired_difference.get("val_loss")
+        row.append(_with_interval(difference.summary, "+") if difference else "")
+        row += [f"{method.gradient_evaluations:,.0f}", f"{method.second_order_products:,.0f}"]
+        rows.append(row)
+    head = ["", *metrics, "val_loss − untuned", "gradients", "2nd-order products"]
+    return [
+        _table(head, rows),
+        "<p>Means over seeds, with 95 % intervals where there are several; differences are paired "
+        "by seed. What is tuned by the validation data is judged by them too kindly: compare "
+        "methods on test data.</p>",
+    ]
+
+
+def _hyperparams(found: Mapping[str, Any]) -> list[str]:
+    seeds = found["seeds"]
+    names = next(iter(seeds.values()))["from"]
+    head = ["", "start", *(f"seed {i}" for i in seeds)]
+    rows = [
+        [name, _number(start), *(_number(seed["to"][name]) for seed in seeds.values())]
+        for name, start in names.items()
+    ]
+    rows.append(["episodes", "", *(str(seed["episodes"]) for seed in seeds.values())])
+    rows.append(["ended", "", *(seed["ended"] for seed in seeds.values())])
+    rows.append(["status", "", *(_counts(seed["status"]) for seed in seeds.values())])
+    best = f"Lowest validation loss: seed {found['best_seed']}." if len(seeds) > 1 else ""
+    kept = "All values are in <code>hyperparams.json</code>."
+    return [_table(head, rows), f"<p>{best} {kept}</p>"]
+
+
+def _counts(status: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in status.items())
+
+
+def _settings(result: StudyResult) -> list[tuple[str, Any]]:
+    return list(result.to_json()["settings"].items())
+
+
+def _with_interval(summary: Any, sign: str = "") -> str:
+    mean, (low, high) = float(summary.mean), map(float, summary.ci95)
+    text = format(mean, f"{sign}.4g")
+    return text if low != low else f"{text} [{low:{sign}.4g}, {high:{sign}.4g}]"
+
+
+def _number(value: float) -> str:
+    return format(value, ".4g")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def line(tag: str, cells: Sequence[Any]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    top = [line("th", head)] if any(head) else []
+    lines = [*top, *(line("td", row) for row in rows)]
+    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _text(value: Any) -> str:
+    return html.escape(printable(str(value)))
+
+
+def _svg(name: str, figure: "Figure") -> str:
+    """The figure as SVG without a background, its ink and its grid those of the page."""
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    # Two figures on a page must not share the names of their clip paths.
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    for color, of_page in ((INK, "--ink"), (FAINT, "--faint"), ("#EBEBEB", "--grid")):
+        text = re.sub(color, f"var({of_page})", text, flags=re.IGNORECASE)
+    return text

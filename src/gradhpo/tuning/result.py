@@ -1,0 +1,107 @@
+"""What `gradhpo tune` leaves behind: a `StudyResult`, and the files beside it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradhpo.core.status import Status
+from gradhpo.report import StudyResult, summarize
+from gradhpo.report.drawing import save
+from gradhpo.tuning.command import UNTUNED, Row, TuneConfig, Tuned
+from gradhpo.tuning.figures import figures
+from gradhpo.tuning.page import page
+from gradhpo.tuning.take_home import FILE, as_json, optimizer_file
+
+__all__ = ["result_of"]
+
+
+def result_of(name: str, config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
+    """Table and files of a run.
+
+    A seed that an interrupt has cut off is in the logs and in `hyperparams.json`; it is in the
+    table only where there is no other.
+
+    Raises:
+        KeyboardInterrupt: it came before anything was tuned.
+    """
+    if config.method not in tuned.seeds[0]:
+        raise KeyboardInterrupt
+    seeds = tuned.complete or [{config.method: tuned.seeds[0][config.method]}]
+    rows = {training: [seed[training] for seed in seeds] for training in seeds[0]}
+    result = StudyResult(
+        name,
+        config,
+        summarize(
+            {training: _values(each) for training, each in rows.items()},
+            {training: _cost(each) for training, each in rows.items()},
+            baseline=UNTUNED if UNTUNED in rows else None,
+        ),
+        tuned.seconds,
+        command=command,
+    )
+    found = _found(name, config, tuned)
+    drawn = figures(rows, config.method)
+    files: dict[str, Callable[[Path], object]] = {
+        FILE: lambda path: path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    }
+    if tuned.task.problem.dynamics.parts is not None:
+        files["optimizer.py"] = lambda path: path.write_text(optimizer_file(name, config.set))
+    files["report.html"] = lambda path: path.write_text(page(result, found, drawn), "utf-8")
+    files |= {
+        f"{title}.png": lambda path, make=make: save(make(), path) for title, make in drawn.items()
+    }
+    return replace(result, files=files)
+
+
+def _values(rows: list[Row]) -> dict[str, Any]:
+    """The metrics of a training: at its end for every seed, and losses by episode."""
+    at_end = {name: [row.judged[name] for row in rows] for name in rows[0].judged}
+    curves = [row.trial.history.metrics for row in rows]
+    longest = max(len(curve["val_loss"]) for curve in curves)
+    by_episode = {
+        f"{name}_by_epoch": np.stack([_held(curve[name], longest) for curve in curves])
+        for name in curves[0]
+        if name.startswith("val_")
+    }
+    return at_end | by_episode
+
+
+def _held(values: np.ndarray, length: int) -> np.ndarray:
+    """A curve that ended early, at its last value to the end of the others."""
+    return np.concatenate([values, np.full(length - len(values), values[-1])])
+
+
+def _cost(rows: list[Row]) -> tuple[float, float]:
+    gradients, products = np.mean([row.trial.cost for row in rows], axis=0).tolist()
+    return gradients, products
+
+
+def _found(name: str, config: TuneConfig, tuned: Tuned) -> dict[str, Any]:
+    """The content of `hyperparams.json`."""
+    rows = {
+        str(i): seed[config.method] for i, seed in enumerate(tuned.seeds) if config.method in seed
+    }
+    losses = {i: row.judged["val_loss"] for i, row in rows.items()}
+    return {
+        "task": name,
+        "method": config.method,
+        "best_seed": int(min(losses, key=lambda i: np.nan_to_num(losses[i], nan=np.inf))),
+        "seeds": {i: _of_seed(row) for i, row in rows.items()},
+    }
+
+
+def _of_seed(row: Row) -> dict[str, Any]:
+    history, counts = row.trial.history.hyperparams, np.asarray(row.trial.state.counts)
+    return {
+        "values": as_json(row.trial.hyperparams),
+        "from": {name: values[0] for name, values in history.items()},
+        "to": {name: values[-1] for name, values in history.items()},
+        "judged": as_json(row.judged),
+        "episodes": int(row.trial.state.episode),
+        "ended": row.trial.ended or "after all episodes",
+        "status": {each.name: int(counts[each]) for each in Status if counts[each]},
+    }

@@ -1,0 +1,195 @@
+"""One training of a task, tuned or left alone, and what happened in it."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from gradhpo.core import losses
+from gradhpo.core.estimator import Cost
+from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.source import Resident
+from gradhpo.core.state import BilevelState
+from gradhpo.core.task import Task
+from gradhpo.core.types import Batch, MetricDict
+from gradhpo.driver.caches import kept
+from gradhpo.driver.hooks import numbers, scalars
+from gradhpo.driver.tune import tune
+from gradhpo.estimators.first_order import first_order
+
+__all__ = ["History", "Trial", "judge", "left_alone", "trained", "validation"]
+
+
+class History:
+    """A callback that keeps the metrics and the hyperparameters of every episode.
+
+    Attributes:
+        metrics: By name, an array with a number for every episode: losses, norms, status, and what
+            the losses return beside their values.
+        hyperparams: By name, an array with a number at the start and after every episode, in the
+            scale of `task.natural` or of the task's spaces; of a leaf with several numbers their
+            mean, least and largest.
+
+    >>> import jax.numpy as jnp
+    >>> from gradhpo import BilevelProblem, InOrder, Task, from_update, one_step, tune
+    >>> problem = BilevelProblem(
+    ...     from_update(lambda w, lam, batch: w - lam * (w - batch)), lambda w, lam, batch: w**2
+    ... )
+    >>> task = Task(problem, 2.0, 0.5, InOrder(jnp.ones(6)), InOrder(jnp.zeros(6)))
+    >>> history = History(task)
+    >>> state = tune(task, one_step(), episodes=2, T=3, lr_hyper=0.01, callback=history)
+    >>> history.metrics["val_loss"].shape, history.hyperparams["value"].shape
+    ((2,), (3,))
+    """
+
+    def __init__(self, task: Task):
+        stored = task.stored
+        self._natural = stored.natural or (lambda lam: lam)
+        self._metrics: list[dict[str, float]] = []
+        self._hyperparams = [self._values(stored.hyperparams)]
+
+    def __call__(self, episode: int, state: BilevelState) -> None:
+        """Keep what this episode left behind."""
+        del episode
+        self._metrics.append(numbers(jax.device_get(state.metadata)))
+        self._hyperparams.append(self._values(state.hyperparams))
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """See above."""
+        return _columns(self._metrics)
+
+    @property
+    def hyperparams(self) -> dict[str, np.ndarray]:
+        """See above."""
+        return _columns(self._hyperparams)
+
+    def _values(self, stored: Any) -> dict[str, float]:
+        values = jax.device_get(self._natural(stored))
+        named = scalars("", values)
+        return {name.removeprefix("/") or "value": x for name, x in named.items()}
+
+
+def _columns(rows: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+
+
+class Trial(NamedTuple):
+    """One training."""
+
+    history: History
+    state: BilevelState
+    hyperparams: Any  # to take home: in natural scale, discrete ones decided
+    ended: str  # "": all episodes; "early": by patience; "interrupted"
+    cost: Cost
+    seconds: float
+
+
+Hook = Callable[[int, BilevelState], Any]
+
+
+def trained(
+    task: Task,
+    method: Any,
+    outer: Any,
+    *,
+    episodes: int,
+    steps: int | None,
+    hook: Hook | None = None,
+    patience: int = 0,
+    **options: Any,
+) -> Trial:
+    """Train the task and keep what happens; Ctrl-C ends it after the episode.
+
+    Args:
+        method: An estimator, or a function from the kind of loop to one.
+        outer: An Optax optimizer of the hyperparameters.
+        steps: T of an episode; None where the task brings the batches of an episode.
+        hook: Called after every episode, once the history has it.
+        patience: Episodes without a lower validation loss before the training ends; 0: never.
+        options: For `gradhpo.tune`.
+    """
+    history, ended = History(task), ""
+    lowest, since = np.inf, 0
+
+    def look(episode: int, state: BilevelState) -> bool:
+        nonlocal lowest, since, ended
+        history(episode, state)
+        if hook is not None:
+            hook(episode, state)
+        loss = float(state.metadata["val_loss"])
+        lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
+        if patience and since >= patience:
+            ended = "early"
+        return not ended
+
+    began = time.monotonic()
+    try:
+        state = tune(task, method, outer, episodes=episodes, T=steps, callback=look, **options)
+    except KeyboardInterrupt as error:
+        state, ended = error.state, "interrupted"  # type: ignore[attr-defined]
+    jax.block_until_ready(state)
+    estimator = method("scan") if not hasattr(method, "estimate") else method
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(state.hyperparams))
+    drawn = int(state.drawn) // max(1, int(state.episode))
+    cost = estimator.cost(drawn, size, episodes=int(state.episode)) if drawn else Cost(0, 0)
+    seconds = time.monotonic() - began
+    return Trial(history, state, task.settled(state.hyperparams), ended, cost, seconds)
+
+
+def left_alone(task: Task, *, episodes: int, steps: int | None, **options: Any) -> Trial:
+    """The same training with the hyperparameters where they start, on the same batches."""
+    trial = trained(task, ALONE, STILL, episodes=episodes, steps=steps, **options)
+    return trial._replace(cost=Cost(int(trial.state.drawn), 0))  # the validation is for us to see
+
+
+ALONE, STILL = first_order(), optax.sgd(0.0)  # made once: programs are kept by their identity
+
+
+def judge(task: Task, state: BilevelState, data: Batch, batch_size: int) -> dict[str, float]:
+    """The outer loss and its metrics on data of any length, in batches: means over the examples.
+
+    Args:
+        data: Arrays that share their leading axis.
+        batch_size: Examples at a time.
+
+    Losses are taken for means over the examples of a batch, so the last one, which may be shorter,
+    counts by its length.
+    """
+    stored = task.stored
+    n = len(jax.tree.leaves(data)[0])
+    judged = _program(stored.problem)
+    total: dict[str, float] = {}
+    for first in range(0, n, batch_size):
+        batch = jax.tree.map(lambda x: x[first : first + batch_size], data)  # noqa: B023
+        share = min(batch_size, n - first) / n
+        values = judged(state.params, state.hyperparams, batch, state.model_state)
+        for name, value in jax.device_get(values).items():
+            total[name] = total.get(name, 0.0) + share * float(value)
+    return total
+
+
+@kept
+def _program(problem: BilevelProblem) -> Callable[..., MetricDict]:
+    def judged(params, lam, batch, model_state):
+        value, metrics = losses.judge(problem.outer_loss, params, lam, batch, model_state)
+        return {"loss": value, **metrics}
+
+    return jax.jit(judged)
+
+
+def validation(task: Task, trial: Trial) -> dict[str, float]:
+    """How a trained model does on all validation data, where the task holds them."""
+    if isinstance(task.val, Resident) and task.problem.begin is None:
+        return judge(task, trial.state, task.val.data, task.val.batch_size)
+    last = max(1, len(trial.history.metrics["val_loss"]) // 10)
+    return {
+        name.removeprefix("val_"): float(np.mean(values[-last:]))
+        for name, values in trial.history.metrics.items()
+        if name.startswith("val_")
+    }
