@@ -206,16 +206,11 @@ def _tune(arguments: list[str]) -> None:
     from gradhpo.tuning.command import TuneConfig, tune_target
     from gradhpo.tuning.result import result_of
 
-    name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if not name or (name.startswith("-") and name not in ("-h", "--help")):
-        raise UsageError("which task? gradhpo tune MODULE:NAME ..., the name before all options")
-    if name in ("-h", "--help"):
-        options = [name]
-    config = _parse(TuneConfig, "gradhpo tune MODULE:NAME", options)
+    config = _parse(TuneConfig, "gradhpo tune", arguments)
     require_matplotlib()
     out = report.output_directory(config.out, config.overwrite)
-    tuned = tune_target(name, config, out, progress=_show)
-    _print_and_write(result_of(name, config, tuned, report.command(["tune", *arguments])), out)
+    tuned = tune_target(config, out, progress=_show)
+    _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), out)
     if tuned.interrupted:
         raise KeyboardInterrupt
 

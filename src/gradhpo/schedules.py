@@ -111,6 +111,7 @@ def _after_warmup(
                 "each layer scale the updates after it, gradhpo.transforms.scale_by_tree."
             )
     dtype = _dtype(*given.values())
+    peak, warmup, steps, start, end = (jnp.asarray(value, dtype) for value in given.values())
 
     def schedule(count):
         t = jnp.asarray(count, dtype)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optax
+from tyro.conf import Positional
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.algorithms.registry import METHODS
@@ -32,7 +33,7 @@ UNTUNED, ANEW = "untuned", "trained anew"
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Tune a task of your own, MODULE:NAME, and keep what is found.
+    """Tune a task of your own and keep what is found.
 
     Every seed is trained three times on the same batches: with the hyperparameters left where they
     start, tuned while it trains, and anew with what was found. Ctrl-C ends the training after the
@@ -42,6 +43,9 @@ class TuneConfig:
         ValueError: a number is out of its range, or there is no such method.
     """
 
+    task: Positional[str]
+    """MODULE:NAME, a gradhpo.Task or a function that returns one, in a module of this directory or
+    an installed one."""
     out: Path = Path("runs/tune")
     """Directory for the results; created when missing."""
     overwrite: bool = False
@@ -110,11 +114,10 @@ def _interrupted(seed: dict[str, Row]) -> bool:
     return any(row.trial.ended == "interrupted" for row in seed.values())
 
 
-def tune_target(name: str, config: TuneConfig, out: Path, progress: Progress = silent) -> Tuned:
+def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> Tuned:
     """Load the task, and train it for every seed.
 
     Args:
-        name: MODULE:NAME.
         out: An existing directory, for the logs of every episode.
         progress: Told of every training that is done.
 
@@ -122,11 +125,11 @@ def tune_target(name: str, config: TuneConfig, out: Path, progress: Progress = s
         TypeError, ValueError: the task, the method or a setting is wrong.
         ModuleNotFoundError: there is no such module.
     """
-    target = load(name, config.set)
+    target = load(config.task, config.set)
     if config.seeds > 1 and not target.seeded:
         raise ValueError(
-            f"--seeds {config.seeds} needs a task for every seed: make {name} a function that "
-            "takes seed and draws the weights and the order of the data by it."
+            f"--seeds {config.seeds} needs a task for every seed: make {config.task} a function "
+            "that takes seed and draws the weights and the order of the data by it."
         )
     method, outer = _method(config), optax.adam(config.outer_rate)
     began, first = time.monotonic(), target.make(0)

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradhpo.report import StudyResult
+import numpy as np
+
+from gradhpo.report import StudyResult, Summary
 from gradhpo.report.drawing import FAINT, INK
 from gradhpo.utils.logging import printable
 
@@ -16,20 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #222; --faint: #b8b8b8; --grid: #ebebeb; --paper: #fff;
-        --good: #00704f; }
+:root { color-scheme: light dark; --ink: #222; --faint: #b8b8b8; --grid: #ebebeb; --paper: #fff; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --faint: #777; --grid: #333; --paper: #16181c; --good: #4fd0a5; } }
+  :root { --ink: #e6e6e6; --faint: #777; --grid: #333; --paper: #16181c; } }
 body { margin: 0 auto; padding: 1rem; max-width: 56rem; background: var(--paper); color: var(--ink);
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--grid); }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
-pre { overflow-x: auto; padding: .5rem; border: 1px solid var(--grid); }
+th:first-child, td:first-child { text-align: left; overflow-wrap: break-word; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
-strong { color: var(--good); }
 """
 
 
@@ -67,28 +67,30 @@ def page(
 
 
 def _at_the_end(result: StudyResult) -> list[str]:
-    """A table of the metrics with one value per seed."""
+    """A table of the metrics with one value per seed, a column for each training."""
+    methods = result.methods
     metrics = dict.fromkeys(
         name
-        for method in result.methods.values()
+        for method in methods.values()
         for name in method.metrics
         if not name.endswith("_by_epoch")
     )
-    rows = []
-    for name, method in result.methods.items():
-        row = [name]
-        for metric in metrics:
-            row.append(_with_interval(method.metrics[metric]) if metric in method.metrics else "")
-        difference = method.paired_difference.get("val_loss")
-        row.append(_with_interval(difference.summary, "+") if difference else "")
-        row += [f"{method.gradient_evaluations:,.0f}", f"{method.second_order_products:,.0f}"]
-        rows.append(row)
-    head = ["", *metrics, "val_loss − untuned", "gradients", "2nd-order products"]
+    rows = [[name, *(_cell(m.metrics.get(name)) for m in methods.values())] for name in metrics]
+    for name in metrics:
+        pairs = [method.paired_difference.get(name) for method in methods.values()]
+        if to := next((pair.to for pair in pairs if pair), None):
+            cells = [_cell(pair.summary, "+") if pair else "" for pair in pairs]
+            rows.append([f"{name} − {to}", *cells])
+    rows.append(["gradients", *(f"{m.gradient_evaluations:,.0f}" for m in methods.values())])
+    rows.append(
+        ["2nd-order products", *(f"{m.second_order_products:,.0f}" for m in methods.values())]
+    )
+    seeds = len(next(iter(methods.values())).metrics["val_loss"].seeds)
+    of = f"Means over {seeds} seeds with 95 % intervals; differences are paired by seed. "
     return [
-        _table(head, rows),
-        "<p>Means over seeds, with 95 % intervals where there are several; differences are paired "
-        "by seed. What is tuned by the validation data is judged by them too kindly: compare "
-        "methods on test data.</p>",
+        _table(["", *methods], rows),
+        f"<p>{of if seeds > 1 else ''}What is tuned by the validation data is judged by them too "
+        "kindly: compare on test data.</p>",
     ]
 
 
@@ -116,10 +118,14 @@ def _settings(result: StudyResult) -> list[tuple[str, Any]]:
     return list(result.to_json()["settings"].items())
 
 
-def _with_interval(summary: Any, sign: str = "") -> str:
-    mean, (low, high) = float(summary.mean), map(float, summary.ci95)
-    text = format(mean, f"{sign}.4g")
-    return text if low != low else f"{text} [{low:{sign}.4g}, {high:{sign}.4g}]"
+def _cell(summary: Summary | None, sign: str = "") -> str:
+    """A mean, and half of the width of its interval."""
+    if summary is None:
+        return ""
+    half = float(summary.ci95[1] - summary.mean)
+    digits = 4 if not half > 0 else int(np.clip(1 - np.floor(np.log10(half)), 0, 9))
+    mean = format(float(summary.mean), f"{sign}.{digits}f")
+    return mean if np.isnan(half) else f"{mean} ± {half:.{digits}f}"
 
 
 def _number(value: float) -> str:

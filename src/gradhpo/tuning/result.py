@@ -19,7 +19,7 @@ from gradhpo.tuning.take_home import FILE, as_json, optimizer_file
 __all__ = ["result_of"]
 
 
-def result_of(name: str, config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
+def result_of(config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
     """Table and files of a run.
 
     A seed that an interrupt has cut off is in the logs and in `hyperparams.json`; it is in the
@@ -28,6 +28,7 @@ def result_of(name: str, config: TuneConfig, tuned: Tuned, command: str) -> Stud
     Raises:
         KeyboardInterrupt: it came before anything was tuned.
     """
+    name = config.task
     if config.method not in tuned.seeds[0]:
         raise KeyboardInterrupt
     seeds = tuned.complete or [{config.method: tuned.seeds[0][config.method]}]
@@ -43,7 +44,7 @@ def result_of(name: str, config: TuneConfig, tuned: Tuned, command: str) -> Stud
         tuned.seconds,
         command=command,
     )
-    found = _found(name, config, tuned)
+    found = _found(config, tuned)
     drawn = figures(rows, config.method)
     files: dict[str, Callable[[Path], object]] = {
         FILE: lambda path: path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -80,14 +81,14 @@ def _cost(rows: list[Row]) -> tuple[float, float]:
     return gradients, products
 
 
-def _found(name: str, config: TuneConfig, tuned: Tuned) -> dict[str, Any]:
+def _found(config: TuneConfig, tuned: Tuned) -> dict[str, Any]:
     """The content of `hyperparams.json`."""
     rows = {
         str(i): seed[config.method] for i, seed in enumerate(tuned.seeds) if config.method in seed
     }
     losses = {i: row.judged["val_loss"] for i, row in rows.items()}
     return {
-        "task": name,
+        "task": config.task,
         "method": config.method,
         "best_seed": int(min(losses, key=lambda i: np.nan_to_num(losses[i], nan=np.inf))),
         "seeds": {i: _of_seed(row) for i, row in rows.items()},

@@ -9,16 +9,17 @@ import numpy as np
 import optax
 
 from gradhpo.core import losses
-from gradhpo.core.estimator import Cost
+from gradhpo.core.dynamics import InnerState
+from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, report, roll, whole
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.source import Resident
 from gradhpo.core.state import BilevelState
 from gradhpo.core.task import Task
-from gradhpo.core.types import Batch, MetricDict
+from gradhpo.core.types import Batch, Hyper, MetricDict, Scalar
 from gradhpo.driver.caches import kept
 from gradhpo.driver.hooks import numbers, scalars
 from gradhpo.driver.tune import tune
-from gradhpo.estimators.first_order import first_order
+from gradhpo.utils.gradients import tree_last
 
 __all__ = ["History", "Trial", "judge", "left_alone", "trained", "validation"]
 
@@ -144,11 +145,46 @@ def trained(
 
 def left_alone(task: Task, *, episodes: int, steps: int | None, **options: Any) -> Trial:
     """The same training with the hyperparameters where they start, on the same batches."""
-    trial = trained(task, ALONE, STILL, episodes=episodes, steps=steps, **options)
-    return trial._replace(cost=Cost(int(trial.state.drawn), 0))  # the validation is for us to see
+    length = {"episodes": episodes, "steps": steps}
+    trial = trained(task, _looking_on(steps or 1), STILL, **length, **options)
+    return trial._replace(cost=Cost(int(trial.state.drawn), 0))
 
 
-ALONE, STILL = first_order(), optax.sgd(0.0)  # made once: programs are kept by their identity
+STILL = optax.sgd(0.0)
+
+
+@kept
+def _looking_on(steps: int) -> Callable[[Loop], Estimator]:
+    """A method that trains and looks at the validation loss, of a window of so many steps."""
+
+    def init(inner, lam, window):
+        del inner, lam, window
+        return ()
+
+    def method(loop: Loop) -> Estimator:
+        look = whole(_validate, loop)
+
+        def estimate(problem, memory, inner, lam, window):
+            inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
+            loss = look(problem, inner, lam, tree_last(window.val))
+            nothing = optax.tree.zeros_like(lam)
+            return Estimate(nothing, inner, memory, report(loss, nothing))
+
+        price = lambda size: Cost(steps + 1, 0)  # noqa: E731
+        return Estimator(
+            init,
+            estimate,
+            unroll_steps=steps,
+            differentiates=False,
+            price=price,
+            hosted=loop == "host",
+        )
+
+    return method
+
+
+def _validate(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch) -> Scalar:
+    return losses.loss_value(problem.outer_loss, inner.params, lam, batch, inner.model_state)
 
 
 def judge(task: Task, state: BilevelState, data: Batch, batch_size: int) -> dict[str, float]:

@@ -5,6 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 __all__ = ["InitConfig", "write_starter"]
 
 
@@ -13,7 +15,7 @@ class InitConfig:
     """Write a file with a task that runs: a network on handwritten digits, in plain JAX or with a
     library of networks. It needs the extra `data`."""
 
-    file: Path = Path("my_task.py")
+    file: Positional[Path] = Path("my_task.py")
     """The file to write; its name without .py is the name of the module."""
     flax: Literal["nnx", "linen"] | None = None
     """With Flax."""
