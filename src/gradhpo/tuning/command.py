@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.algorithms.registry import METHODS
+from gradhpo.core.source import Pool
 from gradhpo.core.task import Task
 from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.report.config import Progress, silent
@@ -53,7 +54,7 @@ class TuneConfig:
     method: str = "one_step"
     """The method, by name: see `gradhpo list`."""
     method_set: tuple[str, ...] = ()
-    """Settings of the method, NAME=VALUE: unroll_steps=10."""
+    """Settings of the method, NAME=VALUE: gamma=0.9."""
     set: tuple[str, ...] = ()
     """Arguments of the task's function, or where hyperparameters start, NAME=VALUE: lr=3e-3."""
     seeds: int = 1
@@ -133,6 +134,11 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
         )
     method, outer = _method(config), optax.adam(config.outer_rate)
     began, first = time.monotonic(), target.make(0)
+    if not config.steps and first.train is not None and not isinstance(first.train, Pool):
+        raise ValueError(
+            "--steps 0 is for tasks whose episodes bring their own batches; this one draws from "
+            "sources: say how many steps an episode has."
+        )
     seeds: list[dict[str, Row]] = []
     for seed in range(config.seeds):
         seeds.append({})
@@ -144,14 +150,22 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
 
 
 def _method(config: TuneConfig) -> EstimatorOptimizer:
-    settings = dict(map(setting, config.method_set))
-    entry = METHODS[config.method]
-    if missing := [name for name in entry.needs if name not in settings]:
+    settings, entry = dict(map(setting, config.method_set)), METHODS[config.method]
+    known = {field.name for field in fields(entry.optimizer)} - {f.name for f in fields(OF_TASK)}
+    known |= {"update_every", "update_last"}
+    if unknown := sorted(settings.keys() - known):
         raise ValueError(
-            f"the method {config.method} needs --method-set {' '.join(f'{n}=...' for n in missing)}"
+            f"--method-set {unknown[0]}=...: the method {config.method} has the settings "
+            f"{', '.join(sorted(known))}."
         )
-    settings["inner_optimizer"] = optax.identity()  # the task has its own training step
+    if missing := [name for name in entry.needs if name not in settings]:
+        needed = " ".join(f"{name}=..." for name in missing)
+        raise ValueError(f"the method {config.method} needs --method-set {needed}")
+    settings["inner_optimizer"] = optax.identity()  # a task has its own training step
     return entry.over(config.steps, **settings) if config.steps else entry.make(**settings)
+
+
+OF_TASK = EstimatorOptimizer  # its settings are those of the task and the run, but two
 
 
 def _rows(
@@ -163,7 +177,10 @@ def _rows(
     out: Path,
     progress: Progress,
 ) -> Iterator[tuple[str, Row]]:
-    """The trainings of one seed, each as soon as it is done: `(name, row)`."""
+    """The trainings of one seed, each as soon as it is done: `(name, row)`.
+
+    The tuned one comes first: what does not fit shows there, and an interrupt costs the others.
+    """
     length: dict[str, Any] = {"episodes": config.episodes, "steps": config.steps or None}
 
     def done(name: str, task: Task, trial: Trial) -> tuple[str, Row]:
@@ -173,15 +190,15 @@ def _rows(
         progress(f"seed {seed}, {name}: {values}  ({trial.seconds:.1f} s{ended})")
         return name, row
 
-    if not config.alone:
-        task = target.make(seed)
-        yield done(UNTUNED, task, left_alone(task, **length))
-    task = target.make(seed)  # anew: sources that are functions begin at their first batch
+    task = target.make(seed)
     with _logging(config, out, seed, task) as log:
         trial = trained(task, method.method, outer, hook=log, patience=config.patience, **length)
     yield done(config.method, task, trial)
     if not config.alone:
-        task = target.make(seed).replace(hyperparams=trial.hyperparams)
+        found = trial.hyperparams
+        task = target.make(seed)  # anew: sources that are functions begin at their first batch
+        yield done(UNTUNED, task, left_alone(task, **length))
+        task = target.make(seed).replace(hyperparams=found)
         yield done(ANEW, task, left_alone(task, **length))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradhpo.report import StudyResult, Summary
-from gradhpo.report.drawing import FAINT, INK
+from gradhpo.report.drawing import COLORS, FAINT, INK
 from gradhpo.utils.logging import printable
 
 if TYPE_CHECKING:
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #222; --faint: #b8b8b8; --grid: #ebebeb; --paper: #fff; }
+:root { color-scheme: light dark; --ink: #222; --faint: #b8b8b8; --grid: #ebebeb; --paper: #fff;
+        --line: #0072b2; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --faint: #777; --grid: #333; --paper: #16181c; } }
+  :root { --ink: #e6e6e6; --faint: #777; --grid: #333; --paper: #16181c;
+          --line: #5fb4e5; } }
 body { margin: 0 auto; padding: 1rem; max-width: 56rem; background: var(--paper); color: var(--ink);
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -28,6 +30,7 @@ h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margi
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--grid); }
 th:first-child, td:first-child { text-align: left; overflow-wrap: break-word; }
+@media (max-width: 34rem) { table { font-size: .8rem; } th, td { padding-right: .4rem; } }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 """
@@ -151,11 +154,17 @@ def _svg(name: str, figure: "Figure") -> str:
 
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        no_names = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=no_names)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     # Two figures on a page must not share the names of their clip paths.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    for color, of_page in ((INK, "--ink"), (FAINT, "--faint"), ("#EBEBEB", "--grid")):
+    for color, of_page in (
+        (INK, "--ink"),
+        (FAINT, "--faint"),
+        ("#EBEBEB", "--grid"),
+        (COLORS[0], "--line"),
+    ):
         text = re.sub(color, f"var({of_page})", text, flags=re.IGNORECASE)
     return text

@@ -11,7 +11,7 @@ import numpy as np
 from gradhpo.core.status import Status
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.drawing import save
-from gradhpo.tuning.command import UNTUNED, Row, TuneConfig, Tuned
+from gradhpo.tuning.command import ANEW, UNTUNED, Row, TuneConfig, Tuned
 from gradhpo.tuning.figures import figures
 from gradhpo.tuning.page import page
 from gradhpo.tuning.take_home import FILE, as_json, optimizer_file
@@ -32,7 +32,8 @@ def result_of(config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
     if config.method not in tuned.seeds[0]:
         raise KeyboardInterrupt
     seeds = tuned.complete or [{config.method: tuned.seeds[0][config.method]}]
-    rows = {training: [seed[training] for seed in seeds] for training in seeds[0]}
+    trainings = [training for training in (UNTUNED, config.method, ANEW) if training in seeds[0]]
+    rows = {training: [seed[training] for seed in seeds] for training in trainings}
     result = StudyResult(
         name,
         config,
