@@ -33,8 +33,9 @@ ALLOWED = {
     # Examples state a problem, studies measure it.
     "examples": USER | {"gradhpo"},
     "report": {"utils", "core", "algorithms", "gradhpo"},
-    "studies": USER | {"gradhpo", "examples", "report", "testing"},
+    "studies": USER | {"gradhpo", "examples", "report", "testing", "tuning"},
     "tuning": USER | {"gradhpo", "report"},
+    "schedules": set(),
     "cli": USER | {"gradhpo", "report", "studies", "tuning"},
     "outer": {"core"},  # the public name of core.outer
     "gradhpo": USER | {"outer"},  # the package's own __init__
@@ -42,7 +43,7 @@ ALLOWED = {
 }
 CORE = ("utils", "core", "solvers", "estimators", "driver", "algorithms", "transforms")
 OPTIONAL = set(
-    "PIL chex equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm"
+    "PIL chex cmaes equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm"
     " tyro".split()
 )
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

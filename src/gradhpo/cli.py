@@ -28,6 +28,7 @@ usage: gradhpo COMMAND ...
   gradhpo report DIR                 print the table of an earlier run again
   gradhpo init [FILE] ...            write a short file with a task, to start from
   gradhpo tune MODULE:NAME ...       tune a task of your own, keep what is found
+  gradhpo compare MODULE:NAME ...    methods on it, each for the same number of gradients
   gradhpo --version
 
 `gradhpo COMMAND --help` and `gradhpo run STUDY --help` show all options.
@@ -203,7 +204,8 @@ def _init(options: list[str]) -> None:
 def _tune(arguments: list[str]) -> None:
     from gradhpo import report
     from gradhpo.report.drawing import require_matplotlib
-    from gradhpo.tuning.command import TuneConfig, tune_target
+    from gradhpo.tuning.command import tune_target
+    from gradhpo.tuning.config import TuneConfig
     from gradhpo.tuning.result import result_of
 
     config = _parse(TuneConfig, "gradhpo tune", arguments)
@@ -213,6 +215,33 @@ def _tune(arguments: list[str]) -> None:
     _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), out)
     if tuned.interrupted:
         raise KeyboardInterrupt
+
+
+def _compare(arguments: list[str]) -> None:
+    from gradhpo import report
+    from gradhpo.report.drawing import require_matplotlib
+    from gradhpo.tuning.command import seeded
+    from gradhpo.tuning.comparing import compare, figure
+    from gradhpo.tuning.config import CompareConfig
+
+    config = _parse(CompareConfig, "gradhpo compare", arguments)
+    require_matplotlib()
+    target = seeded(config)
+    out = report.output_directory(config.out, config.overwrite)
+    result = compare(
+        target.make,
+        config.method,
+        config.budget or 20 * config.episodes * config.steps,
+        **config.length._asdict(),
+        seeds=config.seeds,
+        outer_rate=config.outer_rate,
+        width=config.width,
+        title=config.task,
+        progress=_show,
+    )
+    command = report.command(["compare", *arguments])
+    files = {"compare.png": lambda path: figure(result, path)}
+    _print_and_write(replace(result, command=command, files=files), out)
 
 
 def _report(arguments: list[str]) -> None:
@@ -230,6 +259,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "init": _init,
     "tune": _tune,
+    "compare": _compare,
 }
 
 

@@ -166,7 +166,7 @@ def test_a_search_holds_the_weights_it_draws(trial, budget):
     pytest.importorskip("optuna")
     parts, params = trial
     data = Data(*(model.examples(each) for each in parts))
-    setting = Setting("random_search", "fresh", 3, 0.0, budget)
+    setting = Setting("random", "fresh", 3, 0.0, budget)
     fixed, size = setting._replace(method="fixed"), {"updates": 2, "points": 1}
     equal = train(fixed, params, data, **size)
     found = train_by_search(setting, params, data, **size, trials=1, seed=0)
@@ -227,11 +227,11 @@ def test_weights_of_wrong_labels_fall(ran):
 
 def test_searches_get_the_gradients_of_the_dearest_method():
     pytest.importorskip("optuna")
-    methods = ("t1t2", "greedy", "random_search")
+    methods = ("t1t2", "greedy", "random")
     result = run(Config(**{**SMALL, "seeds": 1}, method=methods, momentum=("fresh",)))
     cost = {name: each.gradient_evaluations for name, each in result.methods.items()}
     greedy = cost["greedy"] + 2 * result.methods["greedy"].second_order_products
-    assert cost["random_search"] == round(greedy / 120) * 120 > cost["t1t2"]
+    assert cost["random"] == round(greedy / 120) * 120 > cost["t1t2"]
 
 
 def trials(accuracies):

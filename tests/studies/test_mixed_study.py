@@ -162,6 +162,6 @@ def test_the_discrete_optimum_with_fewer_gradients_than_searches():
     mixed.run(mixed.Config(), lines.append)
     same = next(line for line in lines if line.startswith("mixed: reverse: the discrete optimum"))
     assert int(same.split(" on ")[1].split()[0]) >= 9
-    for name in ("random_search", "tpe"):
+    for name in ("random", "tpe"):
         said = f"mixed: {name}: as low as reverse after more than 30,000 gradients (median)"
         assert any(line.startswith(said) for line in lines)

@@ -35,15 +35,15 @@ from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, save
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, parts
-from gradhpo.studies.shared.searches import SEARCHES, as_gradients, require_optuna, search
 from gradhpo.transforms import top_k
+from gradhpo.tuning.searches import STUDIED, as_gradients, require_optuna, search
 
 __all__ = ["Config", "run"]
 
 CLASSES, RATE, MOMENTUM = 10, 0.1, 0.9
 OUTER_RATE = 0.1  # of Adam
 PARTS = {"dense": None, "top_20": 0.2, "top_5": 0.05, "top_1": 0.01}
-METHODS = (*PARTS, *SEARCHES)
+METHODS = (*PARTS, *STUDIED)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     if config.fast:
         config = replace(config, seeds=min(config.seeds, 2), dense_updates=5)
     methods = config.method or METHODS
-    if set(methods) & set(SEARCHES):
+    if set(methods) & set(STUDIED):
         require_optuna()
     loaded = datasets.load(config.dataset, config.data_dir)
     found: dict[str, list[Found]] = {name: [] for name in methods}
@@ -112,7 +112,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         part = parts(loaded, sizes, seed)
         train, val, test = (_rows(each) for each in part[:3])
         for name in methods:
-            by = _by_search if name in SEARCHES else _by_hypergradients
+            by = _by_search if name in STUDIED else _by_hypergradients
             got = by(name, config, train, val, seed)
             found[name].append(got)
             loss, accuracy = _judged(config.steps, got.weights, train, test)
@@ -257,7 +257,7 @@ def _judged(T: int, lam: Any, train: DataBatch, data: DataBatch) -> tuple[jax.Ar
 
 def _cost(method: str, config: Config) -> tuple[float, float]:
     """Gradient evaluations and second-order products of one run."""
-    if method in SEARCHES:
+    if method in STUDIED:
         return _trials(config) * config.steps, 0
     episodes = _updates(method, config)
     return reverse(config.steps).cost(config.steps, config.train_size, episodes=episodes)
@@ -288,7 +288,7 @@ def _draw(found: dict[str, list[Found]], config: Config, path: Path) -> None:
         axes = new_axes(panel, title, label, "validation loss" if axis == "moved" else "")
         ends = []
         for color, (name, runs) in zip(COLORS, found.items(), strict=False):
-            if axis == "moved" and name in SEARCHES:
+            if axis == "moved" and name in STUDIED:
                 continue
             x = getattr(runs[0], axis)
             y = np.mean([each.val_loss for each in runs], 0)

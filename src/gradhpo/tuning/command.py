@@ -3,22 +3,22 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import optax
-from tyro.conf import Positional
 
-from gradhpo.algorithms._facade import EstimatorOptimizer
-from gradhpo.algorithms.registry import METHODS
-from gradhpo.core.source import Pool
+from gradhpo.core.estimator import Cost
 from gradhpo.core.task import Task
 from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.report.config import Progress, silent
+from gradhpo.tuning.comparing import by_search, lowest
+from gradhpo.tuning.config import TaskConfig, TuneConfig
+from gradhpo.tuning.methods import method_of
+from gradhpo.tuning.searches import SEARCHES, require_optuna
 from gradhpo.tuning.target import Target, load, setting
-from gradhpo.tuning.training import Trial, judge, left_alone, trained, validation
+from gradhpo.tuning.training import History, Trial, judged, left_alone, trained
 from gradhpo.utils.logging import (
     CSVLogger,
     JSONLinesLogger,
@@ -27,59 +27,9 @@ from gradhpo.utils.logging import (
     TensorBoardLogger,
 )
 
-__all__ = ["ANEW", "UNTUNED", "Row", "TuneConfig", "Tuned", "tune_target"]
+__all__ = ["ANEW", "UNTUNED", "Row", "Tuned", "seeded", "tune_target"]
 
 UNTUNED, ANEW = "untuned", "trained anew"
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """Tune a task of your own and keep what is found.
-
-    Every seed is trained three times on the same batches: with the hyperparameters left where they
-    start, tuned while it trains, and anew with what was found. Ctrl-C ends the training after the
-    episode and keeps what there is.
-
-    Raises:
-        ValueError: a number is out of its range, or there is no such method.
-    """
-
-    task: Positional[str]
-    """MODULE:NAME, a gradhpo.Task or a function that returns one, in a module of this directory or
-    an installed one."""
-    out: Path = Path("runs/tune")
-    """Directory for the results; created when missing."""
-    overwrite: bool = False
-    """Replace the files of an earlier run in that directory."""
-    method: str = "one_step"
-    """The method, by name: see `gradhpo list`."""
-    method_set: tuple[str, ...] = ()
-    """Settings of the method, NAME=VALUE: gamma=0.9."""
-    set: tuple[str, ...] = ()
-    """Arguments of the task's function, or where hyperparameters start, NAME=VALUE: lr=3e-3."""
-    seeds: int = 1
-    """Number of repetitions; the task's function gets `seed`, counted from 0."""
-    episodes: int = 50
-    """Episodes of each training; every one begins with fresh optimizer slots."""
-    steps: int = 20
-    """Training steps of an episode; 0 where the task brings the batches of an episode."""
-    outer_rate: float = 0.02
-    """Step size of Adam on the hyperparameters, as they are stored."""
-    patience: int = 0
-    """End the tuning after so many episodes without a lower validation loss; 0: never."""
-    alone: bool = False
-    """Tune only: no training with the hyperparameters left alone, none anew."""
-    tensorboard: bool = False
-    """Write TensorBoard events as well."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("seeds", 1), ("episodes", 1), ("steps", 0), ("patience", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if not (np.isfinite(self.outer_rate) and self.outer_rate > 0):
-            raise ValueError(f"outer_rate must be above 0, not {self.outer_rate}.")
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}.")
 
 
 class Row(NamedTuple):
@@ -125,6 +75,27 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
     Raises:
         TypeError, ValueError: the task, the method or a setting is wrong.
         ModuleNotFoundError: there is no such module.
+        ImportError: a search without Optuna.
+    """
+    target = seeded(config)
+    if config.method in SEARCHES or config.warm_start:
+        require_optuna()
+    began, first = time.monotonic(), target.make(0)
+    seeds: list[dict[str, Row]] = []
+    for seed in range(config.seeds):
+        seeds.append({})
+        for training, row in _rows(target, seed, config, out, progress):
+            seeds[-1][training] = row
+            if row.trial.ended == "interrupted":
+                return Tuned(seeds, first, time.monotonic() - began)
+    return Tuned(seeds, first, time.monotonic() - began)
+
+
+def seeded(config: TaskConfig) -> Target:
+    """The task of a command.
+
+    Raises:
+        ValueError: several seeds of a task that has none.
     """
     target = load(config.task, config.set)
     if config.seeds > 1 and not target.seeded:
@@ -132,74 +103,62 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
             f"--seeds {config.seeds} needs a task for every seed: make {config.task} a function "
             "that takes seed and draws the weights and the order of the data by it."
         )
-    method, outer = _method(config), optax.adam(config.outer_rate)
-    began, first = time.monotonic(), target.make(0)
-    if not config.steps and first.train is not None and not isinstance(first.train, Pool):
-        raise ValueError(
-            "--steps 0 is for tasks whose episodes bring their own batches; this one draws from "
-            "sources: say how many steps an episode has."
-        )
-    seeds: list[dict[str, Row]] = []
-    for seed in range(config.seeds):
-        seeds.append({})
-        for training, row in _rows(target, seed, config, method, outer, out, progress):
-            seeds[-1][training] = row
-            if row.trial.ended == "interrupted":
-                return Tuned(seeds, first, time.monotonic() - began)
-    return Tuned(seeds, first, time.monotonic() - began)
-
-
-def _method(config: TuneConfig) -> EstimatorOptimizer:
-    settings, entry = dict(map(setting, config.method_set)), METHODS[config.method]
-    known = {field.name for field in fields(entry.optimizer)} - {f.name for f in fields(OF_TASK)}
-    known |= {"update_every", "update_last"}
-    if unknown := sorted(settings.keys() - known):
-        raise ValueError(
-            f"--method-set {unknown[0]}=...: the method {config.method} has the settings "
-            f"{', '.join(sorted(known))}."
-        )
-    if missing := [name for name in entry.needs if name not in settings]:
-        needed = " ".join(f"{name}=..." for name in missing)
-        raise ValueError(f"the method {config.method} needs --method-set {needed}")
-    settings["inner_optimizer"] = optax.identity()  # a task has its own training step
-    return entry.over(config.steps, **settings) if config.steps else entry.make(**settings)
-
-
-OF_TASK = EstimatorOptimizer  # its settings are those of the task and the run, but two
+    return target
 
 
 def _rows(
-    target: Target,
-    seed: int,
-    config: TuneConfig,
-    method: EstimatorOptimizer,
-    outer: optax.GradientTransformation,
-    out: Path,
-    progress: Progress,
+    target: Target, seed: int, config: TuneConfig, out: Path, progress: Progress
 ) -> Iterator[tuple[str, Row]]:
     """The trainings of one seed, each as soon as it is done: `(name, row)`.
 
     The tuned one comes first: what does not fit shows there, and an interrupt costs the others.
     """
-    length: dict[str, Any] = {"episodes": config.episodes, "steps": config.steps or None}
 
-    def done(name: str, task: Task, trial: Trial) -> tuple[str, Row]:
-        row = Row(trial, _judged(task, trial))
+    def done(name: str, trial: Trial, found: dict[str, float]) -> tuple[str, Row]:
         ended = f", ended {trial.ended}" if trial.ended else ""
-        values = "  ".join(f"{key} {value:.4g}" for key, value in row.judged.items())
+        values = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
         progress(f"seed {seed}, {name}: {values}  ({trial.seconds:.1f} s{ended})")
-        return name, row
+        return name, Row(trial, found)
 
-    task = target.make(seed)
-    with _logging(config, out, seed, task) as log:
-        trial = trained(task, method.method, outer, hook=log, patience=config.patience, **length)
-    yield done(config.method, task, trial)
+    by_method = _searched if config.method in SEARCHES else _tuned
+    tuned = by_method(target, seed, config, out)
+    yield done(config.method, *tuned)
     if not config.alone:
-        found = trial.hyperparams
         task = target.make(seed)  # anew: sources that are functions begin at their first batch
-        yield done(UNTUNED, task, left_alone(task, **length))
-        task = target.make(seed).replace(hyperparams=found)
-        yield done(ANEW, task, left_alone(task, **length))
+        trial = left_alone(task, config.length)
+        yield done(UNTUNED, trial, judged(task, trial))
+        task = target.make(seed).replace(hyperparams=tuned.trial.hyperparams)
+        trial = left_alone(task, config.length)
+        yield done(ANEW, trial, judged(task, trial))
+
+
+def _tuned(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
+    """Tuned by hypergradients."""
+    method = method_of(config.method, config.steps, dict(map(setting, config.method_set)))
+    task, spent = target.make(seed), 0.0
+    if config.warm_start:
+        length, width = config.length, config.width
+        probes = by_search(target.make, "random", length, config.warm_start, seed, width)
+        task = target.make(seed).replace(hyperparams=lowest(probes).trial.hyperparams)
+        spent = probes[-1].spent
+    with _logging(config, out, seed, task) as log:
+        outer, patience = optax.adam(config.outer_rate), config.patience
+        trial = trained(task, method, outer, config.length, hook=log, patience=patience)
+    cost = Cost(trial.cost.gradients + spent, trial.cost.products)
+    return Row(trial._replace(cost=cost), judged(task, trial))
+
+
+def _searched(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
+    """The best of the trials of a search; its history is that of the trials."""
+    task = target.make(seed)
+    done = by_search(target.make, config.method, config.length, config.trials, seed, config.width)
+    best, history = lowest(done), History(task)
+    with _logging(config, out, seed, task) as log:
+        for number, each in enumerate(done, start=1):
+            history.add(each.judged, each.trial.state.hyperparams)
+            log(number, replace(each.trial.state, step=number, metadata=each.judged))
+    cost, seconds = Cost(done[-1].spent, 0), sum(each.trial.seconds for each in done)
+    return Row(best.trial._replace(history=history, cost=cost, seconds=seconds), best.judged)
 
 
 @contextmanager
@@ -213,12 +172,3 @@ def _logging(config: TuneConfig, out: Path, seed: int, task: Task) -> Iterator[H
         loggers.append(TensorBoardLogger(out / "tensorboard" / f"seed{seed}"))
     with MultiLogger(*loggers) as logger:
         yield log_to(logger, task.stored.natural)
-
-
-def _judged(task: Task, trial: Trial) -> dict[str, float]:
-    found = {f"val_{name}": x for name, x in validation(task, trial).items()}
-    if task.test is not None:
-        examples = getattr(task.val, "batch_size", 256)
-        on_test = judge(task, trial.state, task.test, examples)
-        found |= {f"test_{name}": x for name, x in on_test.items()}
-    return found

@@ -11,7 +11,8 @@ import numpy as np
 from gradhpo.core.status import Status
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.drawing import save
-from gradhpo.tuning.command import ANEW, UNTUNED, Row, TuneConfig, Tuned
+from gradhpo.tuning.command import ANEW, UNTUNED, Row, Tuned
+from gradhpo.tuning.config import TuneConfig
 from gradhpo.tuning.figures import figures
 from gradhpo.tuning.page import page
 from gradhpo.tuning.take_home import FILE, as_json, optimizer_file

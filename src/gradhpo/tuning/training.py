@@ -1,7 +1,7 @@
 """One training of a task, tuned or left alone, and what happened in it."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, report, roll, whole
 from gradhpo.core.problem import BilevelProblem
-from gradhpo.core.source import Resident
+from gradhpo.core.source import Pool, Resident
 from gradhpo.core.state import BilevelState
 from gradhpo.core.task import Task
 from gradhpo.core.types import Batch, Hyper, MetricDict, Scalar
@@ -21,7 +21,7 @@ from gradhpo.driver.hooks import numbers, scalars
 from gradhpo.driver.tune import tune
 from gradhpo.utils.gradients import tree_last
 
-__all__ = ["History", "Trial", "judge", "left_alone", "trained", "validation"]
+__all__ = ["History", "Length", "Trial", "judged", "left_alone", "trained"]
 
 
 class History:
@@ -55,8 +55,12 @@ class History:
     def __call__(self, episode: int, state: BilevelState) -> None:
         """Keep what this episode left behind."""
         del episode
-        self._metrics.append(numbers(jax.device_get(state.metadata)))
-        self._hyperparams.append(self._values(state.hyperparams))
+        self.add(numbers(jax.device_get(state.metadata)), state.hyperparams)
+
+    def add(self, metrics: Mapping[str, float], stored: Hyper) -> None:
+        """Keep these, of hyperparameters as a state holds them."""
+        self._metrics.append(dict(metrics))
+        self._hyperparams.append(self._values(stored))
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -80,6 +84,13 @@ def _columns(rows: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
     return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
+class Length(NamedTuple):
+    """How long a training is."""
+
+    episodes: int
+    steps: int  # T of an episode
+
+
 class Trial(NamedTuple):
     """One training."""
 
@@ -92,28 +103,27 @@ class Trial(NamedTuple):
 
 
 Hook = Callable[[int, BilevelState], Any]
+Method = Callable[[Loop], Estimator]
 
 
 def trained(
     task: Task,
-    method: Any,
-    outer: Any,
+    method: Method,
+    outer: optax.GradientTransformation,
+    length: Length,
     *,
-    episodes: int,
-    steps: int | None,
     hook: Hook | None = None,
     patience: int = 0,
-    **options: Any,
+    state: BilevelState | None = None,
 ) -> Trial:
     """Train the task and keep what happens; Ctrl-C ends it after the episode.
 
     Args:
-        method: An estimator, or a function from the kind of loop to one.
-        outer: An Optax optimizer of the hyperparameters.
-        steps: T of an episode; None where the task brings the batches of an episode.
+        method: From the kind of loop to an estimator.
+        outer: The optimizer of the hyperparameters.
         hook: Called after every episode, once the history has it.
         patience: Episodes without a lower validation loss before the training ends; 0: never.
-        options: For `gradhpo.tune`.
+        state: Where to go on from; None: the task's start.
     """
     history, ended = History(task), ""
     lowest, since = np.inf, 0
@@ -130,23 +140,25 @@ def trained(
         return not ended
 
     began = time.monotonic()
+    brings = task.train is None or isinstance(task.train, Pool)  # the batches of an episode
+    T = None if brings else length.steps
     try:
-        state = tune(task, method, outer, episodes=episodes, T=steps, callback=look, **options)
+        state = tune(task, method, outer, episodes=length.episodes, T=T, callback=look, state=state)
     except KeyboardInterrupt as error:
         state, ended = error.state, "interrupted"  # type: ignore[attr-defined]
     jax.block_until_ready(state)
-    estimator = method("scan") if not hasattr(method, "estimate") else method
+    assert state is not None
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(state.hyperparams))
-    drawn = int(state.drawn) // max(1, int(state.episode))
-    cost = estimator.cost(drawn, size, episodes=int(state.episode)) if drawn else Cost(0, 0)
+    done = int(state.episode)
+    drawn = int(state.drawn) // max(1, done)
+    cost = method("scan").cost(drawn, size, episodes=done) if drawn else Cost(0, 0)
     seconds = time.monotonic() - began
     return Trial(history, state, task.settled(state.hyperparams), ended, cost, seconds)
 
 
-def left_alone(task: Task, *, episodes: int, steps: int | None, **options: Any) -> Trial:
+def left_alone(task: Task, length: Length) -> Trial:
     """The same training with the hyperparameters where they start, on the same batches."""
-    length = {"episodes": episodes, "steps": steps}
-    trial = trained(task, _looking_on(steps or 1), STILL, **length, **options)
+    trial = trained(task, _looking_on(length.steps), STILL, length)
     return trial._replace(cost=Cost(int(trial.state.drawn), 0))
 
 
@@ -154,7 +166,7 @@ STILL = optax.sgd(0.0)
 
 
 @kept
-def _looking_on(steps: int) -> Callable[[Loop], Estimator]:
+def _looking_on(steps: int) -> Method:
     """A method that trains and looks at the validation loss, of a window of so many steps."""
 
     def init(inner, lam, window):
@@ -187,45 +199,50 @@ def _validate(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Bat
     return losses.loss_value(problem.outer_loss, inner.params, lam, batch, inner.model_state)
 
 
-def judge(task: Task, state: BilevelState, data: Batch, batch_size: int) -> dict[str, float]:
-    """The outer loss and its metrics on data of any length, in batches: means over the examples.
+def judged(task: Task, trial: Trial) -> dict[str, float]:
+    """How a trained model does on all validation and test data, `val_loss`, `test_loss`, and what
+    the outer loss returns beside it.
 
-    Args:
-        data: Arrays that share their leading axis.
-        batch_size: Examples at a time.
+    Where the task does not hold its validation data, or every episode begins anew, `val_...` are
+    means over the last tenth of the episodes.
+    """
+    if isinstance(task.val, Resident) and task.problem.begin is None:
+        found = _on("val", task, trial.state, task.val.data)
+    else:
+        last = max(1, len(trial.history.metrics["val_loss"]) // 10)
+        found = {
+            name: float(np.mean(values[-last:]))
+            for name, values in trial.history.metrics.items()
+            if name.startswith("val_")
+        }
+    return found if task.test is None else found | _on("test", task, trial.state, task.test)
+
+
+def _on(side: str, task: Task, state: BilevelState, data: Batch) -> dict[str, float]:
+    """The outer loss and its metrics on data of any length, in batches like those of validation.
 
     Losses are taken for means over the examples of a batch, so the last one, which may be shorter,
     counts by its length.
     """
-    stored = task.stored
-    n = len(jax.tree.leaves(data)[0])
-    judged = _program(stored.problem)
+    n, size = len(jax.tree.leaves(data)[0]), getattr(task.val, "batch_size", EXAMPLES)
+    judge = _judge(task.stored.problem)
     total: dict[str, float] = {}
-    for first in range(0, n, batch_size):
-        batch = jax.tree.map(lambda x: x[first : first + batch_size], data)  # noqa: B023
-        share = min(batch_size, n - first) / n
-        values = judged(state.params, state.hyperparams, batch, state.model_state)
+    for first in range(0, n, size):
+        batch = jax.tree.map(lambda x: x[first : first + size], data)  # noqa: B023
+        share = min(size, n - first) / n
+        values = judge(state.params, state.hyperparams, batch, state.model_state)
         for name, value in jax.device_get(values).items():
-            total[name] = total.get(name, 0.0) + share * float(value)
+            total[f"{side}_{name}"] = total.get(f"{side}_{name}", 0.0) + share * float(value)
     return total
 
 
+EXAMPLES = 256  # at a time, where the task does not say
+
+
 @kept
-def _program(problem: BilevelProblem) -> Callable[..., MetricDict]:
-    def judged(params, lam, batch, model_state):
+def _judge(problem: BilevelProblem) -> Callable[..., MetricDict]:
+    def judge(params, lam, batch, model_state):
         value, metrics = losses.judge(problem.outer_loss, params, lam, batch, model_state)
         return {"loss": value, **metrics}
 
-    return jax.jit(judged)
-
-
-def validation(task: Task, trial: Trial) -> dict[str, float]:
-    """How a trained model does on all validation data, where the task holds them."""
-    if isinstance(task.val, Resident) and task.problem.begin is None:
-        return judge(task, trial.state, task.val.data, task.val.batch_size)
-    last = max(1, len(trial.history.metrics["val_loss"]) // 10)
-    return {
-        name.removeprefix("val_"): float(np.mean(values[-last:]))
-        for name, values in trial.history.metrics.items()
-        if name.startswith("val_")
-    }
+    return jax.jit(judge)

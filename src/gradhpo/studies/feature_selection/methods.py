@@ -27,12 +27,12 @@ from gradhpo.studies.feature_selection.problem import (
     start,
     trained,
 )
-from gradhpo.studies.shared.searches import SEARCHES, as_gradients, search
 from gradhpo.transforms import l1, proximal_adam
+from gradhpo.tuning.searches import STUDIED, as_gradients, search
 
 __all__ = ["METHODS", "Budget", "Found", "by", "cost"]
 
-METHODS = ("ridge", "implicit", "reverse", *SEARCHES)
+METHODS = ("ridge", "implicit", "reverse", *STUDIED)
 SOLVER = cg(max_iterations=20)
 RATES = {"ridge": 0.1, "scale": 0.02}  # of Adam
 BOX = (1e-5, 1.0)  # of both numbers of an elastic net
@@ -58,14 +58,14 @@ class Found(NamedTuple):
 
 def by(method: str, budget: Budget, data: Data, seed: int) -> Found:
     """Run a method on the data of a seed."""
-    if method in SEARCHES:
+    if method in STUDIED:
         return _by_search(method, budget, data, seed)
     return _by_hypergradients(method, budget, data)
 
 
 def cost(method: str, budget: Budget, features: int) -> Cost:
     """Gradient evaluations and second-order products of one run."""
-    if method in SEARCHES:
+    if method in STUDIED:
         return Cost(_trials(budget, features) * RETRAINING, 0)
     made = _estimator(method, budget.steps)
     return made.cost(budget.steps, features + 1, episodes=budget.updates)

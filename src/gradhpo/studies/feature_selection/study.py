@@ -15,7 +15,7 @@ from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, sav
 from gradhpo.studies.feature_selection.methods import METHODS, Budget, Found, by, cost
 from gradhpo.studies.feature_selection.problem import data
 from gradhpo.studies.shared.cells import ends, summarize_cells
-from gradhpo.studies.shared.searches import SEARCHES, require_optuna
+from gradhpo.tuning.searches import STUDIED, require_optuna
 
 __all__ = ["Config", "run"]
 
@@ -77,7 +77,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             config, dataset=config.dataset[-1:], seeds=min(config.seeds, 2), updates=60
         )
     methods = config.method or METHODS
-    if set(methods) & set(SEARCHES):
+    if set(methods) & set(STUDIED):
         require_optuna()
     budget = Budget(config.steps, config.updates, config.price)
     sizes = config.train_size, config.val_size, config.test_size

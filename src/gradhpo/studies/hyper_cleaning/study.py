@@ -30,7 +30,7 @@ from gradhpo.studies.hyper_cleaning.training import (
 from gradhpo.studies.shared.cells import summarize_cells
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, Parts, parts
-from gradhpo.studies.shared.searches import SEARCHES, as_gradients, require_optuna
+from gradhpo.tuning.searches import STUDIED, as_gradients, require_optuna
 
 __all__ = ["Config", "run"]
 
@@ -92,7 +92,7 @@ class Config(StudyConfig):
 
     @classmethod
     def known_methods(cls) -> tuple[str, ...]:
-        return (*METHODS, *SEARCHES)
+        return (*METHODS, *STUDIED)
 
 
 def run(config: Config, progress: Progress = silent) -> StudyResult:
@@ -101,11 +101,11 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     if config.fast:
         config = _reduced(config)
     methods = tuple(dict.fromkeys(("fixed", *(config.method or COMPARED))))
-    if set(methods) & set(SEARCHES):
+    if set(methods) & set(STUDIED):
         require_optuna()
-    costs = {method: _cost(method, config) for method in methods if method not in SEARCHES}
+    costs = {method: _cost(method, config) for method in methods if method not in STUDIED}
     trials = _trials(costs, config)
-    for method in set(methods) & set(SEARCHES):
+    for method in set(methods) & set(STUDIED):
         costs[method] = Cost(trials * config.updates * config.steps, 0)
     results: Results = {}
     files: dict[str, str] = {}
@@ -175,7 +175,7 @@ def _runs(
     for momentum, method in itertools.product(config.momentum, methods):
         setting = Setting(method, momentum, config.steps, config.gamma, config.budget)
         how = setting, params, data, config.updates, POINTS
-        if method in SEARCHES:
+        if method in STUDIED:
             yield momentum, method, train_by_search(*how, trials, seed)
         else:
             yield momentum, method, train(*how)

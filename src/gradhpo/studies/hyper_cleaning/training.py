@@ -15,8 +15,8 @@ from gradhpo.core.problem import Window
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, init_state
 from gradhpo.studies.hyper_cleaning.model import Examples, estimator, problem, score
-from gradhpo.studies.shared.searches import search
 from gradhpo.transforms import on_simplex, proximal_adam
+from gradhpo.tuning.searches import search
 
 __all__ = ["FIT_PERIOD", "Data", "Momentum", "Run", "Setting", "train", "train_by_search"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from gradhpo.estimators.reverse import reverse
 from gradhpo.studies.mixed.problem import ACTIVATIONS, WIDTHS, Data, start
 from gradhpo.studies.mixed.training import CHOICES, Followed, decided, follow, judged, spaces_of
-from gradhpo.studies.shared.searches import SEARCHES, as_gradients, search
+from gradhpo.tuning.searches import STUDIED, as_gradients, search
 
 __all__ = ["METHODS", "RATES", "Budget", "Found", "Seed", "judge"]
 
@@ -151,5 +151,5 @@ def _pixels(seed: Seed) -> int:
 METHODS: dict[str, Callable[[Budget, Seed], Found]] = {
     "reverse": _by_reverse,
     "enumeration": _by_enumeration,
-    **{name: partial(_by_search, name) for name in SEARCHES},
+    **{name: partial(_by_search, name) for name in STUDIED},
 }

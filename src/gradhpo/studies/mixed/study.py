@@ -17,7 +17,7 @@ from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.report.drawing import COLORS, INK, label_ends, new_axes, new_figure, save
 from gradhpo.studies.mixed.methods import METHODS, RATES, Budget, Found, Seed, judge
 from gradhpo.studies.mixed.problem import ACTIVATIONS, WIDTHS, data, init
-from gradhpo.studies.shared.searches import SEARCHES, require_optuna
+from gradhpo.tuning.searches import STUDIED, require_optuna
 
 __all__ = ["Config", "run"]
 
@@ -72,7 +72,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         )
     methods = config.method or tuple(METHODS)
     budget = Budget(config.steps, config.relaxed, config.held, config.enumerated, config.trials)
-    if set(methods) & set(SEARCHES):
+    if set(methods) & set(STUDIED):
         require_optuna()
     loaded = datasets.load(config.dataset, config.data_dir)
     found: dict[str, list[Found]] = {name: [] for name in methods}
@@ -122,7 +122,7 @@ def _seed(loaded: datasets.Dataset, config: Config, number: int) -> Seed:
 
 def _cost(method: str, config: Config) -> tuple[float, float]:
     """Gradient evaluations and second-order products of one seed."""
-    if method in SEARCHES:
+    if method in STUDIED:
         return config.steps * config.trials, 0
     each = len(ACTIVATIONS) * len(WIDTHS) * len(RATES)
     episodes = {
@@ -143,7 +143,7 @@ def _reached(found: Mapping[str, list[Found]]) -> dict[str, np.ndarray]:
         return {}
     ends = found["reverse"]
     took = {"reverse": np.array([float(each.evaluations[-1]) for each in ends])}
-    for name in SEARCHES:
+    for name in STUDIED:
         if name in found:
             pairs = zip(found[name], ends, strict=True)
             took[name] = np.array([each.reached(end.best[-1]) for each, end in pairs])

@@ -44,7 +44,10 @@ def train_loss(params, hyperparams, batch, state):
 def val_loss(params, hyperparams, batch, state):  # a loss that falls smoothly, no accuracy
     images, labels = batch
     variables = {"params": params, "batch_stats": state["batch_stats"]}
-    scores = NET.apply(variables, images, train=False)
+    return judged(NET.apply(variables, images, train=False), labels)
+
+
+def judged(scores, labels):
     loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
     return loss, {"accuracy": jnp.mean(scores.argmax(-1) == labels)}  # looked at, not tuned by
 

@@ -1,6 +1,7 @@
-"""Searches that see values alone, to stand beside gradients: random search and TPE, by Optuna."""
+"""Searches that see values alone, to stand beside gradients: random, TPE and CMA-ES, by Optuna."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -9,9 +10,11 @@ import numpy as np
 
 from gradhpo.core.estimator import Cost
 
-__all__ = ["SEARCHES", "Searched", "as_gradients", "require_optuna", "search"]
+__all__ = ["SEARCHES", "STUDIED", "Searched", "as_gradients", "require_optuna", "search"]
 
-SEARCHES = ("random_search", "tpe")
+SEARCHES = ("random", "tpe", "cmaes")
+STUDIED = SEARCHES[:2]  # beside the methods of the studies, some of whose choices are no numbers
+MANY = 100  # parameters, from which CMA-ES keeps a variance for each instead of a matrix
 WORST = 1e6  # told of a training that diverged: Optuna's samplers want a number
 
 
@@ -42,8 +45,7 @@ def require_optuna() -> Any:
         return import_module("optuna")
     except ImportError as error:
         raise ImportError(
-            'Random search and TPE need Optuna: pip install ".[search]", or name other methods '
-            "with --method."
+            'Searches need Optuna: pip install ".[search]", or name other methods with --method.'
         ) from error
 
 
@@ -64,10 +66,8 @@ def search(
             method that follows gradients starts from as well.
     """
     optuna = require_optuna()
-    samplers = optuna.samplers
-    sampler = {"random_search": samplers.RandomSampler, "tpe": samplers.TPESampler}[method]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=sampler(seed=seed))
+    study = optuna.create_study(sampler=_sampler(optuna, method, seed, first))
     study.enqueue_trial(dict(first))
     values, settings = [], []
     for _ in range(trials):
@@ -77,3 +77,18 @@ def search(
         values.append(value if math.isfinite(value) else math.inf)
         study.tell(trial, min(values[-1], WORST))
     return Searched(np.array(values), settings)
+
+
+def _sampler(optuna: Any, method: str, seed: int, first: Mapping[str, Any]) -> Any:
+    samplers = optuna.samplers
+    if method == "random":
+        return samplers.RandomSampler(seed=seed)
+    if method == "tpe":
+        return samplers.TPESampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return samplers.CmaEsSampler(
+            seed=seed,
+            warn_independent_sampling=False,  # what is a choice is drawn at random
+            use_separable_cma=len(first) > MANY,
+        )

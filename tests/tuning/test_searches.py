@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from gradhpo.studies.shared.searches import SEARCHES, require_optuna, search
+from gradhpo.tuning.searches import SEARCHES, require_optuna, search
 
 
 def suggest(trial):

@@ -1,0 +1,287 @@
+"""Methods on one task at an equal number of gradients, those that see values alone among them.
+
+A method that follows hypergradients trains again and again from the task's start, and its
+hyperparameters go on from training to training. A search draws hyperparameters for every training,
+within a box around where the others start. What counts is the lowest validation loss at the end of
+a training so far, and the test loss of the same model.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from gradhpo.core.state import BilevelState
+from gradhpo.core.step import init_state
+from gradhpo.core.task import Task
+from gradhpo.core.types import Hyper
+from gradhpo.report import StudyResult, summarize
+from gradhpo.report.config import Progress, silent
+from gradhpo.report.plots import curves
+from gradhpo.tuning.methods import method_of
+from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna, search
+from gradhpo.tuning.training import Length, Method, Trial, judged, left_alone, trained
+from gradhpo.utils.validation import check_count, check_positive
+
+__all__ = ["Training", "by_hypergradients", "by_search", "compare", "figure", "lowest"]
+
+WIDTH = 3.0
+PARTS = 40  # of the budget, at whose ends the lowest loss so far is noted
+
+Make = Callable[[int], Task]
+
+
+class Training(NamedTuple):
+    """One of the trainings that a budget has paid for."""
+
+    spent: float  # gradients, up to its end
+    trial: Trial
+    judged: dict[str, float]
+
+
+def compare(
+    task: Task | Make,
+    methods: Iterable[str],
+    budget: float,
+    *,
+    episodes: int,
+    steps: int,
+    seeds: int = 1,
+    outer_rate: float = 0.02,
+    width: float = WIDTH,
+    title: str = "compare",
+    progress: Progress = silent,
+) -> StudyResult:
+    """Methods on one task, each for the same number of gradients.
+
+    Args:
+        task: The task, or a function from the number of a seed to it.
+        methods: Names of registered methods and of searches, "random", "tpe", "cmaes"; differences
+            are to the first one.
+        budget: Gradients of a loss that each may take in a seed; a product of second order counts
+            as two.
+        episodes, steps: Of one training: so many episodes of T steps.
+        seeds: Repetitions, from seed 0.
+        outer_rate: Step size of Adam on what is stored of the hyperparameters.
+        width: A search draws from this far to both sides of the start, in what is stored: 3 is a
+            factor of 20 in both directions for `spaces.log()`.
+        title: Stands above the table.
+        progress: Told of every method that is done.
+
+    Returns:
+        A result to print (`gradhpo.report.table`) or write: `val_loss` and `test_loss` of the model
+        with the lowest validation loss, and `val_loss_by_epoch`, the lowest so far at 40 equal
+        parts of the budget (NaN before the first training has ended).
+
+    Raises:
+        ValueError: a budget that is less than one training; an unknown method.
+        ImportError: a search without Optuna.
+        KeyboardInterrupt: at the first Ctrl-C.
+
+    >>> import jax.numpy as jnp
+    >>> from gradhpo import BilevelProblem, InOrder, from_update, report
+    >>> problem = BilevelProblem(
+    ...     from_update(lambda w, lam, batch: w - lam * (w - batch)), lambda w, lam, batch: w**2
+    ... )
+    >>> task = Task(problem, 2.0, 0.5, InOrder(jnp.ones(5)), InOrder(jnp.zeros(5)))
+    >>> found = compare(task, ["one_step", "reverse"], 50, episodes=1, steps=5)
+    >>> found.methods["one_step"].gradient_evaluations
+    40
+    """
+    make = (lambda seed: task) if isinstance(task, Task) else task
+    names, length = (
+        tuple(methods),
+        Length(check_count("episodes", episodes), check_count("steps", steps)),
+    )
+    budget, outer = check_positive("budget", budget), optax.adam(outer_rate)
+    if not names:
+        raise ValueError("compare needs at least one method.")
+    if set(names) & set(SEARCHES):
+        require_optuna()
+    began = time.monotonic()
+    values: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    costs: dict[str, tuple[float, float]] = {}
+    for seed in range(check_count("seeds", seeds)):
+        for name in names:
+            done = list(_trainings(make, name, outer, length, budget, seed, width))
+            best = lowest(done)
+            values[name].append(best.judged | {"val_loss_by_epoch": _so_far(done, budget)})
+            costs[name] = _cost(done)
+            at_end = "  ".join(f"{key} {value:.4g}" for key, value in best.judged.items())
+            progress(f"seed {seed}, {name}: {at_end}  ({len(done)} trainings)")
+    settings = {"budget": budget, **length._asdict(), "seeds": seeds}
+    return StudyResult(
+        title,
+        settings | {"outer_rate": outer_rate, "width": width},
+        summarize(
+            {name: _stacked(each) for name, each in values.items()},
+            costs,
+            baseline=names[0] if len(names) > 1 else None,
+        ),
+        time.monotonic() - began,
+    )
+
+
+def _trainings(
+    make: Make,
+    name: str,
+    outer: optax.GradientTransformation,
+    length: Length,
+    budget: float,
+    seed: int,
+    width: float,
+) -> Iterable[Training]:
+    if name not in SEARCHES:
+        method = method_of(name, length.steps)
+        return by_hypergradients(make, name, method, outer, length, budget, seed)
+    price = length.episodes * length.steps
+    _check_paid(budget // price, price, budget, name)
+    return by_search(make, name, length, int(budget // price), seed, width)
+
+
+def by_hypergradients(
+    make: Make,
+    name: str,
+    method: Method,
+    outer: optax.GradientTransformation,
+    length: Length,
+    budget: float,
+    seed: int = 0,
+) -> Iterator[Training]:
+    """Trainings one after the other, the hyperparameters of each where the last one left them.
+
+    Raises:
+        ValueError: the budget does not pay for one.
+    """
+    state, spent = None, 0.0
+    while True:
+        task = make(seed)
+        state = None if state is None else _restarted(task, method, outer, state)
+        price = _price(task, method, length)
+        if spent + price > budget:
+            _check_paid(spent, price, budget, name)
+            return
+        trial = _uninterrupted(trained(task, method, outer, length, state=state))
+        state = trial.state
+        spent += price
+        yield Training(spent, trial, judged(task, trial))
+
+
+def by_search(
+    make: Make, name: str, length: Length, trials: int, seed: int = 0, width: float = WIDTH
+) -> list[Training]:
+    """Trainings with hyperparameters that a search draws; the first one is of the start."""
+    first, price = make(seed), length.episodes * length.steps
+    stored = first.stored.hyperparams
+    flat, back = ravel_pytree(stored)
+    center = np.asarray(flat, float)
+    names = [f"x{i}" for i in range(center.size)]
+    done: list[Training] = []
+
+    def suggest(trial: Any) -> dict[str, float]:
+        return {
+            key: trial.suggest_float(key, x - width, x + width)
+            for key, x in zip(names, center.tolist(), strict=True)
+        }
+
+    def judge(setting: dict[str, float]) -> float:
+        lam = back(jnp.asarray([setting[key] for key in names], flat.dtype))
+        task = _placed(make(seed), lam)
+        trial = _uninterrupted(left_alone(task, length))
+        done.append(Training(price * (len(done) + 1), trial, judged(task, trial)))
+        return done[-1].judged["val_loss"]
+
+    start = dict(zip(names, center.tolist(), strict=True))
+    search(name, suggest, judge, trials, seed, start)
+    return done
+
+
+def lowest(done: list[Training]) -> Training:
+    """The training with the lowest validation loss."""
+    return min(done, key=lambda each: _loss(each.judged["val_loss"]))
+
+
+def _placed(task: Task, stored: Hyper) -> Task:
+    """The task with hyperparameters as a state would hold them, moved to where they may be."""
+    spaces = task.declared
+    lam = stored if spaces is None else spaces.settle(spaces.project(stored))
+    return task.replace(hyperparams=lam)
+
+
+def _restarted(task: Task, method: Any, outer: Any, state: BilevelState) -> BilevelState:
+    """The start of another training; hyperparameters, their slots and the memory stay."""
+    stored = task.stored
+    fresh = init_state(
+        stored.problem,
+        method("scan"),
+        outer,
+        stored.params,
+        stored.hyperparams,
+        model_state=stored.model_state,
+    )
+    return replace(
+        fresh,
+        hyperparams=state.hyperparams,
+        outer_opt_state=state.outer_opt_state,
+        memory=state.memory,
+        metadata=state.metadata,
+    )
+
+
+def figure(result: StudyResult, path: Path) -> Path:
+    """The lowest validation loss so far against the gradients spent."""
+    curves_by_method = {
+        name: method.metrics["val_loss_by_epoch"].seeds for name, method in result.methods.items()
+    }
+    budget = result.settings["budget"]
+    title = "Lowest validation loss of the trainings so far"
+    return curves(curves_by_method, path, f"1/{PARTS} of {budget:,.0f} gradients", "", title)
+
+
+def _price(task: Task, method: Method, length: Length) -> float:
+    """Of a training by a method, in gradients."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(task.hyperparams))
+    return as_gradients(method("scan").cost(length.steps, size, episodes=length.episodes))
+
+
+def _check_paid(done: float, price: float, budget: float, name: str) -> None:
+    if not done:
+        raise ValueError(
+            f"one training by {name} takes {price:,.0f} gradients, more than the budget of "
+            f"{budget:,.0f}: raise the budget, or shorten the training."
+        )
+
+
+def _uninterrupted(trial: Trial) -> Trial:
+    if trial.ended == "interrupted":
+        raise KeyboardInterrupt
+    return trial
+
+
+def _cost(done: list[Training]) -> tuple[float, float]:
+    """Gradients and second-order products of all trainings."""
+    each = [training.trial.cost for training in done]
+    return sum(cost.gradients for cost in each), sum(cost.products for cost in each)
+
+
+def _loss(value: float) -> float:
+    return value if np.isfinite(value) else np.inf
+
+
+def _so_far(done: list[Training], budget: float) -> np.ndarray:
+    """The lowest loss of the trainings that have ended at each part of the budget."""
+    spent = np.array([each.spent for each in done])
+    lowest = np.minimum.accumulate([_loss(each.judged["val_loss"]) for each in done])
+    ended = np.searchsorted(spent, budget * np.arange(1, PARTS + 1) / PARTS, side="right")
+    return np.where(ended > 0, lowest[np.maximum(ended, 1) - 1], np.nan)
+
+
+def _stacked(seeds: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([seed[name] for seed in seeds]) for name in seeds[0]}

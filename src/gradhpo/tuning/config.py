@@ -1,0 +1,122 @@
+"""The options of `gradhpo tune` and `gradhpo compare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tyro.conf import Positional
+
+from gradhpo.tuning.methods import check_names
+from gradhpo.tuning.training import Length
+
+__all__ = ["CompareConfig", "TaskConfig", "TuneConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is trained, and for how long.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    task: Positional[str]
+    """MODULE:NAME, a gradhpo.Task or a function that returns one, in a module of this directory or
+    an installed one."""
+    out: Path = Path("runs/tune")
+    """Directory for the results; created when missing."""
+    overwrite: bool = False
+    """Replace the files of an earlier run in that directory."""
+    set: tuple[str, ...] = ()
+    """Arguments of the task's function, or where hyperparameters start, NAME=VALUE: lr=3e-3."""
+    seeds: int = 1
+    """Number of repetitions; the task's function gets `seed`, counted from 0."""
+    episodes: int = 50
+    """Episodes of a training; every one begins with fresh optimizer slots."""
+    steps: int = 20
+    """Training steps of an episode."""
+    outer_rate: float = 0.02
+    """Step size of Adam on the hyperparameters, as they are stored."""
+    width: float = 3.0
+    """Searches draw from this far to both sides of the start, in what is stored: 3 is a factor of
+    20 for `spaces.log()`."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "episodes", "steps"):
+            self._at_least(name, 1)
+        for name in ("outer_rate", "width"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be above 0, not {value}.")
+
+    def _at_least(self, name: str, least: float) -> None:
+        if not getattr(self, name) >= least:
+            raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+
+    @property
+    def length(self) -> Length:
+        """Of one training."""
+        return Length(self.episodes, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(TaskConfig):
+    """Tune a task of your own and keep what is found.
+
+    Every seed is trained three times on the same batches: tuned while it trains, with the
+    hyperparameters left where they start, and anew with what was found. Ctrl-C ends the training
+    after the episode and keeps what there is.
+
+    Raises:
+        ValueError: a number is out of its range, or there is no such method.
+    """
+
+    method: str = "one_step"
+    """The method, by name: see `gradhpo list`; or a search, random, tpe or cmaes, which trains
+    again and again."""
+    method_set: tuple[str, ...] = ()
+    """Settings of the method, NAME=VALUE: gamma=0.9."""
+    trials: int = 10
+    """Trainings of a search."""
+    warm_start: int = 0
+    """Begin where the best of so many trainings with random hyperparameters ends lowest."""
+    patience: int = 0
+    """End the tuning after so many episodes without a lower validation loss; 0: never."""
+    alone: bool = False
+    """Tune only: no training with the hyperparameters left alone, none anew."""
+    tensorboard: bool = False
+    """Write TensorBoard events as well."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least("trials", 1)
+        self._at_least("warm_start", 0)
+        self._at_least("patience", 0)
+        check_names((self.method,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(TaskConfig):
+    """Compare methods on a task of your own, each for the same number of gradients.
+
+    Methods that follow hypergradients train again and again, their hyperparameters going on from
+    training to training; searches draw them anew. What counts is the model with the lowest
+    validation loss so far.
+
+    Raises:
+        ValueError: a number is out of its range, or there is no such method.
+    """
+
+    out: Path = Path("runs/compare")
+    """Directory for the results; created when missing."""
+    method: tuple[str, ...] = ("one_step", "random")
+    """Methods by name, searches (random, tpe, cmaes) among them; differences are to the first."""
+    budget: float = 0.0
+    """Gradients that each may take in a seed; 0: those of twenty plain trainings."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least("budget", 0)
+        check_names(self.method)
+        if not self.method or len(set(self.method)) < len(self.method):
+            raise ValueError(f"name each method once, not {' '.join(self.method) or 'none'}.")
