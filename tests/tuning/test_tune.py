@@ -148,9 +148,9 @@ def test_an_interrupt_of_the_first_training_keeps_that_one(gradhpo, here, monkey
     "arguments, message",
     [
         (["small:fixed", "--seeds", "2"], "make small:fixed a function that takes seed"),
-        (["small:strict", "--method-set", "bar=1"], "one_step has the settings update_every"),
-        (["small:strict", "--method", "fds"], "method fds needs --method-set pieces=..."),
-        (["small:strict", "--steps", "0"], "say how many steps an episode has"),
+        (["small:strict", "--method", "greedy:bar=1"], "greedy has the settings gamma"),
+        (["small:strict", "--method", "fds"], "the method fds needs fds:pieces=..."),
+        (["small:strict", "--method", "reverse:memory=tape"], "memory"),
         (["small:absent"], "has no 'absent'"),
     ],
 )
@@ -160,7 +160,11 @@ def test_what_does_not_fit_is_one_line(gradhpo, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "option", ["--seeds=0", "--episodes=0", "--outer-rate=0", "--outer-rate=nan", "--method=none"]
+    "option",
+    [
+        *("--seeds=0", "--episodes=0", "--steps=0", "--outer-rate=0", "--outer-rate=nan"),
+        *("--method=none", "--method=tpe:gamma=1", "--method=fo:outer_rate=-1", "--trials=0"),
+    ],
 )
 def test_settings_out_of_range_show_the_help(gradhpo, option, capsys):
     with pytest.raises(SystemExit) as raised:
@@ -200,3 +204,45 @@ def test_a_task_with_a_step_of_its_own_has_no_optimizer():
     task = gh.Task(problem, 1.0, 1.0, gh.InOrder(jnp.ones(2)), gh.InOrder(jnp.ones(2)))
     with pytest.raises(ValueError, match="no Optax optimizer to hand out"):
         task.optimizer(1.0)
+
+
+def test_a_setting_of_the_method(gradhpo):
+    arguments = ("--method", "discounted_sum:gamma=0.5,outer_rate=0.3", "--out", "a", "--alone")
+    assert gradhpo("tune", "small:strict", *SHORT, *arguments)[0] == 0
+    task = load_task("small:strict")
+    method = gh.discounted_sum(0.5, 5)
+    state = gh.tune(task, method, optax.adam(0.3), episodes=4, T=5)
+    np.testing.assert_allclose(
+        jax.tree.leaves(load_hyperparams("a", task.hyperparams)),
+        jax.tree.leaves(task.values(state.hyperparams)),
+        rtol=1e-6,
+    )
+
+
+def test_a_search_is_a_method_too(gradhpo, here):
+    pytest.importorskip("optuna")
+    arguments = ("--method", "tpe", "--trials", "6", "--out", "a")
+    assert gradhpo("tune", "small:strict", *SHORT, *arguments)[0] == 0
+    methods, task = read("a").methods, load_task("small:strict")
+    assert methods["tpe"].gradient_evaluations == 6 * 20
+    found = load_hyperparams("a", task.hyperparams)
+    loss = jnp.mean((plain(task, found["rate"], found["decay"]) - task.val.data) ** 2)
+    for name in ("tpe", "trained anew"):  # a search finds no schedule: anew it is the same
+        assert methods[name].metrics["val_loss"].mean == pytest.approx(float(loss), rel=1e-4)
+    rows = [json.loads(line) for line in (here / "a/seed0.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[0]["hyperparams/rate"] == pytest.approx(0.05)  # the start is tried first
+    assert min(row["val_loss"] for row in rows) == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_a_warm_start_begins_at_the_best_probe(gradhpo, here):
+    pytest.importorskip("optuna")
+    far = ("--set", "rate=1e-4", "--alone", "--overwrite")
+    gradhpo(
+        "tune", "small:strict", *SHORT, *far, "--method", "random", "--trials", "5", "--out", "a"
+    )
+    probes = json.loads((here / "a/hyperparams.json").read_text())["seeds"]["0"]["values"]
+    gradhpo("tune", "small:strict", *SHORT, *far, "--warm-start", "5", "--out", "b")
+    tuned = json.loads((here / "b/hyperparams.json").read_text())["seeds"]["0"]
+    assert tuned["from"] == pytest.approx(probes, rel=1e-5) and tuned["from"]["rate"] > 1e-3
+    assert read("b").methods["one_step"].gradient_evaluations == 40 + 5 * 20

@@ -15,9 +15,9 @@ from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.comparing import by_search, lowest
 from gradhpo.tuning.config import TaskConfig, TuneConfig
-from gradhpo.tuning.methods import method_of
+from gradhpo.tuning.methods import chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, require_optuna
-from gradhpo.tuning.target import Target, load, setting
+from gradhpo.tuning.target import Target, load
 from gradhpo.tuning.training import History, Trial, judged, left_alone, trained
 from gradhpo.utils.logging import (
     CSVLogger,
@@ -134,7 +134,7 @@ def _rows(
 
 def _tuned(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
     """Tuned by hypergradients."""
-    method = method_of(config.method, config.steps, dict(map(setting, config.method_set)))
+    method = chosen(config.method)
     task, spent = target.make(seed), 0.0
     if config.warm_start:
         length, width = config.length, config.width
@@ -142,8 +142,14 @@ def _tuned(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
         task = target.make(seed).replace(hyperparams=lowest(probes).trial.hyperparams)
         spent = probes[-1].spent
     with _logging(config, out, seed, task) as log:
-        outer, patience = optax.adam(config.outer_rate), config.patience
-        trial = trained(task, method, outer, config.length, hook=log, patience=patience)
+        trial = trained(
+            task,
+            method_of(method, config.steps),
+            optax.adam(method.outer_rate or config.outer_rate),
+            config.length,
+            hook=log,
+            patience=config.patience,
+        )
     cost = Cost(trial.cost.gradients + spent, trial.cost.products)
     return Row(trial._replace(cost=cost), judged(task, trial))
 

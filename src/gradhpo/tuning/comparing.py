@@ -25,7 +25,7 @@ from gradhpo.core.types import Hyper
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.plots import curves
-from gradhpo.tuning.methods import method_of
+from gradhpo.tuning.methods import Chosen, chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna, search
 from gradhpo.tuning.training import Length, Method, Trial, judged, left_alone, trained
 from gradhpo.utils.validation import check_count, check_positive
@@ -63,8 +63,9 @@ def compare(
 
     Args:
         task: The task, or a function from the number of a seed to it.
-        methods: Names of registered methods and of searches, "random", "tpe", "cmaes"; differences
-            are to the first one.
+        methods: Names of registered methods, with settings where there are any
+            ("hyperdistill:gamma=0.9,outer_rate=0.1"), and of searches, "random", "tpe", "cmaes";
+            differences are to the first one.
         budget: Gradients of a loss that each may take in a seed; a product of second order counts
             as two.
         episodes, steps: Of one training: so many episodes of T steps.
@@ -100,17 +101,17 @@ def compare(
         tuple(methods),
         Length(check_count("episodes", episodes), check_count("steps", steps)),
     )
-    budget, outer = check_positive("budget", budget), optax.adam(outer_rate)
+    budget, rate = check_positive("budget", budget), check_positive("outer_rate", outer_rate)
     if not names:
         raise ValueError("compare needs at least one method.")
-    if set(names) & set(SEARCHES):
+    if {chosen(name).name for name in names} & set(SEARCHES):
         require_optuna()
     began = time.monotonic()
     values: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     costs: dict[str, tuple[float, float]] = {}
     for seed in range(check_count("seeds", seeds)):
         for name in names:
-            done = list(_trainings(make, name, outer, length, budget, seed, width))
+            done = list(_trainings(make, chosen(name), rate, length, budget, seed, width))
             best = lowest(done)
             values[name].append(best.judged | {"val_loss_by_epoch": _so_far(done, budget)})
             costs[name] = _cost(done)
@@ -131,16 +132,17 @@ def compare(
 
 def _trainings(
     make: Make,
-    name: str,
-    outer: optax.GradientTransformation,
+    method: Chosen,
+    rate: float,
     length: Length,
     budget: float,
     seed: int,
     width: float,
 ) -> Iterable[Training]:
+    name = method.name
     if name not in SEARCHES:
-        method = method_of(name, length.steps)
-        return by_hypergradients(make, name, method, outer, length, budget, seed)
+        outer = optax.adam(method.outer_rate or rate)
+        return by_hypergradients(make, method, outer, length, budget, seed)
     price = length.episodes * length.steps
     _check_paid(budget // price, price, budget, name)
     return by_search(make, name, length, int(budget // price), seed, width)
@@ -148,8 +150,7 @@ def _trainings(
 
 def by_hypergradients(
     make: Make,
-    name: str,
-    method: Method,
+    method: Chosen,
     outer: optax.GradientTransformation,
     length: Length,
     budget: float,
@@ -160,15 +161,15 @@ def by_hypergradients(
     Raises:
         ValueError: the budget does not pay for one.
     """
-    state, spent = None, 0.0
+    state, spent, estimator = None, 0.0, method_of(method, length.steps)
     while True:
         task = make(seed)
-        state = None if state is None else _restarted(task, method, outer, state)
-        price = _price(task, method, length)
+        state = None if state is None else _restarted(task, estimator, outer, state)
+        price = _price(task, estimator, length)
         if spent + price > budget:
-            _check_paid(spent, price, budget, name)
+            _check_paid(spent, price, budget, method.name)
             return
-        trial = _uninterrupted(trained(task, method, outer, length, state=state))
+        trial = _uninterrupted(trained(task, estimator, outer, length, state=state))
         state = trial.state
         spent += price
         yield Training(spent, trial, judged(task, trial))
@@ -215,7 +216,7 @@ def _placed(task: Task, stored: Hyper) -> Task:
     return task.replace(hyperparams=lam)
 
 
-def _restarted(task: Task, method: Any, outer: Any, state: BilevelState) -> BilevelState:
+def _restarted(task: Task, method: Method, outer: Any, state: BilevelState) -> BilevelState:
     """The start of another training; hyperparameters, their slots and the memory stay."""
     stored = task.stored
     fresh = init_state(

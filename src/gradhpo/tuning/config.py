@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from gradhpo.tuning.methods import check_names
+from gradhpo.tuning.methods import chosen
 from gradhpo.tuning.training import Length
 
 __all__ = ["CompareConfig", "TaskConfig", "TuneConfig"]
@@ -72,10 +72,8 @@ class TuneConfig(TaskConfig):
     """
 
     method: str = "one_step"
-    """The method, by name: see `gradhpo list`; or a search, random, tpe or cmaes, which trains
-    again and again."""
-    method_set: tuple[str, ...] = ()
-    """Settings of the method, NAME=VALUE: gamma=0.9."""
+    """The method, by name: see `gradhpo list`; with settings, hyperdistill:gamma=0.9; or a search,
+    random, tpe or cmaes, which trains again and again."""
     trials: int = 10
     """Trainings of a search."""
     warm_start: int = 0
@@ -92,7 +90,7 @@ class TuneConfig(TaskConfig):
         self._at_least("trials", 1)
         self._at_least("warm_start", 0)
         self._at_least("patience", 0)
-        check_names((self.method,))
+        chosen(self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +108,13 @@ class CompareConfig(TaskConfig):
     out: Path = Path("runs/compare")
     """Directory for the results; created when missing."""
     method: tuple[str, ...] = ("one_step", "random")
-    """Methods by name, searches (random, tpe, cmaes) among them; differences are to the first."""
+    """Methods, searches (random, tpe, cmaes) among them, with settings where there are any:
+    reverse:outer_rate=0.2. Differences are to the first."""
     budget: float = 0.0
     """Gradients that each may take in a seed; 0: those of twenty plain trainings."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least("budget", 0)
-        check_names(self.method)
-        if not self.method or len(set(self.method)) < len(self.method):
+        if len({chosen(word).word for word in self.method}) < max(1, len(self.method)):
             raise ValueError(f"name each method once, not {' '.join(self.method) or 'none'}.")

@@ -21,16 +21,18 @@ PANELS = 12  # hyperparameters drawn; all are in the logs
 
 def figures(rows: Mapping[str, list[Row]], method: str) -> dict[str, Callable[[], "Figure"]]:
     """By the name of the file, a function that draws."""
-    return {
+    made = {
         "losses": lambda: _losses(rows),
         "hyperparams": lambda: _hyperparams(rows[method]),
-        "hypergradient": lambda: _hypergradient(rows[method]),
     }
+    if "hypergrad_norm" in rows[method][0].trial.history.metrics:  # of a search there is none
+        made["hypergradient"] = lambda: _hypergradient(rows[method])
+    return made
 
 
 def _losses(rows: Mapping[str, list[Row]]) -> "Figure":
     figure = new_figure(6.4, 4.0)
-    axes = new_axes(figure, "Validation loss of the last batch of an episode", "episode", "")
+    axes = new_axes(figure, "Validation loss, at the last batch of an episode", "episode", "")
     ends = []
     for color, (name, each) in zip(COLORS, rows.items(), strict=False):
         curves = [row.trial.history.metrics["val_loss"] for row in each]

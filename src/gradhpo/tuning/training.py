@@ -27,6 +27,10 @@ __all__ = ["History", "Length", "Trial", "judged", "left_alone", "trained"]
 class History:
     """A callback that keeps the metrics and the hyperparameters of every episode.
 
+    Args:
+        task: What is tuned.
+        state: Where the run goes on from; None: the task's start.
+
     Attributes:
         metrics: By name, an array with a number for every episode: losses, norms, status, and what
             the losses return beside their values.
@@ -46,11 +50,11 @@ class History:
     ((2,), (3,))
     """
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, state: BilevelState | None = None):
         stored = task.stored
         self._natural = stored.natural or (lambda lam: lam)
         self._metrics: list[dict[str, float]] = []
-        self._hyperparams = [self._values(stored.hyperparams)]
+        self._hyperparams = [self._values((state or stored).hyperparams)]
 
     def __call__(self, episode: int, state: BilevelState) -> None:
         """Keep what this episode left behind."""
@@ -125,7 +129,7 @@ def trained(
         patience: Episodes without a lower validation loss before the training ends; 0: never.
         state: Where to go on from; None: the task's start.
     """
-    history, ended = History(task), ""
+    history, ended = History(task, state), ""
     lowest, since = np.inf, 0
 
     def look(episode: int, state: BilevelState) -> bool:
