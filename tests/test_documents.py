@@ -7,6 +7,8 @@ import importlib
 import io
 import itertools
 import re
+import shlex
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -22,15 +24,19 @@ MODULES = sorted(
     for path in SOURCE.rglob("*.py")
     if path.stem != "__main__"
 )
-# A block of Python, and what it prints: the text block that follows with nothing in between.
+# A block of Python, or of commands that are to run, and what it prints: the text block that follows
+# with nothing in between.
 BLOCK = re.compile(
-    r"(?P<skip><!-- no-run -->[ \t]*\n)?^```python[^\n]*\n(?P<code>.*?)^```[ \t]*\n"
+    r"(?P<skip><!-- no-run -->[ \t]*\n)?^(?:```python|<!-- run -->[ \t]*\n(?P<shell>```bash))"
+    r"[^\n]*\n(?P<code>.*?)^```[ \t]*\n"
     r"(?:\n*(?P<varies><!-- varies[^\n]*-->[ \t]*\n)?^```text\n(?P<printed>.*?)^```[ \t]*$)?",
     re.MULTILINE | re.DOTALL,
 )
 # Not the digits in a name like float32; 2,000 is one number, 1, 2 are two.
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d*)?(?:e[-+]?\d+)?(?![\w])")
-EXTRAS = set("PIL equinox flax matplotlib orbax pooch scipy sklearn tensorboardX tqdm tyro".split())
+EXTRAS = set(
+    "PIL equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm tyro".split()
+)
 
 
 class Block(NamedTuple):
@@ -41,12 +47,28 @@ class Block(NamedTuple):
 
 
 def python_blocks(text: str) -> list[Block]:
-    """The ```python blocks that are to run."""
-    found = [m for m in BLOCK.finditer(text) if not m["skip"]]
+    """The ```python blocks, and the ```bash blocks that are to run, as Python."""
     return [
-        Block(text.count("\n", 0, m.start("code")), m["code"], m["printed"], bool(m["varies"]))
-        for m in found
+        Block(
+            text.count("\n", 0, m.start("code")),
+            commands(m["code"]) if m["shell"] else m["code"],
+            m["printed"],
+            bool(m["varies"]),
+        )
+        for m in BLOCK.finditer(text)
+        if not m["skip"]
     ]
+
+
+def commands(block: str) -> str:
+    """The lines that call `gradhpo`, in this process; others install something."""
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    return "".join(
+        f"from gradhpo import cli; assert cli.main({line[1:]}) == 0\n"
+        if line[:1] == ["gradhpo"]
+        else "\n"
+        for line in lines
+    )
 
 
 def same_number(said: str, got: str) -> bool:
@@ -87,9 +109,13 @@ def elsewhere(tmp_path, monkeypatch):
     fails leaves no other default of floats behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    before = jax.config.read("jax_enable_x64")
+    monkeypatch.setattr(sys, "path", list(sys.path))  # `gradhpo tune` looks in this folder
+    before, modules = jax.config.read("jax_enable_x64"), set(sys.modules)
     yield
     jax.config.update("jax_enable_x64", before)
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("path", documents_with_code())
@@ -124,12 +150,16 @@ def test_the_block_finder_sees_what_it_should():
         "a\n```python\nx = 1\n```\n<!-- no-run -->\n```python\nbad(\n```\n```bash\nls\n```\n"
         "```python title\ny = x\n```\n\n```text\n1.0\n```\n```python\nz\n```\nwords\n```text\nno\n"
         "```\n```python\nz\n```\n\n<!-- varies: seconds -->\n```text\n3 s\n```\n"
+        "<!-- run -->\n```bash\npip install x\ngradhpo list 'a b'  # all\n```\n```text\nc\n```\n"
     )
     assert python_blocks(text) == [
         Block(2, "x = 1\n", None, False),
         Block(12, "y = x\n", "1.0\n", False),
         Block(19, "z\n", None, False),
         Block(26, "z\n", "3 s\n", True),
+        Block(
+            35, "\nfrom gradhpo import cli; assert cli.main(['list', 'a b']) == 0\n", "c\n", False
+        ),
     ]
 
 

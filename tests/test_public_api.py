@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
-    if not path.stem.startswith("_") or path.stem == "__init__"
+    if path.stem == "__init__"
+    or not (path.stem.startswith("_") or path.parent.stem == "starters")  # files to be copied
 )
 PROMISED = {
     "gradhpo.core.types": "PyTree LossFn DataBatch LossFunctions MetricDict",

@@ -93,8 +93,8 @@ def compare(
     ... )
     >>> task = Task(problem, 2.0, 0.5, InOrder(jnp.ones(5)), InOrder(jnp.zeros(5)))
     >>> found = compare(task, ["one_step", "reverse"], 50, episodes=1, steps=5)
-    >>> found.methods["one_step"].gradient_evaluations
-    40
+    >>> found.methods["one_step"].gradient_evaluations, found.methods["reverse"].metrics.keys()
+    (20, dict_keys(['val_loss', 'val_loss_by_epoch']))
     """
     make = (lambda seed: task) if isinstance(task, Task) else task
     names, length = (
