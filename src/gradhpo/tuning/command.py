@@ -27,12 +27,12 @@ from gradhpo.utils.logging import (
     TensorBoardLogger,
 )
 
-__all__ = ["ANEW", "UNTUNED", "Row", "Tuned", "seeded", "tune_target"]
+__all__ = ["ANEW", "UNTUNED", "Outcome", "Tuned", "seeded", "tune_target"]
 
 UNTUNED, ANEW = "untuned", "trained anew"
 
 
-class Row(NamedTuple):
+class Outcome(NamedTuple):
     """A training of one seed and how it ended, by the whole of the data."""
 
     trial: Trial
@@ -42,12 +42,12 @@ class Row(NamedTuple):
 class Tuned(NamedTuple):
     """All trainings of a command."""
 
-    seeds: list[dict[str, Row]]  # by the name of the training; the last ones may miss some
+    seeds: list[dict[str, Outcome]]  # by the name of the training; the last ones may miss some
     task: Task  # of the first seed
     seconds: float
 
     @property
-    def complete(self) -> list[dict[str, Row]]:
+    def complete(self) -> list[dict[str, Outcome]]:
         """Seeds with all of their trainings, none of them interrupted."""
         return [
             seed
@@ -61,7 +61,7 @@ class Tuned(NamedTuple):
         return _interrupted(self.seeds[-1])
 
 
-def _interrupted(seed: dict[str, Row]) -> bool:
+def _interrupted(seed: dict[str, Outcome]) -> bool:
     return any(row.trial.ended == "interrupted" for row in seed.values())
 
 
@@ -81,7 +81,7 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
     if config.method in SEARCHES or config.warm_start:
         require_optuna()
     began, first = time.monotonic(), target.make(0)
-    seeds: list[dict[str, Row]] = []
+    seeds: list[dict[str, Outcome]] = []
     for seed in range(config.seeds):
         seeds.append({})
         for training, row in _rows(target, seed, config, out, progress):
@@ -108,17 +108,17 @@ def seeded(config: TaskConfig) -> Target:
 
 def _rows(
     target: Target, seed: int, config: TuneConfig, out: Path, progress: Progress
-) -> Iterator[tuple[str, Row]]:
+) -> Iterator[tuple[str, Outcome]]:
     """The trainings of one seed, each as soon as it is done: `(name, row)`.
 
     The tuned one comes first: what does not fit shows there, and an interrupt costs the others.
     """
 
-    def done(name: str, trial: Trial, found: dict[str, float]) -> tuple[str, Row]:
+    def done(name: str, trial: Trial, found: dict[str, float]) -> tuple[str, Outcome]:
         ended = f", ended {trial.ended}" if trial.ended else ""
         values = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
         progress(f"seed {seed}, {name}: {values}  ({trial.seconds:.1f} s{ended})")
-        return name, Row(trial, found)
+        return name, Outcome(trial, found)
 
     by_method = _searched if config.method in SEARCHES else _tuned
     tuned = by_method(target, seed, config, out)
@@ -132,7 +132,7 @@ def _rows(
         yield done(ANEW, trial, judged(task, trial))
 
 
-def _tuned(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
+def _tuned(target: Target, seed: int, config: TuneConfig, out: Path) -> Outcome:
     """Tuned by hypergradients."""
     method = chosen(config.method)
     task, spent = target.make(seed), 0.0
@@ -151,10 +151,10 @@ def _tuned(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
             patience=config.patience,
         )
     cost = Cost(trial.cost.gradients + spent, trial.cost.products)
-    return Row(trial._replace(cost=cost), judged(task, trial))
+    return Outcome(trial._replace(cost=cost), judged(task, trial))
 
 
-def _searched(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
+def _searched(target: Target, seed: int, config: TuneConfig, out: Path) -> Outcome:
     """The best of the trials of a search; its history is that of the trials."""
     task = target.make(seed)
     done = by_search(target.make, config.method, config.length, config.trials, seed, config.width)
@@ -164,7 +164,7 @@ def _searched(target: Target, seed: int, config: TuneConfig, out: Path) -> Row:
             history.add(each.judged, each.trial.state.hyperparams)
             log(number, replace(each.trial.state, step=number, metadata=each.judged))
     cost, seconds = Cost(done[-1].spent, 0), sum(each.trial.seconds for each in done)
-    return Row(best.trial._replace(history=history, cost=cost, seconds=seconds), best.judged)
+    return Outcome(best.trial._replace(history=history, cost=cost, seconds=seconds), best.judged)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 from gradhpo.core.status import Status
 from gradhpo.report.drawing import COLORS, FAINT, INK, label_ends, new_axes, new_figure
 from gradhpo.report.intervals import interval
-from gradhpo.tuning.command import Row
+from gradhpo.tuning.command import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ __all__ = ["figures"]
 PANELS = 12  # hyperparameters drawn; all are in the logs
 
 
-def figures(rows: Mapping[str, list[Row]], method: str) -> dict[str, Callable[[], "Figure"]]:
+def figures(rows: Mapping[str, list[Outcome]], method: str) -> dict[str, Callable[[], "Figure"]]:
     """By the name of the file, a function that draws."""
     made = {
         "losses": lambda: _losses(rows),
@@ -30,7 +30,7 @@ def figures(rows: Mapping[str, list[Row]], method: str) -> dict[str, Callable[[]
     return made
 
 
-def _losses(rows: Mapping[str, list[Row]]) -> "Figure":
+def _losses(rows: Mapping[str, list[Outcome]]) -> "Figure":
     figure = new_figure(6.4, 4.0)
     axes = new_axes(figure, "Validation loss, at the last batch of an episode", "episode", "")
     ends = []
@@ -48,7 +48,7 @@ def _losses(rows: Mapping[str, list[Row]]) -> "Figure":
     return figure
 
 
-def _hyperparams(rows: list[Row]) -> "Figure":
+def _hyperparams(rows: list[Outcome]) -> "Figure":
     names = list(rows[0].trial.history.hyperparams)
     shown = names[:PANELS]
     columns = min(3, len(shown))
@@ -77,7 +77,7 @@ def _hyperparams(rows: list[Row]) -> "Figure":
     return figure
 
 
-def _hypergradient(rows: list[Row]) -> "Figure":
+def _hypergradient(rows: list[Outcome]) -> "Figure":
     figure = new_figure(6.4, 3.2)
     title = "Norm of the hypergradient; crosses: episodes that end with a status other than OK"
     axes = new_axes(figure, title, "episode", "", size=10)

@@ -11,7 +11,7 @@ import numpy as np
 from gradhpo.core.status import Status
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.drawing import save
-from gradhpo.tuning.command import ANEW, UNTUNED, Row, Tuned
+from gradhpo.tuning.command import ANEW, UNTUNED, Outcome, Tuned
 from gradhpo.tuning.config import TuneConfig
 from gradhpo.tuning.figures import figures
 from gradhpo.tuning.page import page
@@ -60,7 +60,7 @@ def result_of(config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
     return replace(result, files=files)
 
 
-def _values(rows: list[Row]) -> dict[str, Any]:
+def _values(rows: list[Outcome]) -> dict[str, Any]:
     """The metrics of a training: at its end for every seed, and losses by episode."""
     at_end = {name: [row.judged[name] for row in rows] for name in rows[0].judged}
     curves = [row.trial.history.metrics for row in rows]
@@ -78,7 +78,7 @@ def _held(values: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([values, np.full(length - len(values), values[-1])])
 
 
-def _cost(rows: list[Row]) -> tuple[float, float]:
+def _cost(rows: list[Outcome]) -> tuple[float, float]:
     gradients, products = np.mean([row.trial.cost for row in rows], axis=0).tolist()
     return gradients, products
 
@@ -97,7 +97,7 @@ def _found(config: TuneConfig, tuned: Tuned) -> dict[str, Any]:
     }
 
 
-def _of_seed(row: Row) -> dict[str, Any]:
+def _of_seed(row: Outcome) -> dict[str, Any]:
     history, counts = row.trial.history.hyperparams, np.asarray(row.trial.state.counts)
     return {
         "values": as_json(row.trial.hyperparams),
