@@ -36,7 +36,8 @@ ALLOWED = {
     "studies": USER | {"gradhpo", "examples", "report", "testing", "tuning"},
     "tuning": USER | {"gradhpo", "report"},
     "schedules": set(),
-    "cli": USER | {"gradhpo", "report", "studies", "tuning"},
+    "doctor": USER | {"gradhpo", "report", "tuning"},
+    "cli": USER | {"gradhpo", "report", "studies", "tuning", "doctor"},
     "outer": {"core"},  # the public name of core.outer
     "gradhpo": USER | {"outer"},  # the package's own __init__
     "__main__": {"cli"},

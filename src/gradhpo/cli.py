@@ -27,19 +27,24 @@ usage: gradhpo COMMAND ...
   gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files
   gradhpo report DIR                 print the table of an earlier run again
   gradhpo init [FILE] ...            write a short file with a task, to start from
+  gradhpo doctor MODULE:NAME ...     what is wrong with a task of your own, which method suits it
   gradhpo tune MODULE:NAME ...       tune a task of your own, keep what is found
   gradhpo compare MODULE:NAME ...    methods on it, each for the same number of gradients
   gradhpo --version
 
 `gradhpo COMMAND --help` and `gradhpo run STUDY --help` show all options.
 
-exit status: 0 done; 1 failed (data, disk, settings that do not fit); 2 wrong command line or
-a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an error shows
+exit status: 0 done; 1 failed (data, disk, settings that do not fit; doctor found faults); 2 wrong
+command line or a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an error shows
 where it arose; a bug always does."""
 
 
 class UsageError(Exception):
     """The command line itself is wrong."""
+
+
+class FaultsFound(Exception):
+    """`gradhpo doctor` has found some, and said so."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return 0
+    except FaultsFound:
+        return 1
     except UsageError as error:
         print(f"gradhpo: {error}", file=sys.stderr)
         return 2
@@ -244,6 +251,16 @@ def _compare(arguments: list[str]) -> None:
     _print_and_write(replace(result, command=command, files=files), out)
 
 
+def _doctor(arguments: list[str]) -> None:
+    from gradhpo.doctor.command import DoctorConfig, examine
+
+    config = _parse(DoctorConfig, "gradhpo doctor", arguments)
+    found = examine(config, progress=_show)
+    print(found)
+    if found.faults:
+        raise FaultsFound
+
+
 def _report(arguments: list[str]) -> None:
     from gradhpo.report import read, table
 
@@ -260,6 +277,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "init": _init,
     "tune": _tune,
     "compare": _compare,
+    "doctor": _doctor,
 }
 
 

@@ -180,7 +180,8 @@ def _looking_on(steps: int) -> Method:
     def method(loop: Loop) -> Estimator:
         look = whole(_validate, loop)
 
-        def estimate(problem, memory, inner, lam, window):
+        def estimate(problem, memory, inner, lam, window, origin=None):
+            del origin  # seen, so that nobody warns of a start that it does not look back at
             inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
             loss = look(problem, inner, lam, tree_last(window.val))
             nothing = optax.tree.zeros_like(lam)
@@ -192,6 +193,7 @@ def _looking_on(steps: int) -> Method:
             estimate,
             unroll_steps=steps,
             differentiates=False,
+            starts=True,
             price=price,
             hosted=loop == "host",
         )

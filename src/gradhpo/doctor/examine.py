@@ -1,0 +1,197 @@
+"""All experiments on a task, its methods measured, and what follows."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from gradhpo.core.status import Status
+from gradhpo.core.task import Task
+from gradhpo.diagnostics.check import check_hypergradient
+from gradhpo.diagnostics.rows import Row
+from gradhpo.doctor.faults import OF_TASKS, OF_TRAINING, UNEVEN, Fault
+from gradhpo.doctor.patient import Patient, patient_of
+from gradhpo.report.config import Progress, silent
+from gradhpo.tuning.methods import chosen, method_of
+from gradhpo.tuning.training import Length, left_alone, trained
+from gradhpo.utils.validation import check_count, check_positive
+
+__all__ = ["METHODS", "Diagnosis", "Measured", "doctor"]
+
+METHODS = ("one_step", "t1t2", "greedy", "hyperdistill", "drmad", "implicit_cg", "reverse")
+TIMED = 3  # episodes, after one that compiles
+GOOD = 0.9  # cosine, from which a method points where the hypergradient does
+REACH = 3.0  # in what is stored: what a hyperparameter should be able to move in a run; e^3 = 20
+
+
+class Measured(NamedTuple):
+    """A method on this task."""
+
+    row: Row  # against the exact hypergradient, in float64
+    seconds: float  # of an episode
+    times: float  # as long as training alone
+
+
+class Diagnosis(NamedTuple):
+    """What was found; `print` it."""
+
+    steps: int
+    held: list[str]  # what is as it should be
+    faults: list[Fault]
+    methods: dict[str, Measured]
+    skipped: list[str]  # methods for which there was no time
+    training: float  # seconds of an episode of training alone; NaN: not measured
+    advice: str
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"ok     {each}" for each in self.held]
+        lines += [f"FAULT  {each}" for each in self.faults]
+        if self.methods:
+            lines += ["", *_table(self)]
+        if self.skipped:
+            lines += ["", f"no time was left for {', '.join(self.skipped)}"]
+        lines += ["", self.advice] if self.advice else []
+        return "\n".join(lines)
+
+
+def doctor(
+    task: Task | Callable[[], Task],
+    steps: int = 20,
+    *,
+    episodes: int = 50,
+    methods: Sequence[str] = METHODS,
+    limit: float = 120.0,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Look for faults of a task, and measure methods on it.
+
+    Args:
+        task: The task, or a function of no argument that makes it anew, by which sources that are
+            functions begin at their first batch.
+        steps: T of an episode; the exact hypergradient goes through all of it.
+        episodes: Of the run that is meant, for the advice on the outer rate.
+        methods: By name, as in `gradhpo list`.
+        limit: Seconds; no method is begun that would end later if it took as long as the slowest
+            before it.
+        progress: Told before what takes time.
+
+    Raises:
+        TypeError, ValueError: the task cannot be run at all; the message says why.
+    """
+    make = (lambda: task) if isinstance(task, Task) else task
+    steps, limit = check_count("steps", steps), check_positive("limit", limit)
+    began = time.monotonic()
+    held: list[str] = []
+    faults: list[Fault] = []
+
+    def look(experiments: Mapping[str, Callable[[Any], Iterable[Fault]]], at: Any) -> None:
+        for title, experiment in experiments.items():
+            progress(f"looking whether {title} ...")
+            found = list(experiment(at))
+            faults.extend(found)
+            held.extend([] if found else [title])
+
+    look(OF_TASKS, make)
+    if any(fault.name == UNEVEN for fault in faults):  # no episode can be drawn
+        return Diagnosis(steps, held, faults, {}, [], math.nan, "", time.monotonic() - began)
+    patient = patient_of(make, steps)
+    look(OF_TRAINING, patient)
+    measured: dict[str, Measured] = {}
+    skipped: list[str] = []
+    training = math.nan
+    if not faults:
+        training = _seconds(lambda length: left_alone(make(), length).seconds, steps)
+        taken = 0.0  # by the last method, nearly all of it compilation: what the next one may take
+        for name in methods:
+            spent = time.monotonic() - began
+            if spent + taken > limit:
+                skipped.append(name)
+                continue
+            about = f", about {taken:.0f} s" if taken else ""
+            progress(f"measuring {name}{about} ({spent:.0f} of {limit:.0f} s are spent) ...")
+            measured[name] = _measured(patient, name, training)
+            taken = max(taken, time.monotonic() - began - spent)
+    advice = _advice(patient, measured, episodes)
+    seconds = time.monotonic() - began
+    return Diagnosis(steps, held, faults, measured, skipped, training, advice, seconds)
+
+
+def _seconds(train: Callable[[Length], float], steps: int) -> float:
+    """Of an episode, the time of compilation left out."""
+    train(Length(1, steps))
+    return train(Length(TIMED, steps)) / TIMED
+
+
+def _measured(patient: Patient, name: str, training: float) -> Measured:
+    row = check_hypergradient(patient.make(), patient.steps, [name]).rows[name]
+    if row.refused:
+        return Measured(row, math.nan, math.nan)
+    method, outer = method_of(chosen(name), patient.steps), optax.adam(1e-3)
+
+    def train(length: Length) -> float:
+        return trained(patient.make(), method, outer, length).seconds
+
+    seconds = _seconds(train, patient.steps)
+    return Measured(row, seconds, seconds / training)
+
+
+def _table(found: Diagnosis) -> list[str]:
+    head = ["method", "cosine", "norm ratio", "ms an episode", "times training", "temp bytes"]
+    rows = [head]
+    for name, (row, seconds, times) in found.methods.items():
+        if row.refused:
+            rows.append([name, "refused: " + row.refused, *[""] * 4])
+            continue
+        numbers = [f"{row.cosine:.3f}", f"{row.norm_ratio:.3g}", f"{1e3 * seconds:.3g}"]
+        memory = "" if row.temp_bytes is None else f"{row.temp_bytes:,}"
+        rows.append([name, *numbers, f"{times:.2g}", memory])
+    plain = [row for row in rows if not row[1].startswith("refused")]
+    widths = [max(len(row[i]) for row in plain) for i in range(len(head))]
+    widths[0] = max(len(row[0]) for row in rows)
+    lines = [
+        f"the hypergradient of {found.steps} steps; training alone takes "
+        f"{1e3 * found.training:.3g} ms an episode",
+        "",
+    ]
+    for row in rows:
+        if row[1].startswith("refused"):
+            lines.append(f"{row[0]:{widths[0]}}  {row[1]}")
+        else:
+            cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+            lines.append("  ".join([f"{row[0]:{widths[0]}}", *cells]))
+    return lines
+
+
+def _advice(patient: Patient, measured: dict[str, Measured], episodes: int) -> str:
+    """A method, and an outer rate, with the reason."""
+    usable = {
+        name: each
+        for name, each in measured.items()
+        if not each.row.refused
+        and each.row.status == Status.OK
+        and each.row.cosine == each.row.cosine
+    }
+    if not usable:
+        return ""
+    good = {name: each for name, each in usable.items() if each.row.cosine >= GOOD}
+    if good:
+        name = min(good, key=lambda name: good[name].seconds)
+        why = f"the fastest of those whose cosine is at least {GOOD}"
+    else:
+        name = max(usable, key=lambda name: usable[name].row.cosine)
+        why = f"none has a cosine of {GOOD}; it has the highest"
+    windows = method_of(chosen(name), patient.steps)("scan").unroll_steps
+    updates = episodes * patient.steps // windows
+    rate = float(np.clip(REACH / updates, 1e-3, 0.3))
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(patient.lam))
+    few = " With so few hyperparameters compare it with tpe: gradhpo compare." if size <= 5 else ""
+    return (
+        f"advice: {name}, {why}. Outer rate {rate:.1g} for Adam: in {episodes} episodes it takes "
+        f"{updates} updates, which can then move a hyperparameter by {REACH:g} as it is stored, a "
+        f"factor of 20 for spaces.log().{few}"
+    )

@@ -1,0 +1,218 @@
+"""Each fault is found by its name in a task that has it alone, and none in one that is well."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradhpo as gh
+from gradhpo import spaces
+from gradhpo.doctor import doctor
+from gradhpo.doctor.examine import Measured, _advice
+from gradhpo.doctor.patient import patient_of
+
+X = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+Y = np.tanh(X @ np.array([1, -2, 0.5, 0.0], np.float32))
+DATA = (X[:40], Y[:40]), (X[40:], Y[40:])
+LAM = {"decay": np.float32(0.01), "rate": np.float32(0.1)}
+
+
+def error(w, batch):
+    x, y = batch
+    return jnp.mean((jnp.tanh(x @ w) - y) ** 2)
+
+
+def train_loss(w, lam, batch):
+    return error(w, batch) + lam["decay"] * jnp.sum(w**2)
+
+
+def val_loss(w, lam, batch):
+    return error(w, batch)
+
+
+def sgd(lam):
+    return optax.sgd(lam["rate"], momentum=0.9)
+
+
+def task(train_loss=train_loss, optimizer=sgd, val_loss=val_loss, data=DATA, lam=LAM, **fields):
+    """A task that is well, but for what is given; the problem is made once for equal arguments."""
+    problem = gh.BilevelProblem(gh.from_optax(train_loss, optimizer), val_loss)
+    sources = [gh.Resident(part, 10, seed=i) for i, part in enumerate(data)]
+    made = gh.Task(problem, np.zeros(4, np.float32) + 0.1, lam, *sources, space=spaces.log())
+    return made.replace(**fields)
+
+
+def names(found):
+    return [fault.name for fault in found.faults]
+
+
+def test_a_task_that_is_well():
+    found = doctor(task(), 8, methods=["one_step", "reverse", "implicit_cg"])
+    assert not found.faults and len(found.held) == 7
+    assert found.methods["reverse"].row.relative_error < 1e-9
+    assert found.methods["reverse"].times > 0 and found.training > 0
+    assert found.methods["implicit_cg"].row.refused
+    text = str(found)
+    assert "ok     every hyperparameter" in text and "implicit_cg  refused" in text
+    assert "advice: " in text and "gradhpo compare" in text
+
+
+def accuracy(w, lam, batch):
+    x, y = batch
+    return jnp.mean((x @ w > 0) == (y > 0), dtype=jnp.float32)
+
+
+def closed_over(w, lam, batch):
+    return error(w, batch) + 0.01 * jnp.sum(w**2)
+
+
+def rounded(w, lam, batch):
+    return error(w, batch) + jnp.round(lam["decay"]) * jnp.sum(w**2)
+
+
+def adam(lam):
+    return optax.adam(lam["rate"])
+
+
+def safe_adam(lam):
+    return optax.adam(lam["rate"], eps_root=1e-8)
+
+
+def normalized(w, lam, batch):
+    """BatchNorm in training mode."""
+    x, y = batch
+    h = jnp.tanh(x @ w)
+    return jnp.mean(((h - h.mean()) / (h.std() + 1e-3) - y) ** 2)
+
+
+def dead(data):
+    return tuple((x * np.array([1, 1, 1, 0], np.float32), y) for x, y in data)
+
+
+def plain_error(w, lam, batch):
+    return error(w, batch)
+
+
+RATE = {"rate": LAM["rate"]}
+DEAD = {"data": dead(DATA), "train_loss": plain_error, "lam": RATE}
+MIXED = tuple(np.concatenate([a[:3], b]) for a, b in zip(*DATA, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name, sick",
+    [
+        ("validation loss without a derivative", {"val_loss": accuracy}),
+        ("hyperparameter ['decay'] is not connected", {"train_loss": closed_over}),
+        ("hyperparameter ['decay'] is not connected", {"train_loss": rounded}),
+        (
+            "eps_root = 0 with a dead feature",
+            {
+                "optimizer": adam,
+                "data": dead(DATA),
+                "train_loss": plain_error,
+                "lam": {"rate": LAM["rate"]},
+            },
+        ),
+        ("chaotic training", {"lam": LAM | {"rate": np.float32(60.0)}}),
+        ("the validation set is the training set", {"data": (DATA[0], DATA[0])}),
+        (
+            "validation examples that are training examples",
+            {
+                "data": (
+                    DATA[0],
+                    tuple(np.concatenate([a[:3], b]) for a, b in zip(*DATA, strict=True)),
+                )
+            },
+        ),
+        ("statistics that leak", {"val_loss": normalized}),
+        ("training diverges", {"lam": LAM | {"rate": np.float32(1e30)}}),
+    ],
+)
+def test_a_fault_by_its_name(name, sick):
+    found = doctor(task(**sick), 20)
+    assert names(found) == [name]
+    assert "FAULT  " + name in str(found) and not found.methods and not found.advice
+
+
+def test_the_two_reasons_why_nothing_is_connected():
+    over, flat = (doctor(task(loss), 4).faults[0] for loss in (closed_over, rounded))
+    assert "neither training nor the validation loss uses it" in over.says
+    assert "only where derivatives end" in flat.says
+
+
+def test_with_eps_root_the_dead_feature_does_no_harm():
+    assert not doctor(task(optimizer=safe_adam, **DEAD), 20, methods=[]).faults
+
+
+def test_a_batch_that_recompiles():
+    problem = task().problem
+
+    def uneven():
+        x, y = DATA[0]
+        cut = itertools.cycle([slice(0, 15), slice(15, 30), slice(30, 40)])
+        return lambda: (lambda rows: (x[rows], y[rows]))(next(cut))
+
+    val = gh.Resident(DATA[1], 10)
+    make = lambda: gh.Task(problem, np.zeros(4, np.float32), LAM, uneven(), val)  # noqa: E731
+    (fault,) = doctor(make, 2).faults
+    assert fault.name == "a batch that recompiles" and "batch 3 of the train source" in fault.says
+
+
+def test_a_problem_made_for_every_seed():
+    assert names(doctor(lambda: task(), 4)) == ["a problem made anew"]
+
+
+def test_the_time_limit_is_kept():
+    found = doctor(task(), 4, methods=["one_step", "reverse"], limit=1e-3)
+    assert found.skipped == ["one_step", "reverse"] and "no time was left for" in str(found)
+
+
+def test_the_advice_is_the_fastest_of_those_that_point_the_right_way():
+    patient = patient_of(task, 8)
+
+    def measured(cosine, seconds):
+        from gradhpo.diagnostics.rows import Row
+
+        return Measured(Row(cosine=cosine), seconds, 1.0)
+
+    some = {"reverse": measured(1.0, 2.0), "drmad": measured(0.95, 1.0), "fo": measured(0.1, 0.5)}
+    assert _advice(patient, some, 50).startswith("advice: drmad, the fastest of those")
+    poor = {"one_step": measured(0.3, 1.0), "fo": measured(0.5, 2.0)}
+    assert _advice(patient, poor, 50).startswith("advice: fo, none has a cosine of 0.9")
+    # 50 episodes are 50 updates of drmad, which looks at eight steps at once: 3 / 50
+    assert "Outer rate 0.06" in _advice(patient, {"drmad": some["drmad"]}, 50)
+    assert _advice(patient, {}, 50) == ""
+
+
+def test_a_task_with_a_model_state_and_a_learned_start():
+    """Running statistics, a key, and initial weights that are hyperparameters."""
+
+    def loss(w, lam, batch, state):
+        x, y = batch
+        key, own = jax.random.split(state["key"])
+        kept = jax.random.bernoulli(own, 0.9, x.shape)
+        mean = 0.9 * state["mean"] + 0.1 * x.mean(0)
+        value = error(w, ((x - x.mean(0)) * kept, y)) + lam["decay"] * jnp.sum(w**2)
+        return value, ({"key": key, "mean": mean}, {})
+
+    def judge(w, lam, batch, state):
+        x, y = batch
+        return error(w, (x - state["mean"], y))
+
+    problem = gh.BilevelProblem(
+        gh.from_optax(loss, lambda lam: optax.sgd(0.1)),
+        judge,
+        begin=lambda params, lam, key: gh.Start(lam["start"]),
+    )
+    sick = gh.Task(
+        problem,
+        np.zeros(4, np.float32),
+        {"start": np.zeros(4, np.float32), "decay": np.float32(0.1)},
+        *(gh.Resident(part, 10, seed=i) for i, part in enumerate(DATA)),
+        model_state={"key": jax.random.key(0), "mean": np.zeros(4, np.float32)},
+    )
+    found = doctor(sick, 5, methods=["reverse"])
+    assert not found.faults and found.methods["reverse"].row.relative_error < 1e-9
