@@ -33,16 +33,21 @@ def test_the_values_are_those_of_optax(kind, warmup, steps):
     np.testing.assert_allclose(jax.vmap(ours)(COUNTS), [theirs(t) for t in COUNTS], atol=2e-7)
 
 
-@pytest.mark.parametrize("warmup", [0.0, -3.0])
+@pytest.mark.parametrize("warmup", [0.0, -10.0])
 def test_without_a_warm_up_the_first_rate_is_the_peak(warmup):
     rate, slope = jax.value_and_grad(lambda w: warmup_cosine(0.7, w, 30.0)(0))(warmup)
-    assert rate == pytest.approx(0.7, abs=0.02) and np.isfinite(slope)
+    assert rate == np.float32(0.7) and np.isfinite(slope)
+    np.testing.assert_allclose(
+        jax.vmap(warmup_cosine(0.7, warmup, 30.0))(COUNTS),
+        [optax.cosine_decay_schedule(0.7, 30)(t) for t in COUNTS],
+        atol=2e-7,
+    )
 
 
 @pytest.mark.parametrize("steps", [10.0, 5.0])
 def test_a_warm_up_that_takes_all_steps_ends_at_the_end(steps):
-    rates = jax.vmap(warmup_linear(1.0, 10.0, steps, end=0.2))(jnp.array([5, 9, 10, 11]))
-    np.testing.assert_allclose(rates, [0.5, 0.9, 0.2, 0.2], rtol=1e-6)
+    rates = jax.vmap(warmup_linear(1.0, 10.0, steps, end=0.2))(jnp.array([2, 4, 10, 11]))
+    np.testing.assert_allclose(rates, [2 / steps, 4 / steps, 0.2, 0.2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -96,6 +101,16 @@ def test_a_vector_of_peaks_is_refused():
 def test_rates_are_as_wide_as_what_is_given(steps):
     assert warmup_cosine(np.float32(1), 10, steps)(3).dtype == np.float32
     assert warmup_cosine(1, 10, 20)(3).dtype == jnp.result_type(float)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_counts_far(dtype):
+    rate = warmup_linear(jnp.asarray(1e-2, dtype), 10, 100_000)
+    lines = piecewise(jnp.asarray([1e-2, 0], dtype), at=[10, 100_000])
+    for schedule in (rate, lines):
+        assert schedule(20_000).dtype == dtype
+        assert float(schedule(20_000)) == pytest.approx(8e-3, rel=1e-2)
+        assert float(schedule(70_000)) == pytest.approx(3e-3, rel=1e-2)
 
 
 def test_the_warm_up_of_adam_is_tuned_exactly():

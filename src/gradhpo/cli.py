@@ -35,8 +35,8 @@ usage: gradhpo COMMAND ...
 `gradhpo COMMAND --help` and `gradhpo run STUDY --help` show all options.
 
 exit status: 0 done; 1 failed (data, disk, settings that do not fit; doctor found faults); 2 wrong
-command line or a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an error shows
-where it arose; a bug always does."""
+command line or a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an
+error shows where it arose; a bug always does."""
 
 
 class UsageError(Exception):
@@ -213,27 +213,29 @@ def _tune(arguments: list[str]) -> None:
     from gradhpo.report.drawing import require_matplotlib
     from gradhpo.tuning.command import tune_target
     from gradhpo.tuning.config import TuneConfig
-    from gradhpo.tuning.result import result_of
+    from gradhpo.tuning.result import NAMES, clear, result_of
 
     config = _parse(TuneConfig, "gradhpo tune", arguments)
     require_matplotlib()
-    out = report.output_directory(config.out, config.overwrite)
+    out = report.output_directory(config.out, config.overwrite, NAMES)
+    if config.overwrite:
+        clear(out)
     tuned = tune_target(config, out, progress=_show)
     _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), out)
-    if tuned.interrupted:
-        raise KeyboardInterrupt
+    if tuned.error is not None:
+        raise tuned.error
 
 
 def _compare(arguments: list[str]) -> None:
     from gradhpo import report
     from gradhpo.report.drawing import require_matplotlib
-    from gradhpo.tuning.command import seeded
+    from gradhpo.tuning.command import target_of
     from gradhpo.tuning.comparing import compare, figure
     from gradhpo.tuning.config import CompareConfig
 
     config = _parse(CompareConfig, "gradhpo compare", arguments)
     require_matplotlib()
-    target = seeded(config)
+    target = target_of(config)
     out = report.output_directory(config.out, config.overwrite)
     result = compare(
         target.make,
@@ -242,6 +244,7 @@ def _compare(arguments: list[str]) -> None:
         **config.length._asdict(),
         seeds=config.seeds,
         outer_rate=config.outer_rate,
+        outer=config.outer,
         width=config.width,
         title=config.task,
         progress=_show,

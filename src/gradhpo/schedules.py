@@ -37,7 +37,7 @@ def warmup_cosine(
 
     Args:
         peak: The rate after the warm-up.
-        warmup: Steps of the straight line; at 0 or below it there is none.
+        warmup: Steps of the straight line, at most `steps`; at 0 or below there is none.
         steps: The step at which `end` is reached, those of the warm-up included.
         start: The rate at step 0.
         end: The rate from `steps` on.
@@ -89,9 +89,9 @@ def piecewise(values: ArrayLike, at: ArrayLike) -> Schedule:
             f"shapes {values.shape} and {at.shape}."
         )
     dtype = _dtype(values, at)
-    return lambda count: jnp.interp(
-        jnp.asarray(count, dtype), at.astype(dtype), values.astype(dtype)
-    )
+    wide = jnp.promote_types(dtype, jnp.float32)
+    at, rates = at.astype(wide), values.astype(wide)
+    return lambda count: jnp.interp(jnp.asarray(count, wide), at, rates).astype(dtype)
 
 
 def _after_warmup(
@@ -111,17 +111,20 @@ def _after_warmup(
                 "each layer scale the updates after it, gradhpo.transforms.scale_by_tree."
             )
     dtype = _dtype(*given.values())
-    peak, warmup, steps, start, end = (jnp.asarray(value, dtype) for value in given.values())
+    wide = jnp.promote_types(dtype, jnp.float32)  # half precision cannot count to 3000
+    peak, warmup, steps, start, end = (jnp.asarray(value, wide) for value in given.values())
+    warmup = jnp.clip(warmup, 0, steps)
+    left = steps - warmup
 
     def schedule(count):
-        t = jnp.asarray(count, dtype)
+        t = jnp.asarray(count, wide)
         rises = t < warmup
         # Where the other branch is taken a quotient must stay finite, or its derivative is NaN.
         up = t / jnp.where(rises, warmup, 1)
-        left = steps - warmup
         down = jnp.clip((t - warmup) / jnp.where(left > 0, left, 1), 0, 1)
         down = jnp.where(left > 0, down, 1)
-        return jnp.where(rises, start + (peak - start) * up, end + (peak - end) * falling(down))
+        rate = jnp.where(rises, start + (peak - start) * up, end + (peak - end) * falling(down))
+        return rate.astype(dtype)
 
     return schedule
 

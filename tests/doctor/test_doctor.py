@@ -1,6 +1,7 @@
 """Each fault is found by its name in a task that has it alone, and none in one that is well."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 import gradhpo as gh
-from gradhpo import spaces
+from gradhpo import cli, spaces
 from gradhpo.doctor import doctor
 from gradhpo.doctor.examine import Measured, _advice
 from gradhpo.doctor.patient import patient_of
@@ -216,3 +217,48 @@ def test_a_task_with_a_model_state_and_a_learned_start():
     )
     found = doctor(sick, 5, methods=["reverse"])
     assert not found.faults and found.methods["reverse"].row.relative_error < 1e-9
+
+
+FILE = """
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gradhpo as gh
+
+
+def loss(w, lam, batch):
+    return jnp.mean((w - batch) ** 2)
+
+
+def task(data=40):
+    rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    problem = gh.BilevelProblem(gh.from_optax(loss, lambda lam: optax.sgd(lam)), loss)
+    sources = gh.Resident(rows[:data], 5), gh.Resident(rows[20:], 5)
+    return gh.Task(problem, np.zeros(3, np.float32), np.float32(0.1), *sources)
+"""
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """Every fault is a line, and the status says that there are some."""
+    pytest.importorskip("tyro")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "ill.py").write_text(FILE)
+    try:
+        assert cli.main(["doctor", "ill:task", "--steps", "4"]) == 1
+        out, err = capsys.readouterr()
+        assert "FAULT  a problem made anew" in out
+        assert "FAULT  the validation set is the training set" in out
+        assert "about 120 s at most" in err and "looking whether" in err
+        assert cli.main(["doctor", "ill:nothing"]) == 1
+        assert "has no 'nothing'" in capsys.readouterr().err
+    finally:
+        sys.modules.pop("ill", None)
+
+
+@pytest.mark.parametrize("option", ["--steps=0", "--limit=0", "--method=tpe", "--method=none"])
+def test_options_out_of_range(option, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "ill:task", option])
+    assert "gradhpo doctor --help" in capsys.readouterr().err

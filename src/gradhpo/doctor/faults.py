@@ -1,6 +1,6 @@
 """Faults of a task, each found by an experiment of its own.
 
-An experiment is a function of the task's function, or of a `Patient`, that returns the faults it has
+An experiment takes the function that makes the task, or a `Patient`, and returns the faults it has
 found. It runs the user's losses and steps, on a few batches.
 """
 

@@ -16,11 +16,17 @@ from gradhpo.report.results import StudyResult
 
 __all__ = ["output_directory", "read", "write", "write_csv", "write_each"]
 
-RESULTS = (".csv", ".json", ".png")  # kinds of files; their names are known when a study has run
+RESULTS = (
+    ".csv",
+    ".html",
+    ".json",
+    ".jsonl",
+    ".png",
+)  # kinds of files; their names are known when a study has run
 ROOM = 16 << 20  # bytes; few runs write more
 
 
-def output_directory(path: str | Path, overwrite: bool = False) -> Path:
+def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[str] = ()) -> Path:
     """Create the directory a study writes to, try it out, and return it as an absolute path.
 
     Called before the work starts, so that a long run does not end in an error that was
@@ -28,7 +34,8 @@ def output_directory(path: str | Path, overwrite: bool = False) -> Path:
 
     Args:
         path: The directory. It may hold other files, but none of the kinds that studies write
-            (.json, .csv, .png).
+            (.json, .jsonl, .csv, .png, .html).
+        names: Other files that are going to be written, which it may not hold either.
         overwrite: Whether it may hold those too; they are replaced where the names agree.
 
     Raises:
@@ -43,7 +50,10 @@ def output_directory(path: str | Path, overwrite: bool = False) -> Path:
     absolute = Path(path).absolute()
     try:
         absolute.mkdir(parents=True, exist_ok=True)
-        results = sorted(file.name for file in absolute.iterdir() if file.suffix in RESULTS)
+        there = [
+            file for file in absolute.iterdir() if file.suffix in RESULTS or file.name in names
+        ]
+        results = sorted(file.name for file in there)
         # Trying is the only sure test: permission bits say nothing to root or on a network disk.
         with tempfile.TemporaryFile(dir=absolute) as file:
             file.write(bytes(ROOM))

@@ -1,24 +1,29 @@
 """`gradhpo tune`: a task of one's own by a method, beside the same training left alone."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-import optax
+from typing import Any, NamedTuple
 
 from gradhpo.core.estimator import Cost
-from gradhpo.core.task import Task
 from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.report.config import Progress, silent
-from gradhpo.tuning.comparing import by_search, lowest
+from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest
 from gradhpo.tuning.config import TaskConfig, TuneConfig
 from gradhpo.tuning.methods import chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, require_optuna
-from gradhpo.tuning.target import Target, load
-from gradhpo.tuning.training import History, Trial, judged, left_alone, trained
+from gradhpo.tuning.target import Target, check_begins_anew, load
+from gradhpo.tuning.training import (
+    History,
+    Length,
+    Trial,
+    holding,
+    judged,
+    left_alone,
+    trained,
+)
 from gradhpo.utils.logging import (
     CSVLogger,
     JSONLinesLogger,
@@ -27,7 +32,7 @@ from gradhpo.utils.logging import (
     TensorBoardLogger,
 )
 
-__all__ = ["ANEW", "UNTUNED", "Outcome", "Tuned", "seeded", "tune_target"]
+__all__ = ["ANEW", "UNTUNED", "Outcome", "Seed", "Tuned", "target_of", "tune_target"]
 
 UNTUNED, ANEW = "untuned", "trained anew"
 
@@ -39,30 +44,25 @@ class Outcome(NamedTuple):
     judged: dict[str, float]  # val_loss, test_loss, and what the loss returns beside
 
 
+class Seed(NamedTuple):
+    """All trainings of one seed."""
+
+    start: dict[str, float]  # the hyperparameters, in natural scale
+    outcomes: dict[str, Outcome]  # by the name of the training; an early end may leave some out
+
+    def whole(self, names: Collection[str]) -> bool:
+        """Whether there are these trainings, none of them interrupted."""
+        outcomes = self.outcomes
+        ended = any(each.trial.ended == "interrupted" for each in outcomes.values())
+        return not ended and set(names) <= outcomes.keys()
+
+
 class Tuned(NamedTuple):
     """All trainings of a command."""
 
-    seeds: list[dict[str, Outcome]]  # by the name of the training; the last ones may miss some
-    task: Task  # of the first seed
+    seeds: list[Seed]  # that have been tuned at all
     seconds: float
-
-    @property
-    def complete(self) -> list[dict[str, Outcome]]:
-        """Seeds with all of their trainings, none of them interrupted."""
-        return [
-            seed
-            for seed in self.seeds
-            if len(seed) == len(self.seeds[0]) and not _interrupted(seed)
-        ]
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C has ended it."""
-        return _interrupted(self.seeds[-1])
-
-
-def _interrupted(seed: dict[str, Outcome]) -> bool:
-    return any(row.trial.ended == "interrupted" for row in seed.values())
+    error: BaseException | None  # that ended it early
 
 
 def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> Tuned:
@@ -72,30 +72,45 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
         out: An existing directory, for the logs of every episode.
         progress: Told of every training that is done.
 
+    Returns:
+        What has been tuned; where something has been before an error or Ctrl-C, that is
+        `error`.
+
     Raises:
         TypeError, ValueError: the task, the method or a setting is wrong.
         ModuleNotFoundError: there is no such module.
         ImportError: a search without Optuna.
+        KeyboardInterrupt: before anything was tuned.
     """
-    target = seeded(config)
+    target = target_of(config, once=config.alone and config.method not in SEARCHES)
     if config.method in SEARCHES or config.warm_start:
         require_optuna()
-    began, first = time.monotonic(), target.make(0)
-    seeds: list[dict[str, Outcome]] = []
-    for seed in range(config.seeds):
-        seeds.append({})
-        for training, row in _rows(target, seed, config, out, progress):
-            seeds[-1][training] = row
-            if row.trial.ended == "interrupted":
-                return Tuned(seeds, first, time.monotonic() - began)
-    return Tuned(seeds, first, time.monotonic() - began)
+    began, seeds, error = time.monotonic(), [], None
+    length = config.length.of(target.make(0))
+    try:
+        for number in range(config.seeds):
+            seed = Seed(History(target.make(number)).start, {})
+            for name, outcome in _trainings(target, number, config, length, out, progress):
+                if not seed.outcomes:
+                    seeds.append(seed)
+                seed.outcomes[name] = outcome
+                if outcome.trial.ended == "interrupted":
+                    raise KeyboardInterrupt
+    except (Exception, KeyboardInterrupt) as raised:
+        if not seeds:
+            raise
+        error = raised
+    return Tuned(seeds, time.monotonic() - began, error)
 
 
-def seeded(config: TaskConfig) -> Target:
+def target_of(config: TaskConfig, *, once: bool = False) -> Target:
     """The task of a command.
 
+    Args:
+        once: Whether it is trained but once.
+
     Raises:
-        ValueError: several seeds of a task that has none.
+        ValueError: several seeds of a task that has none; several trainings on sources that go on.
     """
     target = load(config.task, config.set)
     if config.seeds > 1 and not target.seeded:
@@ -103,13 +118,15 @@ def seeded(config: TaskConfig) -> Target:
             f"--seeds {config.seeds} needs a task for every seed: make {config.task} a function "
             "that takes seed and draws the weights and the order of the data by it."
         )
+    if not (target.made or once):
+        check_begins_anew(config.task, target.make(0))
     return target
 
 
-def _rows(
-    target: Target, seed: int, config: TuneConfig, out: Path, progress: Progress
+def _trainings(
+    target: Target, seed: int, config: TuneConfig, length: Length, out: Path, progress: Progress
 ) -> Iterator[tuple[str, Outcome]]:
-    """The trainings of one seed, each as soon as it is done: `(name, row)`.
+    """The trainings of one seed by their names, each as soon as it is done.
 
     The tuned one comes first: what does not fit shows there, and an interrupt costs the others.
     """
@@ -121,60 +138,65 @@ def _rows(
         return name, Outcome(trial, found)
 
     by_method = _searched if config.method in SEARCHES else _tuned
-    tuned = by_method(target, seed, config, out)
+    tuned = by_method(target, seed, config, length, out)
     yield done(config.method, *tuned)
     if not config.alone:
-        task = target.make(seed)  # anew: sources that are functions begin at their first batch
-        trial = left_alone(task, config.length)
-        yield done(UNTUNED, trial, judged(task, trial))
-        task = target.make(seed).replace(hyperparams=tuned.trial.hyperparams)
-        trial = left_alone(task, config.length)
-        yield done(ANEW, trial, judged(task, trial))
+        as_long = length._replace(episodes=int(tuned.trial.state.episode))
+        trial = left_alone(target.make(seed), as_long)  # made anew: sources begin at their start
+        yield done(UNTUNED, trial, judged(trial))
+        trial = left_alone(holding(target.make(seed), tuned.trial.hyperparams), as_long)
+        yield done(ANEW, trial, judged(trial))
 
 
-def _tuned(target: Target, seed: int, config: TuneConfig, out: Path) -> Outcome:
+def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, out: Path) -> Outcome:
     """Tuned by hypergradients."""
-    method = chosen(config.method)
-    task, spent = target.make(seed), 0.0
-    if config.warm_start:
-        length, width = config.length, config.width
-        probes = by_search(target.make, "random", length, config.warm_start, seed, width)
-        task = target.make(seed).replace(hyperparams=lowest(probes).trial.hyperparams)
-        spent = probes[-1].spent
-    with _logging(config, out, seed, task) as log:
+    named = chosen(config.method)
+    method = method_of(named, length.steps)
+    outer = OUTER[config.outer](named.outer_rate or config.outer_rate)
+    task, state, spent = target.make(seed), None, 0.0
+    if n := config.warm_start:
+        probes = by_search(target.make, "random", length, n, seed, config.width)
+        state, spent = at(task, method, outer, lowest(probes).drawn), probes[-1].spent
+    with _logging(config, out, seed, task.stored.natural) as log:
         trial = trained(
-            task,
-            method_of(method, config.steps),
-            optax.adam(method.outer_rate or config.outer_rate),
-            config.length,
-            hook=log,
-            patience=config.patience,
+            task, method, outer, length, hook=log, patience=config.patience, state=state
         )
     cost = Cost(trial.cost.gradients + spent, trial.cost.products)
-    return Outcome(trial._replace(cost=cost), judged(task, trial))
+    return Outcome(trial._replace(cost=cost), judged(trial))
 
 
-def _searched(target: Target, seed: int, config: TuneConfig, out: Path) -> Outcome:
-    """The best of the trials of a search; its history is that of the trials."""
-    task = target.make(seed)
-    done = by_search(target.make, config.method, config.length, config.trials, seed, config.width)
-    best, history = lowest(done), History(task)
-    with _logging(config, out, seed, task) as log:
-        for number, each in enumerate(done, start=1):
-            history.add(each.judged, each.trial.state.hyperparams)
-            log(number, replace(each.trial.state, step=number, metadata=each.judged))
-    cost, seconds = Cost(done[-1].spent, 0), sum(each.trial.seconds for each in done)
-    return Outcome(best.trial._replace(history=history, cost=cost, seconds=seconds), best.judged)
+def _searched(target: Target, seed: int, config: TuneConfig, length: Length, out: Path) -> Outcome:
+    """The best training of a search; after Ctrl-C that of those which are done."""
+    done: list[Training] = []
+    started, ended = time.monotonic(), ""
+    with _logging(config, out, seed, target.make(seed).natural) as log:
+
+        def seen(training: Training) -> None:
+            done.append(training)
+            log(len(done), replace(training.trial.state, step=len(done), metadata=training.judged))
+
+        trials, width = config.trials, config.width
+        try:
+            by_search(target.make, config.method, length, trials, seed, width, seen)
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            ended = "interrupted"
+    best, seconds = lowest(done), time.monotonic() - started
+    cost = Cost(done[-1].spent, 0)
+    return Outcome(best.trial._replace(ended=ended, cost=cost, seconds=seconds), best.judged)
 
 
 @contextmanager
-def _logging(config: TuneConfig, out: Path, seed: int, task: Task) -> Iterator[Hook]:
-    """A hook that writes every episode of a seed to new files."""
-    files = [out / f"seed{seed}.csv", out / f"seed{seed}.jsonl"]
-    for path in files:
-        path.unlink(missing_ok=True)  # loggers append
-    loggers: list[MetricLogger] = [CSVLogger(files[0]), JSONLinesLogger(files[1])]
+def _logging(
+    config: TuneConfig, out: Path, seed: int, natural: Callable[[Any], Any] | None
+) -> Iterator[Hook]:
+    """A hook that writes every episode of a seed, or every trial of a search, to files."""
+    loggers: list[MetricLogger] = [
+        CSVLogger(out / f"seed{seed}.csv"),
+        JSONLinesLogger(out / f"seed{seed}.jsonl"),
+    ]
     if config.tensorboard:
         loggers.append(TensorBoardLogger(out / "tensorboard" / f"seed{seed}"))
     with MultiLogger(*loggers) as logger:
-        yield log_to(logger, task.stored.natural)
+        yield log_to(logger, natural)

@@ -27,11 +27,30 @@ from gradhpo.report.config import Progress, silent
 from gradhpo.report.plots import curves
 from gradhpo.tuning.methods import Chosen, chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna, search
-from gradhpo.tuning.training import Length, Method, Trial, judged, left_alone, trained
-from gradhpo.utils.validation import check_count, check_positive
+from gradhpo.tuning.target import check_begins_anew
+from gradhpo.tuning.training import (
+    Length,
+    Method,
+    Trial,
+    holding,
+    judged,
+    left_alone,
+    trained,
+)
+from gradhpo.utils.validation import check_choice, check_count, check_positive
 
-__all__ = ["Training", "by_hypergradients", "by_search", "compare", "figure", "lowest"]
+__all__ = [
+    "OUTER",
+    "Training",
+    "at",
+    "by_hypergradients",
+    "by_search",
+    "compare",
+    "figure",
+    "lowest",
+]
 
+OUTER = {"adam": optax.adam, "sgd": optax.sgd}
 WIDTH = 3.0
 PARTS = 40  # of the budget, at whose ends the lowest loss so far is noted
 
@@ -44,6 +63,7 @@ class Training(NamedTuple):
     spent: float  # gradients, up to its end
     trial: Trial
     judged: dict[str, float]
+    drawn: Hyper = None  # what a search has drawn, as a state would hold it
 
 
 def compare(
@@ -55,6 +75,7 @@ def compare(
     steps: int,
     seeds: int = 1,
     outer_rate: float = 0.02,
+    outer: str = "adam",
     width: float = WIDTH,
     title: str = "compare",
     progress: Progress = silent,
@@ -68,9 +89,11 @@ def compare(
             differences are to the first one.
         budget: Gradients of a loss that each may take in a seed; a product of second order counts
             as two.
-        episodes, steps: Of one training: so many episodes of T steps.
+        episodes, steps: Of one training: so many episodes of T steps; T is known of tasks whose
+            episodes bring their batches.
         seeds: Repetitions, from seed 0.
-        outer_rate: Step size of Adam on what is stored of the hyperparameters.
+        outer_rate: Step size on what is stored of the hyperparameters, by
+        outer: "adam" or "sgd".
         width: A search draws from this far to both sides of the start, in what is stored: 3 is a
             factor of 20 in both directions for `spaces.log()`.
         title: Stands above the table.
@@ -96,12 +119,13 @@ def compare(
     >>> found.methods["one_step"].gradient_evaluations, found.methods["reverse"].metrics.keys()
     (20, dict_keys(['val_loss', 'val_loss_by_epoch']))
     """
+    if isinstance(task, Task):
+        check_begins_anew("the task", task)
     make = (lambda seed: task) if isinstance(task, Task) else task
-    names, length = (
-        tuple(methods),
-        Length(check_count("episodes", episodes), check_count("steps", steps)),
-    )
+    length = Length(check_count("episodes", episodes), check_count("steps", steps)).of(make(0))
+    names = tuple(methods)
     budget, rate = check_positive("budget", budget), check_positive("outer_rate", outer_rate)
+    by = OUTER[check_choice("outer", outer, tuple(OUTER))]
     if not names:
         raise ValueError("compare needs at least one method.")
     if {chosen(name).name for name in names} & set(SEARCHES):
@@ -111,7 +135,7 @@ def compare(
     costs: dict[str, tuple[float, float]] = {}
     for seed in range(check_count("seeds", seeds)):
         for name in names:
-            done = list(_trainings(make, chosen(name), rate, length, budget, seed, width))
+            done = list(_trainings(make, chosen(name), by, rate, length, budget, seed, width))
             best = lowest(done)
             values[name].append(best.judged | {"val_loss_by_epoch": _so_far(done, budget)})
             costs[name] = _cost(done)
@@ -133,6 +157,7 @@ def compare(
 def _trainings(
     make: Make,
     method: Chosen,
+    by: Callable[[float], optax.GradientTransformation],
     rate: float,
     length: Length,
     budget: float,
@@ -141,7 +166,7 @@ def _trainings(
 ) -> Iterable[Training]:
     name = method.name
     if name not in SEARCHES:
-        outer = optax.adam(method.outer_rate or rate)
+        outer = by(method.outer_rate or rate)
         return by_hypergradients(make, method, outer, length, budget, seed)
     price = length.episodes * length.steps
     _check_paid(budget // price, price, budget, name)
@@ -172,13 +197,28 @@ def by_hypergradients(
         trial = _uninterrupted(trained(task, estimator, outer, length, state=state))
         state = trial.state
         spent += price
-        yield Training(spent, trial, judged(task, trial))
+        yield Training(spent, trial, judged(trial))
 
 
 def by_search(
-    make: Make, name: str, length: Length, trials: int, seed: int = 0, width: float = WIDTH
+    make: Make,
+    name: str,
+    length: Length,
+    trials: int,
+    seed: int = 0,
+    width: float = WIDTH,
+    seen: Callable[[Training], object] = lambda training: None,
 ) -> list[Training]:
-    """Trainings with hyperparameters that a search draws; the first one is of the start."""
+    """Trainings with hyperparameters that a search draws; the first one is of the start.
+
+    Args:
+        trials: How many.
+        width: See `compare`.
+        seen: Told of each training that is done.
+
+    Raises:
+        KeyboardInterrupt: at the first Ctrl-C.
+    """
     first, price = make(seed), length.episodes * length.steps
     stored = first.stored.hyperparams
     flat, back = ravel_pytree(stored)
@@ -193,10 +233,12 @@ def by_search(
         }
 
     def judge(setting: dict[str, float]) -> float:
-        lam = back(jnp.asarray([setting[key] for key in names], flat.dtype))
-        task = _placed(make(seed), lam)
-        trial = _uninterrupted(left_alone(task, length))
-        done.append(Training(price * (len(done) + 1), trial, judged(task, trial)))
+        task, drawn = make(seed), back(jnp.asarray([setting[key] for key in names], flat.dtype))
+        if task.declared is not None:
+            drawn = task.declared.project(drawn)
+        trial = _uninterrupted(left_alone(holding(task, task.settled(drawn)), length))
+        done.append(Training(price * (len(done) + 1), trial, judged(trial), drawn))
+        seen(done[-1])
         return done[-1].judged["val_loss"]
 
     start = dict(zip(names, center.tolist(), strict=True))
@@ -209,27 +251,23 @@ def lowest(done: list[Training]) -> Training:
     return min(done, key=lambda each: _loss(each.judged["val_loss"]))
 
 
-def _placed(task: Task, stored: Hyper) -> Task:
-    """The task with hyperparameters as a state would hold them, moved to where they may be."""
-    spaces = task.declared
-    lam = stored if spaces is None else spaces.settle(spaces.project(stored))
-    return task.replace(hyperparams=lam)
-
-
-def _restarted(task: Task, method: Method, outer: Any, state: BilevelState) -> BilevelState:
-    """The start of another training; hyperparameters, their slots and the memory stay."""
+def at(task: Task, method: Method, outer: Any, hyperparams: Hyper) -> BilevelState:
+    """The start of a training with these hyperparameters, as a state holds them."""
     stored = task.stored
-    fresh = init_state(
+    return init_state(
         stored.problem,
         method("scan"),
         outer,
         stored.params,
-        stored.hyperparams,
+        hyperparams,
         model_state=stored.model_state,
     )
+
+
+def _restarted(task: Task, method: Method, outer: Any, state: BilevelState) -> BilevelState:
+    """The start of another training; hyperparameters, their slots and the memory stay."""
     return replace(
-        fresh,
-        hyperparams=state.hyperparams,
+        at(task, method, outer, state.hyperparams),
         outer_opt_state=state.outer_opt_state,
         memory=state.memory,
         metadata=state.metadata,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tyro.conf import Positional
@@ -36,7 +37,9 @@ class TaskConfig:
     steps: int = 20
     """Training steps of an episode."""
     outer_rate: float = 0.02
-    """Step size of Adam on the hyperparameters, as they are stored."""
+    """Step size on the hyperparameters, as they are stored."""
+    outer: Literal["adam", "sgd"] = "adam"
+    """The optimizer of the hyperparameters; a simplex that is kept by projection needs sgd."""
     width: float = 3.0
     """Searches draw from this far to both sides of the start, in what is stored: 3 is a factor of
     20 for `spaces.log()`."""
@@ -65,7 +68,7 @@ class TuneConfig(TaskConfig):
 
     Every seed is trained three times on the same batches: tuned while it trains, with the
     hyperparameters left where they start, and anew with what was found. Ctrl-C ends the training
-    after the episode and keeps what there is.
+    after its episode, or a search after its last whole training, and keeps what there is.
 
     Raises:
         ValueError: a number is out of its range, or there is no such method.
@@ -79,7 +82,8 @@ class TuneConfig(TaskConfig):
     warm_start: int = 0
     """Begin where the best of so many trainings with random hyperparameters ends lowest."""
     patience: int = 0
-    """End the tuning after so many episodes without a lower validation loss; 0: never."""
+    """End the tuning after so many episodes without a lower validation loss, and the other two
+    trainings after as many episodes; 0: never."""
     alone: bool = False
     """Tune only: no training with the hyperparameters left alone, none anew."""
     tensorboard: bool = False

@@ -25,7 +25,8 @@ def figures(rows: Mapping[str, list[Outcome]], method: str) -> dict[str, Callabl
         "losses": lambda: _losses(rows),
         "hyperparams": lambda: _hyperparams(rows[method]),
     }
-    if "hypergrad_norm" in rows[method][0].trial.history.metrics:  # of a search there is none
+    norms = [row.trial.history.metrics["hypergrad_norm"] for row in rows[method]]
+    if any((norm > 0).any() for norm in norms):  # of a search there is none
         made["hypergradient"] = lambda: _hypergradient(rows[method])
     return made
 

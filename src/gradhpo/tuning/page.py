@@ -100,14 +100,17 @@ def _at_the_end(result: StudyResult) -> list[str]:
 def _hyperparams(found: Mapping[str, Any]) -> list[str]:
     seeds = found["seeds"]
     names = next(iter(seeds.values()))["from"]
-    head = ["", "start", *(f"seed {i}" for i in seeds)]
+    head = ["", *(f"seed {i}" for i in seeds)]
     rows = [
-        [name, _number(start), *(_number(seed["to"][name]) for seed in seeds.values())]
-        for name, start in names.items()
+        [
+            name,
+            *(f"{_number(s['from'][name])} → {_number(s['to'][name])}" for s in seeds.values()),
+        ]
+        for name in names
     ]
-    rows.append(["episodes", "", *(str(seed["episodes"]) for seed in seeds.values())])
-    rows.append(["ended", "", *(seed["ended"] for seed in seeds.values())])
-    rows.append(["status", "", *(_counts(seed["status"]) for seed in seeds.values())])
+    rows.append(["episodes", *(str(seed["episodes"]) for seed in seeds.values())])
+    rows.append(["ended", *(seed["ended"] for seed in seeds.values())])
+    rows.append(["status", *(_counts(seed["status"]) for seed in seeds.values())])
     best = f"Lowest validation loss: seed {found['best_seed']}." if len(seeds) > 1 else ""
     kept = "All values are in <code>hyperparams.json</code>."
     return [_table(head, rows), f"<p>{best} {kept}</p>"]
@@ -131,8 +134,8 @@ def _cell(summary: Summary | None, sign: str = "") -> str:
     return mean if np.isnan(half) else f"{mean} ± {half:.{digits}f}"
 
 
-def _number(value: float) -> str:
-    return format(value, ".4g")
+def _number(value: float | None) -> str:
+    return "nan" if value is None else format(value, ".4g")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -11,32 +11,33 @@ import numpy as np
 from gradhpo.core.status import Status
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.drawing import save
-from gradhpo.tuning.command import ANEW, UNTUNED, Outcome, Tuned
+from gradhpo.tuning.command import ANEW, UNTUNED, Outcome, Seed, Tuned
 from gradhpo.tuning.config import TuneConfig
 from gradhpo.tuning.figures import figures
 from gradhpo.tuning.page import page
 from gradhpo.tuning.take_home import FILE, as_json, optimizer_file
 
-__all__ = ["result_of"]
+__all__ = ["NAMES", "clear", "result_of"]
+
+
+NAMES = ("losses.png", "hyperparams.png", "hypergradient.png", "report.html", "optimizer.py")
+"""Files beside those that every study writes."""
 
 
 def result_of(config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
     """Table and files of a run.
 
-    A seed that an interrupt has cut off is in the logs and in `hyperparams.json`; it is in the
-    table only where there is no other.
-
-    Raises:
-        KeyboardInterrupt: it came before anything was tuned.
+    A seed that was cut off is in the logs and in `hyperparams.json`; it is in the table only where
+    there is no other.
     """
-    name = config.task
-    if config.method not in tuned.seeds[0]:
-        raise KeyboardInterrupt
-    seeds = tuned.complete or [{config.method: tuned.seeds[0][config.method]}]
-    trainings = [training for training in (UNTUNED, config.method, ANEW) if training in seeds[0]]
-    rows = {training: [seed[training] for seed in seeds] for training in trainings}
+    trainings = (config.method,) if config.alone else (UNTUNED, config.method, ANEW)
+    whole = [seed.outcomes for seed in tuned.seeds if seed.whole(trainings)]
+    if not whole:
+        trainings = (config.method,)
+        whole = [seed.outcomes for seed in tuned.seeds]
+    rows = {training: [seed[training] for seed in whole] for training in trainings}
     result = StudyResult(
-        name,
+        config.task,
         config,
         summarize(
             {training: _values(each) for training, each in rows.items()},
@@ -51,13 +52,26 @@ def result_of(config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
     files: dict[str, Callable[[Path], object]] = {
         FILE: lambda path: path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     }
-    if tuned.task.problem.dynamics.parts is not None:
-        files["optimizer.py"] = lambda path: path.write_text(optimizer_file(name, config.set))
+    problem = rows[config.method][0].trial.task.problem
+    if problem.dynamics.parts is not None:
+        text = optimizer_file(config.task, config.set)
+        files["optimizer.py"] = lambda path: path.write_text(text)
     files["report.html"] = lambda path: path.write_text(page(result, found, drawn), "utf-8")
     files |= {
         f"{title}.png": lambda path, make=make: save(make(), path) for title, make in drawn.items()
     }
     return replace(result, files=files)
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier run has left in the directory."""
+    logs = [
+        *out.glob("seed*.csv"),
+        *out.glob("seed*.jsonl"),
+        *out.glob("tensorboard/seed*/events*"),
+    ]
+    for path in [*logs, *(out / name for name in (*NAMES, FILE))]:
+        path.unlink(missing_ok=True)
 
 
 def _values(rows: list[Outcome]) -> dict[str, Any]:
@@ -85,26 +99,25 @@ def _cost(rows: list[Outcome]) -> tuple[float, float]:
 
 def _found(config: TuneConfig, tuned: Tuned) -> dict[str, Any]:
     """The content of `hyperparams.json`."""
-    rows = {
-        str(i): seed[config.method] for i, seed in enumerate(tuned.seeds) if config.method in seed
-    }
-    losses = {i: row.judged["val_loss"] for i, row in rows.items()}
+    seeds = {str(i): seed for i, seed in enumerate(tuned.seeds)}
+    losses = {i: seed.outcomes[config.method].judged["val_loss"] for i, seed in seeds.items()}
     return {
         "task": config.task,
         "method": config.method,
         "best_seed": int(min(losses, key=lambda i: np.nan_to_num(losses[i], nan=np.inf))),
-        "seeds": {i: _of_seed(row) for i, row in rows.items()},
+        "seeds": {i: _of_seed(seed, config.method) for i, seed in seeds.items()},
     }
 
 
-def _of_seed(row: Outcome) -> dict[str, Any]:
-    history, counts = row.trial.history.hyperparams, np.asarray(row.trial.state.counts)
+def _of_seed(seed: Seed, method: str) -> dict[str, Any]:
+    trial, judged = seed.outcomes[method]
+    counts = np.asarray(trial.state.counts)
     return {
-        "values": as_json(row.trial.hyperparams),
-        "from": {name: values[0] for name, values in history.items()},
-        "to": {name: values[-1] for name, values in history.items()},
-        "judged": as_json(row.judged),
-        "episodes": int(row.trial.state.episode),
-        "ended": row.trial.ended or "after all episodes",
+        "values": as_json(trial.hyperparams),
+        "from": as_json(seed.start),
+        "to": as_json(trial.history.values(trial.state.hyperparams)),
+        "judged": as_json(judged),
+        "episodes": int(trial.state.episode),
+        "ended": trial.ended or "after all episodes",
         "status": {each.name: int(counts[each]) for each in Status if counts[each]},
     }

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ def load_hyperparams(path: str | Path, like: Hyper, seed: int | None = None) -> 
         seed: Of the run; None: the one with the lowest validation loss.
 
     Returns:
-        Values in the scale of `task.hyperparams`, to start another task from:
-        `task.replace(hyperparams=load_hyperparams(path, task.hyperparams))`.
+        Values in the scale of `task.hyperparams`, for `task.optimizer(...)`, or to train with:
+        `task.replace(hyperparams=..., space=None)`. Discrete ones are decided, and no place for a
+        space to start from.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,31 +47,42 @@ def load_hyperparams(path: str | Path, like: Hyper, seed: int | None = None) -> 
     """
     file = Path(path)
     file = file / FILE if file.is_dir() else file
-    content = json.loads(file.read_text(encoding="utf-8"))
-    try:
-        found = content["seeds"][str(content["best_seed"] if seed is None else seed)]["values"]
-    except (KeyError, TypeError):
-        seeds = ", ".join(content.get("seeds", ())) if isinstance(content, Mapping) else ""
-        raise ValueError(
-            f"{file} holds no hyperparameters of "
-            f"{'the best seed' if seed is None else f'seed {seed}'}"
-            f"{f'; its seeds are {seeds}' if seeds else ': gradhpo tune has not written it'}."
-        ) from None
-    wanted = named_leaves(like)
-    if differ := sorted(set(wanted) ^ set(found)):
+    seeds, best = _read(file)
+    number = str(best if seed is None else seed)
+    if number not in seeds:
+        raise ValueError(f"{file} has no seed {number}; its seeds are {', '.join(seeds)}.")
+    found, wanted = seeds[number], named_leaves(like)
+    if differ := sorted(wanted.keys() ^ found.keys()):
         raise ValueError(
             f"{file} has the leaves {', '.join(found)}, but {', '.join(wanted)} are wanted; the "
             f"first that differs is {differ[0]!r}."
         )
     leaves = []
     for name, leaf in wanted.items():
-        value = np.asarray(found[name], np.asarray(leaf).dtype)
+        try:
+            value = np.asarray(found[name], float).astype(np.asarray(leaf).dtype)
+        except (TypeError, ValueError):
+            value = np.full(np.shape(leaf), np.nan)
+        if not np.isfinite(value).all():
+            raise ValueError(f"leaf {name!r} of {file} holds something else than finite numbers.")
         if value.shape != np.shape(leaf):
             raise ValueError(
                 f"leaf {name!r} of {file} has shape {value.shape}, but {np.shape(leaf)} is wanted."
             )
         leaves.append(value)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _read(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """The values of every seed, and the number of the best."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        seeds = {number: dict(seed["values"]) for number, seed in content["seeds"].items()}
+        return seeds, int(content["best_seed"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} was not written by gradhpo tune ({type(error).__name__}: {error})."
+        ) from None
 
 
 def optimizer_file(target: str, settings: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from gradhpo.core.task import Task
 from gradhpo.tuning.names import named_leaves
 
-__all__ = ["Target", "load", "load_task", "setting"]
+__all__ = ["Target", "check_begins_anew", "load", "load_task", "setting"]
 
 
 class Target(NamedTuple):
@@ -24,6 +24,22 @@ class Target(NamedTuple):
     name: str
     make: Callable[[int], Task]
     seeded: bool  # False: the same task for every seed
+    made: bool = True  # False: one object, whose sources go on from training to training
+
+
+def check_begins_anew(name: str, task: Task) -> None:
+    """Refuse a task that is trained more than once from sources that are functions.
+
+    Raises:
+        ValueError: it has some.
+    """
+    sources = {"train": task.train, "val": task.val}
+    if going := [side for side, source in sources.items() if callable(source)]:
+        raise ValueError(
+            f"{name} is trained several times, each time on the same batches, but its "
+            f"{' and '.join(going)} source is a function, which goes on: give a function that "
+            "makes the task anew."
+        )
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Target:
@@ -58,7 +74,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Target:
     values = dict(map(setting, settings))
     if isinstance(found, Task):
         task = _started(found, values)
-        return Target(name, lambda seed: task, seeded=False)
+        return Target(name, lambda seed: task, seeded=False, made=False)
     return _of_function(name, found, values)
 
 
@@ -82,6 +98,17 @@ def _of_function(name: str, function: Callable[..., Any], values: Mapping[str, A
     own = {key: value for key, value in values.items() if takes_all or key in parameters}
     starts = {key: value for key, value in values.items() if key not in own}
     seeded = "seed" in parameters and "seed" not in own
+    empty = inspect.Parameter.empty
+    open_ones = [
+        key
+        for key, each in parameters.items()
+        if each.default is empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    ]
+    if missing := [key for key in open_ones if key not in (*own, "seed")]:
+        raise ValueError(
+            f"{name} takes {', '.join(missing)}: a function that makes a task is called with seed "
+            "alone, and with what --set gives it."
+        )
 
     def make(seed: int) -> Task:
         task = function(**own, **({"seed": seed} if seeded else {}))

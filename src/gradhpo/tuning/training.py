@@ -1,5 +1,6 @@
 """One training of a task, tuned or left alone, and what happened in it."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ import optax
 from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, report, roll, whole
-from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.problem import BilevelProblem, check_window
 from gradhpo.core.source import Pool, Resident
+from gradhpo.core.start import begin_episode
 from gradhpo.core.state import BilevelState
+from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.core.types import Batch, Hyper, MetricDict, Scalar
 from gradhpo.driver.caches import kept
@@ -21,7 +24,7 @@ from gradhpo.driver.hooks import numbers, scalars
 from gradhpo.driver.tune import tune
 from gradhpo.utils.gradients import tree_last
 
-__all__ = ["History", "Length", "Trial", "judged", "left_alone", "trained"]
+__all__ = ["History", "Length", "Trial", "brings", "holding", "judged", "left_alone", "trained"]
 
 
 class History:
@@ -54,7 +57,7 @@ class History:
         stored = task.stored
         self._natural = stored.natural or (lambda lam: lam)
         self._metrics: list[dict[str, float]] = []
-        self._hyperparams = [self._values((state or stored).hyperparams)]
+        self._hyperparams = [self.values((state or stored).hyperparams)]
 
     def __call__(self, episode: int, state: BilevelState) -> None:
         """Keep what this episode left behind."""
@@ -64,7 +67,7 @@ class History:
     def add(self, metrics: Mapping[str, float], stored: Hyper) -> None:
         """Keep these, of hyperparameters as a state holds them."""
         self._metrics.append(dict(metrics))
-        self._hyperparams.append(self._values(stored))
+        self._hyperparams.append(self.values(stored))
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -76,7 +79,13 @@ class History:
         """See above."""
         return _columns(self._hyperparams)
 
-    def _values(self, stored: Any) -> dict[str, float]:
+    @property
+    def start(self) -> dict[str, float]:
+        """The hyperparameters before the first episode."""
+        return self._hyperparams[0]
+
+    def values(self, stored: Hyper) -> dict[str, float]:
+        """The numbers of hyperparameters as a state holds them, as in `hyperparams`."""
         values = jax.device_get(self._natural(stored))
         named = scalars("", values)
         return {name.removeprefix("/") or "value": x for name, x in named.items()}
@@ -94,10 +103,30 @@ class Length(NamedTuple):
     episodes: int
     steps: int  # T of an episode
 
+    def of(self, task: Task) -> "Length":
+        """The same, with the T of a task whose episodes bring their batches."""
+        if not brings(task):
+            return self
+        stored = task.stored
+        window = begin_episode(stored.problem, stored.origin(), stored.hyperparams)[1]
+        return self if window is None else self._replace(steps=check_window(window))
+
+
+def brings(task: Task) -> bool:
+    """Whether the batches of an episode come with its start."""
+    return task.train is None or isinstance(task.train, Pool)
+
+
+def holding(task: Task, hyperparams: Hyper) -> Task:
+    """The task with hyperparameters that are not tuned: in natural scale, anything that its spaces
+    may end at, which need not be anything that they may start from."""
+    return task.replace(hyperparams=hyperparams, space=None)
+
 
 class Trial(NamedTuple):
     """One training."""
 
+    task: Task  # as it was trained
     history: History
     state: BilevelState
     hyperparams: Any  # to take home: in natural scale, discrete ones decided
@@ -122,6 +151,9 @@ def trained(
 ) -> Trial:
     """Train the task and keep what happens; Ctrl-C ends it after the episode.
 
+    Raises:
+        KeyboardInterrupt: before the end of the first episode.
+
     Args:
         method: From the kind of loop to an estimator.
         outer: The optimizer of the hyperparameters.
@@ -144,11 +176,12 @@ def trained(
         return not ended
 
     began = time.monotonic()
-    brings = task.train is None or isinstance(task.train, Pool)  # the batches of an episode
-    T = None if brings else length.steps
+    T = None if brings(task) else length.steps
     try:
         state = tune(task, method, outer, episodes=length.episodes, T=T, callback=look, state=state)
     except KeyboardInterrupt as error:
+        if not history.metrics:
+            raise
         state, ended = error.state, "interrupted"  # type: ignore[attr-defined]
     jax.block_until_ready(state)
     assert state is not None
@@ -157,11 +190,15 @@ def trained(
     drawn = int(state.drawn) // max(1, done)
     cost = method("scan").cost(drawn, size, episodes=done) if drawn else Cost(0, 0)
     seconds = time.monotonic() - began
-    return Trial(history, state, task.settled(state.hyperparams), ended, cost, seconds)
+    return Trial(task, history, state, task.settled(state.hyperparams), ended, cost, seconds)
 
 
 def left_alone(task: Task, length: Length) -> Trial:
-    """The same training with the hyperparameters where they start, on the same batches."""
+    """The same training with the hyperparameters where they start, on the same batches.
+
+    A space makes no difference: what does not move needs no map.
+    """
+    task = holding(task, task.hyperparams)
     trial = trained(task, _looking_on(length.steps), STILL, length)
     return trial._replace(cost=Cost(int(trial.state.drawn), 0))
 
@@ -205,13 +242,22 @@ def _validate(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Bat
     return losses.loss_value(problem.outer_loss, inner.params, lam, batch, inner.model_state)
 
 
-def judged(task: Task, trial: Trial) -> dict[str, float]:
+def judged(trial: Trial) -> dict[str, float]:
     """How a trained model does on all validation and test data, `val_loss`, `test_loss`, and what
     the outer loss returns beside it.
 
     Where the task does not hold its validation data, or every episode begins anew, `val_...` are
-    means over the last tenth of the episodes.
+    means over the last tenth of the episodes. All are NaN where the last update of the training was
+    undone because weights were not finite: the state is then the one before it.
     """
+    found = _judged(trial)
+    if trial.history.metrics["status"][-1] == Status.NONFINITE_TRAIN_STATE:
+        return dict.fromkeys(found, math.nan)
+    return found
+
+
+def _judged(trial: Trial) -> dict[str, float]:
+    task = trial.task
     if isinstance(task.val, Resident) and task.problem.begin is None:
         found = _on("val", task, trial.state, task.val.data)
     else:
@@ -221,6 +267,7 @@ def judged(task: Task, trial: Trial) -> dict[str, float]:
             for name, values in trial.history.metrics.items()
             if name.startswith("val_")
         }
+    found = {name: x for name, x in found.items() if not name.endswith("_by_epoch")}  # of curves
     return found if task.test is None else found | _on("test", task, trial.state, task.test)
 
 
@@ -231,12 +278,13 @@ def _on(side: str, task: Task, state: BilevelState, data: Batch) -> dict[str, fl
     counts by its length.
     """
     n, size = len(jax.tree.leaves(data)[0]), getattr(task.val, "batch_size", EXAMPLES)
-    judge = _judge(task.stored.problem)
+    judge = _judge(task.problem)
+    lam = task.values(state.hyperparams)
     total: dict[str, float] = {}
     for first in range(0, n, size):
         batch = jax.tree.map(lambda x: x[first : first + size], data)  # noqa: B023
         share = min(size, n - first) / n
-        values = judge(state.params, state.hyperparams, batch, state.model_state)
+        values = judge(state.params, lam, batch, state.model_state)
         for name, value in jax.device_get(values).items():
             total[f"{side}_{name}"] = total.get(f"{side}_{name}", 0.0) + share * float(value)
     return total
