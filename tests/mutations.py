@@ -282,6 +282,55 @@ FAULTS = [
         "return Outer(outer.init, apply, None, project, outer.price, known",
         "tests/estimators/test_nonsmooth.py",
     ),
+    Fault(
+        "tune: trained anew with what it started from",
+        "tuning/command.py",
+        "left_alone(holding(target.make(seed), tuned.trial.hyperparams), as_long)",
+        "left_alone(target.make(seed), as_long)",
+        "tests/tuning/test_tune.py::test_the_three_trainings_are_what_they_say",
+    ),
+    Fault(
+        "tune: the loss of a step that was undone counts",
+        "tuning/training.py",
+        'if trial.history.metrics["status"][-1] == Status.NONFINITE_TRAIN_STATE:',
+        "if False:",
+        "tests/tuning/test_tune.py::test_a_training_that_diverges_is_nan_and_never_the_best",
+    ),
+    Fault(
+        "compare: a product of second order counts as one gradient",
+        "tuning/searches.py",
+        "cost.gradients + 2 * cost.products",
+        "cost.gradients + cost.products",
+        "tests/tuning/test_compare.py",
+    ),
+    Fault(
+        "compare: slots of the outer optimizer begin anew with every training",
+        "tuning/comparing.py",
+        "        outer_opt_state=state.outer_opt_state,\n",
+        "",
+        "tests/tuning/test_compare.py",
+    ),
+    Fault(
+        "schedules: no derivative in the warm-up",
+        "schedules.py",
+        "warmup = jnp.clip(warmup, 0, steps)",
+        "warmup = jax.lax.stop_gradient(jnp.clip(warmup, 0, steps))",
+        "tests/test_schedules.py",
+    ),
+    Fault(
+        "doctor: closed over and flat are taken for each other",
+        "doctor/faults.py",
+        "flat = name not in any_way.ignored",
+        "flat = name in any_way.ignored",
+        "tests/doctor",
+    ),
+    Fault(
+        "doctor: a batch is compared with itself",
+        "doctor/faults.py",
+        "loss(slice(half, 2 * half))]",
+        "loss(slice(half))]",
+        "tests/doctor",
+    ),
 ]
 
 
