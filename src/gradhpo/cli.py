@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        # A session or notebook that calls this outlives an interrupt; `tune` has its own handling.
-        at_once = argv is None and arguments[:1] != ["tune"]
+        # A session or notebook that calls this outlives an interrupt; runs of a task keep what
+        # there is.
+        at_once = argv is None and arguments[:1] not in (["tune"], ["compare"])
         own = prompt_interrupts("gradhpo: interrupted") if at_once else nullcontext()
         with own:
             _dispatch(arguments)
@@ -213,13 +214,12 @@ def _tune(arguments: list[str]) -> None:
     from gradhpo.report.drawing import require_matplotlib
     from gradhpo.tuning.command import tune_target
     from gradhpo.tuning.config import TuneConfig
-    from gradhpo.tuning.result import NAMES, clear, result_of
+    from gradhpo.tuning.directory import OURS
+    from gradhpo.tuning.result import result_of
 
     config = _parse(TuneConfig, "gradhpo tune", arguments)
     require_matplotlib()
-    out = report.output_directory(config.out, config.overwrite, NAMES)
-    if config.overwrite:
-        clear(out)
+    out = report.output_directory(config.out, config.overwrite, OURS)
     tuned = tune_target(config, out, progress=_show)
     _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), out)
     if tuned.error is not None:
@@ -232,26 +232,37 @@ def _compare(arguments: list[str]) -> None:
     from gradhpo.tuning.command import target_of
     from gradhpo.tuning.comparing import compare, figure
     from gradhpo.tuning.config import CompareConfig
+    from gradhpo.tuning.directory import OURS, clear
 
     config = _parse(CompareConfig, "gradhpo compare", arguments)
     require_matplotlib()
     target = target_of(config)
-    out = report.output_directory(config.out, config.overwrite)
-    result = compare(
-        target.make,
-        config.method,
-        config.budget or 20 * config.episodes * config.steps,
-        **config.length._asdict(),
-        seeds=config.seeds,
-        outer_rate=config.outer_rate,
-        outer=config.outer,
-        width=config.width,
-        title=config.task,
-        progress=_show,
-    )
+    out = report.output_directory(config.out, config.overwrite, OURS)
+    error = None
+    try:
+        result = compare(
+            target.make,
+            config.method,
+            config.budget or 20 * config.episodes * config.steps,
+            **config.length._asdict(),
+            seeds=config.seeds,
+            outer_rate=config.outer_rate,
+            outer=config.outer,
+            width=config.width,
+            title=config.task,
+            progress=_show,
+        )
+    except (Exception, KeyboardInterrupt) as raised:
+        if not hasattr(raised, "result"):
+            raise
+        error, result = raised, getattr(raised, "result")  # noqa: B009  of the seeds that are done
+    if config.overwrite:
+        clear(out)
     command = report.command(["compare", *arguments])
     files = {"compare.png": lambda path: figure(result, path)}
     _print_and_write(replace(result, command=command, files=files), out)
+    if error is not None:
+        raise error
 
 
 def _doctor(arguments: list[str]) -> None:
@@ -260,7 +271,7 @@ def _doctor(arguments: list[str]) -> None:
     config = _parse(DoctorConfig, "gradhpo doctor", arguments)
     found = examine(config, progress=_show)
     print(found)
-    if found.faults:
+    if any(fault.sure for fault in found.faults):
         raise FaultsFound
 
 

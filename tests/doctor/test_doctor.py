@@ -128,7 +128,6 @@ MIXED = tuple(np.concatenate([a[:3], b]) for a, b in zip(*DATA, strict=True))
                 )
             },
         ),
-        ("statistics that leak", {"val_loss": normalized}),
         ("training diverges", {"lam": LAM | {"rate": np.float32(1e30)}}),
     ],
 )
@@ -136,6 +135,96 @@ def test_a_fault_by_its_name(name, sick):
     found = doctor(task(**sick), 20)
     assert names(found) == [name]
     assert "FAULT  " + name in str(found) and not found.methods and not found.advice
+
+
+def masked(w, lam, batch):
+    x, y = batch
+    kept = x[:, 0] > -0.5
+    return jnp.sum(kept * (jnp.tanh(x @ w) - y) ** 2) / jnp.sum(kept)
+
+
+def root(w, lam, batch):
+    return jnp.sqrt(error(w, batch))
+
+
+def summed(w, lam, batch):
+    x, y = batch
+    return jnp.sum((jnp.tanh(x @ w) - y) ** 2) + 3 * jnp.sum(w**2)
+
+
+def far(w, lam, batch):
+    return 100 + normalized(w, lam, batch)
+
+
+@pytest.mark.parametrize("loss", [normalized, far])
+def test_statistics_that_leak_are_worth_a_look(loss):
+    """It may be meant so, and methods are measured all the same."""
+    found = doctor(task(val_loss=loss), 4, methods=["one_step"])
+    assert names(found) == ["statistics that leak"] and not found.faults[0].sure
+    assert "LOOK   statistics that leak" in str(found) and found.methods
+
+
+def test_a_sum_over_examples_and_a_penalty_is_no_leak():
+    assert not doctor(task(val_loss=summed), 4, methods=[]).faults
+
+
+@pytest.mark.parametrize("loss", [masked, root])
+def test_what_is_nearly_a_mean_is_no_fault_that_is_sure(loss):
+    assert not any(fault.sure for fault in doctor(task(val_loss=loss), 4, methods=[]).faults)
+
+
+def dropped(w, lam, batch):
+    x, y, key = batch
+    return error(w, (x * jax.random.bernoulli(key[0], 0.5, x.shape), y))
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_dropout_in_validation_by_a_key_in_the_batch(typed):
+    """Batches may hold keys of either kind; they are no examples."""
+    make = jax.random.key if typed else jax.random.PRNGKey
+    keys = jnp.stack([make(i)[None] for i in range(40)])
+    x, y = (np.resize(each, (40, 10, *each.shape[1:])) for each in DATA[1])
+    ill = task(val_loss=dropped).replace(val=gh.InOrder((x, y, keys)))
+    assert names(doctor(ill, 4)) == ["randomness in the validation loss"]
+
+
+SAME = "the validation set is the training set"
+
+
+@pytest.mark.parametrize(
+    "data, name",
+    [
+        # one hot labels repeat, and so do few integers: equal ones are no leak
+        (tuple((x, np.eye(3, dtype=np.float32)[np.arange(len(x)) % 3]) for x, _ in DATA), None),
+        (tuple(((x > 0).astype(np.float32), y > 0) for x, y in DATA), None),
+        # the same examples in another order and in half precision
+        (
+            (DATA[0], tuple(a[::-1].copy() for a in DATA[0])),
+            "the validation set is the training set",
+        ),
+        (
+            tuple((x.astype(t), y) for (x, y), t in zip((DATA[0],) * 2, "ee", strict=True)),
+            SAME,
+        ),
+    ],
+)
+def test_equal_examples(data, name):
+    def loss(w, lam, batch):
+        x, y = batch
+        return jnp.mean((jnp.tanh(x @ w) - y.reshape(len(y), -1)[:, 0]) ** 2) + lam["decay"] * w @ w
+
+    found = doctor(
+        task(loss, val_loss=lambda w, lam, batch: loss(w, {"decay": 0}, batch), data=data),
+        4,
+        methods=[],
+    )
+    assert names(found) == ([name] if name else [])
+
+
+def test_what_could_not_be_looked_at_is_not_well():
+    found = doctor(task(lam=LAM | {"rate": np.float32(1e30)}), 4)
+    assert any(each.startswith("derivatives foretell a small step: ") for each in found.unseen)
+    assert not any("foretell" in each for each in found.held) and "--     derivatives" in str(found)
 
 
 def test_the_two_reasons_why_nothing_is_connected():
@@ -167,8 +256,22 @@ def test_a_problem_made_for_every_seed():
 
 
 def test_the_time_limit_is_kept():
-    found = doctor(task(), 4, methods=["one_step", "reverse"], limit=1e-3)
+    made = task()
+    found = doctor(made, 4, methods=["one_step", "reverse"], limit=1e-3)
     assert found.skipped == ["one_step", "reverse"] and "no time was left for" in str(found)
+    assert len(found.held) + len(found.unseen) == 7 and not found.methods
+
+
+def test_a_source_that_goes_on_is_left_alone():
+    calls = []
+
+    def source():
+        calls.append(1)
+        return tuple(a[:10] for a in DATA[0])
+
+    found = doctor(task().replace(train=source), 4, methods=[])
+    assert any("the train source goes on" in each for each in found.unseen)
+    assert len(calls) < 40  # those that are trained on
 
 
 def test_the_advice_is_the_fastest_of_those_that_point_the_right_way():
@@ -186,6 +289,42 @@ def test_the_advice_is_the_fastest_of_those_that_point_the_right_way():
     # 50 episodes are 50 updates of drmad, which looks at eight steps at once: 3 / 50
     assert "Outer rate 0.06" in _advice(patient, {"drmad": some["drmad"]}, 50)
     assert _advice(patient, {}, 50) == ""
+    assert "none of these methods points" in _advice(patient, {"fo": measured(-0.4, 1.0)}, 50)
+    assert "hypergradient is zero here" in _advice(patient, {"fo": measured(np.nan, 1.0)}, 50)
+
+
+def test_the_outer_rate_fits_what_is_stored():
+    """Hyperparameters in natural scale are moved by their own size, not by e^3."""
+    from gradhpo.doctor.examine import _outer_rate
+
+    assert (
+        "0.06 for Adam: in 50 episodes it takes 50 updates and can move a hyperparameter by 3 "
+        in (_outer_rate(patient_of(task, 8), 50, 50))
+    )
+    raw = _outer_rate(patient_of(lambda: task(space=None), 8), 50, 50)
+    assert "Outer rate 0.0002 for Adam" in raw and "declare spaces.log()" in raw
+    assert "can move a hyperparameter by 0.3 " in _outer_rate(patient_of(task, 8), 1, 1)
+
+
+def test_a_simplex_that_is_kept_by_projection_is_measured():
+    def mixed(w, lam, batch):
+        return lam["k"][0] * error(w, batch) + lam["k"][1] * jnp.sum(w**2)
+
+    lam = {"k": np.array([0.7, 0.3], np.float32), "rate": LAM["rate"]}
+    simplex = {"k": spaces.simplex(by="projection"), "rate": spaces.log()}
+    made = task(mixed, lam=lam, space=None).replace(space=simplex)
+    assert doctor(made, 4, methods=["one_step"]).methods["one_step"].row.cosine > 0
+
+
+def test_an_episode_that_brings_its_batches_has_its_own_length():
+    def begin(params, lam, key):
+        x = jax.random.normal(key, (7, 10, 4))
+        return gh.Start(params, gh.Window((x, x[..., 0]), (x, x[..., 1])))
+
+    made = task()
+    begun = made.replace(problem=made.problem._replace(begin=begin), train=None, val=None)
+    found = doctor(begun, 20, methods=["reverse"])
+    assert found.steps == 7 and found.methods["reverse"].row.relative_error < 1e-9
 
 
 def test_a_task_with_a_model_state_and_a_learned_start():
@@ -250,7 +389,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         assert "FAULT  a problem made anew" in out
         assert "FAULT  the validation set is the training set" in out
-        assert "about 120 s at most" in err and "looking whether" in err
+        assert "nothing is begun after 120 s" in err and "looking whether" in err
         assert cli.main(["doctor", "ill:nothing"]) == 1
         assert "has no 'nothing'" in capsys.readouterr().err
     finally:

@@ -144,3 +144,22 @@ def test_a_task_whose_episodes_begin_anew(here):
     losses = result.methods["reverse:outer_rate=0.5"].metrics["val_loss_by_epoch"].mean
     assert losses[-1] < 0.1
     assert load_task("small:strict").problem.begin is None
+
+
+def test_seeds_that_are_done_are_kept(gradhpo, monkeypatch):
+    from gradhpo.tuning import comparing
+
+    train, calls = comparing.trained, []
+
+    def late(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(comparing, "trained", late)
+    arguments = ("--episodes", "2", "--steps", "5", "--seeds", "3", "--out", "a", "--budget", "45")
+    status, *_ = gradhpo("compare", "small:strict", "--method", "one_step", "drmad", *arguments)
+    assert status == 130
+    methods = read("a").methods
+    assert [m.metrics["val_loss"].seeds.shape for m in methods.values()] == [(1,), (1,)]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 import gradhpo as gh
+from gradhpo import cli as gh_cli
 from gradhpo.report import read
 from gradhpo.tuning import History, load_hyperparams, load_task
 
@@ -470,3 +472,61 @@ def test_a_simplex_by_projection_takes_another_optimizer(gradhpo, here):
 def test_a_function_that_makes_no_task(gradhpo):
     status, _, err = gradhpo("tune", "small:judge", "--out", "a")
     assert status == 1 and "small:judge takes w, lam, batch: a function that makes a task" in err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["smal:strict"], ["small:strict", "--set", "no=1"], ["small:strict", "--method", "amigo"]],
+)
+def test_a_command_that_cannot_run_destroys_nothing(gradhpo, here, wrong):
+    gradhpo("tune", "small:strict", *SHORT, "--out", "a", "--alone")
+    (here / "a/seed_data.csv").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (here / "a").iterdir()}
+    assert gradhpo("tune", *wrong, "--out", "a", "--overwrite")[0] in (1, 2)
+    assert {path.name: path.read_bytes() for path in (here / "a").iterdir()} == before
+    other = ("--method", "t1t2", "--out", "a", "--overwrite")
+    assert gradhpo("compare", "small:strict", *SHORT[:4], *other)[0] == 0
+    assert sorted(os.listdir("a")) == ["compare.png", "curves.csv", "result.json", "seed_data.csv"]
+
+
+def test_an_error_of_the_data_costs_no_episode_and_no_trial(gradhpo, here):
+    """The source fails in the seventh episode; a search by then has trained once."""
+    rewritten(here, source=("train=gh.Resident(data[:examples], 5, seed=seed)", "train=Ends(data)"))
+    text = (here / "small.py").read_text().replace("fixed = task()", "")
+    (here / "small.py").write_text(text + ENDS)
+    arguments = ("--episodes", "5", "--steps", "5", "--out", "a")
+    with pytest.raises(OSError, match="gone"):
+        cli_main("tune", "small:strict", "--episodes", "9", "--steps", "5", "--out", "b")
+    found = json.loads((here / "b/hyperparams.json").read_text())["seeds"]["0"]
+    assert (found["episodes"], found["ended"]) == (6, "failed")
+    pytest.importorskip("optuna")
+    with pytest.raises(OSError, match="gone"):
+        sys.modules["small"].Ends.left = 40
+        cli_main("tune", "small:strict", *arguments, "--method", "random", "--trials", "3")
+    found = json.loads((here / "a/hyperparams.json").read_text())["seeds"]["0"]
+    assert (found["episodes"], found["ended"]) == (5, "failed")
+
+
+def cli_main(*arguments):
+    """With the error itself, not its line."""
+    os.environ["GRADHPO_TRACEBACK"] = "1"
+    try:
+        return gh_cli.main(list(arguments))
+    finally:
+        del os.environ["GRADHPO_TRACEBACK"]
+
+
+ENDS = """
+
+class Ends:
+    left = 30
+
+    def __init__(self, data):
+        self.data = data
+
+    def __call__(self):
+        type(self).left -= 1
+        if self.left < 0:
+            raise OSError("gone")
+        return self.data[:5]
+"""

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gradhpo.core.declared import Declared, bind, declared
 from gradhpo.core.dynamics import InnerState
@@ -28,7 +27,7 @@ from gradhpo.core.source import (
 )
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.step import strengthen
-from gradhpo.core.types import Batch, Hyper, Params, PyTree
+from gradhpo.core.types import Batch, Hyper, InnerOptimizer, Params, PyTree
 from gradhpo.utils._precision import float64
 from gradhpo.utils.validation import (
     check_batch,
@@ -147,7 +146,7 @@ class Task:
         """`state.hyperparams` as they are taken home: in natural scale, discrete ones decided."""
         return hyperparams if self.declared is None else self.declared.settle(hyperparams)
 
-    def optimizer(self, hyperparams: Hyper) -> optax.GradientTransformation:
+    def optimizer(self, hyperparams: Hyper) -> InnerOptimizer:
         """The Optax optimizer of training with these hyperparameters, to train with elsewhere.
 
         Args:

@@ -33,7 +33,7 @@ class DoctorConfig:
     method: tuple[str, ...] = METHODS
     """Methods to measure, by name: see `gradhpo list`."""
     limit: float = 120.0
-    """Seconds that it may take, as far as can be foreseen."""
+    """Seconds after which nothing is begun that can be left out."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "episodes", "limit"):
@@ -47,7 +47,7 @@ class DoctorConfig:
 def examine(config: DoctorConfig, progress: Progress = silent) -> Diagnosis:
     """The diagnosis of the task that the command names; see `gradhpo.doctor.doctor`."""
     target = load(config.task, config.set)
-    progress(f"{config.task}: about {config.limit:.0f} s at most, nearly all of it compilation")
+    progress(f"{config.task}: nothing is begun after {config.limit:.0f} s, most of it compilation")
     return doctor(
         lambda: target.make(0),
         config.steps,

@@ -13,7 +13,7 @@ from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.diagnostics.check import check_hypergradient
 from gradhpo.diagnostics.rows import Row
-from gradhpo.doctor.faults import OF_TASKS, OF_TRAINING, UNEVEN, Fault
+from gradhpo.doctor.faults import OF_TASKS, OF_TRAINING, UNEVEN, Fault, Unseen
 from gradhpo.doctor.patient import Patient, patient_of
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.methods import chosen, method_of
@@ -41,6 +41,7 @@ class Diagnosis(NamedTuple):
 
     steps: int
     held: list[str]  # what is as it should be
+    unseen: list[str]  # what could not be looked at, and why
     faults: list[Fault]
     methods: dict[str, Measured]
     skipped: list[str]  # methods for which there was no time
@@ -50,7 +51,8 @@ class Diagnosis(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"ok     {each}" for each in self.held]
-        lines += [f"FAULT  {each}" for each in self.faults]
+        lines += [f"--     {each}" for each in self.unseen]
+        lines += [f"{'FAULT' if each.sure else 'LOOK '}  {each}" for each in self.faults]
         if self.methods:
             lines += ["", *_table(self)]
         if self.skipped:
@@ -84,27 +86,33 @@ def doctor(
         TypeError, ValueError: the task cannot be run at all; the message says why.
     """
     make = (lambda: task) if isinstance(task, Task) else task
-    steps, limit = check_count("steps", steps), check_positive("limit", limit)
-    began = time.monotonic()
+    limit, began = check_positive("limit", limit), time.monotonic()
+    steps = Length(1, check_count("steps", steps)).of(make()).steps
     held: list[str] = []
+    unseen: list[str] = []
     faults: list[Fault] = []
 
-    def look(experiments: Mapping[str, Callable[[Any], Iterable[Fault]]], at: Any) -> None:
+    def look(experiments: Mapping[str, Callable[[Any], Iterable[Any]]], at: Any) -> None:
         for title, experiment in experiments.items():
+            if time.monotonic() - began > limit:
+                unseen.append(f"{title}: no time was left")
+                continue
             progress(f"looking whether {title} ...")
             found = list(experiment(at))
-            faults.extend(found)
+            faults.extend(each for each in found if isinstance(each, Fault))
+            unseen.extend(f"{title}: {each.why}" for each in found if isinstance(each, Unseen))
             held.extend([] if found else [title])
 
     look(OF_TASKS, make)
     if any(fault.name == UNEVEN for fault in faults):  # no episode can be drawn
-        return Diagnosis(steps, held, faults, {}, [], math.nan, "", time.monotonic() - began)
+        spent = time.monotonic() - began
+        return Diagnosis(steps, held, unseen, faults, {}, [], math.nan, "", spent)
     patient = patient_of(make, steps)
     look(OF_TRAINING, patient)
     measured: dict[str, Measured] = {}
     skipped: list[str] = []
     training = math.nan
-    if not faults:
+    if not any(fault.sure for fault in faults) and time.monotonic() - began < limit:
         training = _seconds(lambda length: left_alone(make(), length).seconds, steps)
         taken = 0.0  # by the last method, nearly all of it compilation: what the next one may take
         for name in methods:
@@ -116,9 +124,11 @@ def doctor(
             progress(f"measuring {name}{about} ({spent:.0f} of {limit:.0f} s are spent) ...")
             measured[name] = _measured(patient, name, training)
             taken = max(taken, time.monotonic() - began - spent)
+    elif not any(fault.sure for fault in faults):
+        skipped.extend(methods)
     advice = _advice(patient, measured, episodes)
     seconds = time.monotonic() - began
-    return Diagnosis(steps, held, faults, measured, skipped, training, advice, seconds)
+    return Diagnosis(steps, held, unseen, faults, measured, skipped, training, advice, seconds)
 
 
 def _seconds(train: Callable[[Length], float], steps: int) -> float:
@@ -131,7 +141,7 @@ def _measured(patient: Patient, name: str, training: float) -> Measured:
     row = check_hypergradient(patient.make(), patient.steps, [name]).rows[name]
     if row.refused:
         return Measured(row, math.nan, math.nan)
-    method, outer = method_of(chosen(name), patient.steps), optax.adam(1e-3)
+    method, outer = method_of(chosen(name), patient.steps), optax.sgd(1e-3)  # fits every space
 
     def train(length: Length) -> float:
         return trained(patient.make(), method, outer, length).seconds
@@ -169,15 +179,21 @@ def _table(found: Diagnosis) -> list[str]:
 
 def _advice(patient: Patient, measured: dict[str, Measured], episodes: int) -> str:
     """A method, and an outer rate, with the reason."""
+    cosines = {name: each.row.cosine for name, each in measured.items() if not each.row.refused}
     usable = {
         name: each
         for name, each in measured.items()
-        if not each.row.refused
-        and each.row.status == Status.OK
-        and each.row.cosine == each.row.cosine
+        if each.row.status == Status.OK and each.row.cosine > 0
     }
-    if not usable:
+    if not cosines:
         return ""
+    if not usable:
+        why = (
+            "the exact hypergradient is zero here, and there is nothing to compare with"
+            if np.isnan(list(cosines.values())).all()
+            else "none of these methods points where the hypergradient does"
+        )
+        return f"no advice: {why}."
     good = {name: each for name, each in usable.items() if each.row.cosine >= GOOD}
     if good:
         name = min(good, key=lambda name: good[name].seconds)
@@ -186,12 +202,28 @@ def _advice(patient: Patient, measured: dict[str, Measured], episodes: int) -> s
         name = max(usable, key=lambda name: usable[name].row.cosine)
         why = f"none has a cosine of {GOOD}; it has the highest"
     windows = method_of(chosen(name), patient.steps)("scan").unroll_steps
-    updates = episodes * patient.steps // windows
-    rate = float(np.clip(REACH / updates, 1e-3, 0.3))
+    updates = max(1, episodes * patient.steps // windows)
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(patient.lam))
     few = " With so few hyperparameters compare it with tpe: gradhpo compare." if size <= 5 else ""
+    return f"advice: {name}, {why}. {_outer_rate(patient, updates, episodes)}{few}"
+
+
+def _outer_rate(patient: Patient, updates: int, episodes: int) -> str:
+    """A rate for Adam, whose steps have one length for all hyperparameters."""
+    spaces = patient.task.declared
+    leaves = jax.tree.leaves(patient.lam)
+    natural = [True] * len(leaves) if spaces is None else [s.natural for s in spaces.spaces]
+    sizes = [
+        np.median(np.abs(x)) for x, is_natural in zip(leaves, natural, strict=True) if is_natural
+    ]
+    reach = min([REACH, *(float(size) for size in sizes if size > 0)])
+    rate = float(np.clip(reach / updates, 1e-6, 0.3))
+    moves = f"in {episodes} episodes it takes {updates} updates and can move a hyperparameter by "
+    by = f"{rate * updates:.2g}"
+    if not sizes:
+        return f"Outer rate {rate:.1g} for Adam: {moves}{by} as it is stored."
     return (
-        f"advice: {name}, {why}. Outer rate {rate:.1g} for Adam: in {episodes} episodes it takes "
-        f"{updates} updates, which can then move a hyperparameter by {REACH:g} as it is stored, a "
-        f"factor of 20 for spaces.log().{few}"
+        f"Outer rate {rate:.1g} for Adam: {moves}{by}. Some are in natural scale, where one step "
+        "is too long for the small ones or too short for the large: declare spaces.log() for what "
+        "is positive."
     )

@@ -4,6 +4,7 @@ An experiment takes the function that makes the task, or a `Patient`, and return
 found. It runs the user's losses and steps, on a few batches.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,26 +25,38 @@ from gradhpo.utils._precision import float64
 from gradhpo.utils.gradients import tree_is_finite
 from gradhpo.utils.validation import leaves_with_names
 
-__all__ = ["OF_TASKS", "OF_TRAINING", "UNEVEN", "Fault"]
+__all__ = ["OF_TASKS", "OF_TRAINING", "UNEVEN", "Fault", "Unseen"]
 
 UNEVEN = "a batch that recompiles"
-DRAWN = 200  # batches of a source that are looked at
+DRAWN, DRAWING = 200, 10.0  # batches of a source that are looked at, and seconds, at most
+DISTINCT = 0.9  # share of the training examples that must be, for equal ones to say something
+SHARE = 0.05  # of what examples do to the loss, from which their company counts
 STEP = 1e-3  # in what is stored of the hyperparameters, which a derivative should foretell
 OFF = 0.5  # share of the change that it may miss
 
 
 class Fault(NamedTuple):
-    """What is wrong."""
+    """What is wrong, or may be."""
 
     name: str
     says: str  # what was seen
     remedy: str
+    sure: bool = True  # False: it may be meant so; methods are measured all the same
 
     def __str__(self) -> str:
         return f"{self.name}: {self.says}. {self.remedy}."
 
 
-def connections(patient: Patient) -> Iterator[Fault]:
+class Unseen(NamedTuple):
+    """An experiment could not be made."""
+
+    why: str
+
+
+Found = Iterator[Fault | Unseen]
+
+
+def connections(patient: Patient) -> Found:
     """Does every hyperparameter reach the validation loss, with a derivative?"""
     seen = partial(reach, patient.problem, patient.inner, patient.lam, patient.batch)
     smooth, any_way = seen(), seen(differentiates=False)
@@ -75,15 +88,22 @@ def connections(patient: Patient) -> Iterator[Fault]:
         )
 
 
-def shapes(make: Make) -> Iterator[Fault]:
+def shapes(make: Make) -> Found:
     """Do all batches of a source have one shape? Another one is another program."""
-    fresh = make()
+    fresh, other = make(), make()
+    until = time.monotonic() + DRAWING
     for side, source in (("train", fresh.train), ("val", fresh.val)):
         if source is None or isinstance(source, Resident | InOrder | Pool):
             continue
+        if source is getattr(other, side):
+            yield Unseen(f"the {side} source goes on; give a function that makes the task anew")
+            return
         first = None
         for i in range(DRAWN):
-            shape = jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype.name), source())
+            try:
+                shape = jax.tree.map(lambda x: (jnp.shape(x), str(jnp.result_type(x))), source())
+            except StopIteration:
+                break
             first = first or shape
             if shape != first:
                 yield Fault(
@@ -94,9 +114,11 @@ def shapes(make: Make) -> Iterator[Fault]:
                     "missing by a mask in the batch",
                 )
                 break
+            if time.monotonic() > until:
+                break
 
 
-def problems(make: Make) -> Iterator[Fault]:
+def problems(make: Make) -> Found:
     """Is the problem the same object for every task? Another one is compiled anew."""
     if make().problem is not make().problem:
         yield Fault(
@@ -107,12 +129,17 @@ def problems(make: Make) -> Iterator[Fault]:
         )
 
 
-def shared_rows(patient: Patient) -> Iterator[Fault]:
+def shared_rows(patient: Patient) -> Found:
     """Are validation examples training examples?"""
     train, val = _rows(patient, "train"), _rows(patient, "val")
     if not train or not val:
+        yield Unseen("examples are drawn with the start of an episode, or have no shape in common")
         return
-    both = sum(row in train for row in val)
+    if len(set(train)) < DISTINCT * len(train):
+        yield Unseen("training examples repeat, so that equal ones say nothing")
+        return
+    known = set(train)
+    both = sum(row in known for row in val)
     if both == len(val):
         name = "the validation set is the training set"
     elif both:
@@ -121,40 +148,57 @@ def shared_rows(patient: Patient) -> Iterator[Fault]:
         return
     yield Fault(
         name,
-        f"{both} of {len(val)} validation examples that were seen are training examples",
+        f"{both} of {len(val)} validation examples that were seen are training examples, inputs "
+        "and labels alike",
         "Split the data before sources are made (datasets.split): what is trained on cannot say "
         "how training generalizes, and every penalty would be tuned away",
     )
 
 
-def company(patient: Patient) -> Iterator[Fault]:
-    """Is the loss of an example the same in another batch?"""
+def company(patient: Patient) -> Found:
+    """Is the loss of an example the same in another batch, and at another place in it?
+
+    Of a sum over examples, L(ab) - L(ad) - L(cb) + L(cd) is zero for any four parts a, b, c, d.
+    """
     batch = patient.batch.val
-    lengths = {np.shape(x)[0] if np.ndim(x) else 0 for x in jax.tree.leaves(batch)}
-    n = lengths.pop()
-    if lengths or n < 4:
+    leading = [np.shape(x)[0] for x in jax.tree.leaves(batch) if np.ndim(x)]
+    n = max(set(leading), key=leading.count) if leading else 0
+    if n < 4:
+        yield Unseen("it takes batches of at least four examples")
         return
     judge = jax.jit(partial(losses.loss_value, patient.problem.outer_loss))
     inner, lam = patient.inner, patient.lam
 
-    def loss(rows: slice) -> float:
-        part = jax.tree.map(lambda x: x[rows], batch)
-        return float(judge(inner.params, lam, part, inner.model_state))
+    def loss(*parts: int) -> float:
+        rows = np.concatenate([np.arange(q, q + n // 4) for q in (n // 4 * np.array(parts))])
 
-    half = n // 2
-    whole, halves = loss(slice(0, 2 * half)), [loss(slice(half)), loss(slice(half, 2 * half))]
-    near = partial(np.isclose, whole, rtol=1e-3, atol=1e-6)
-    if not (near(np.mean(halves)) or near(np.sum(halves))):
+        def part(x):
+            return x[rows] if np.ndim(x) and np.shape(x)[0] == n else x
+
+        return float(judge(inner.params, lam, jax.tree.map(part, batch), inner.model_state))
+
+    ab, cd, ad, cb = loss(0, 1), loss(2, 3), loss(0, 3), loss(2, 1)
+    size = max(abs(ab - cd), abs(ad - cb))  # what other examples do to the loss
+    rounding = 1e-4 * max(abs(ab), abs(cd))
+    together, moved = abs(ab - ad - cb + cd), abs(ab - loss(1, 0))
+    if moved > SHARE * size + rounding:
+        yield Fault(
+            "randomness in the validation loss",
+            f"the same {2 * (n // 4)} examples in another order change it by {moved:.2g}",
+            "Dropout is in training mode there: net.eval(), deterministic=True, inference_mode",
+        )
+    elif together > SHARE * size + rounding:
         yield Fault(
             "statistics that leak",
-            f"the validation loss of {2 * half} examples is {whole:.4g}, but the mean of its two "
-            f"halves is {np.mean(halves):.4g}: examples are judged by the company they keep",
-            "BatchNorm and Dropout are in training mode there: use running statistics (net.eval(), "
-            "train=False, inference_mode)",
+            f"examples are judged by the company they keep: that is {together:.2g} of a loss which "
+            f"other examples change by {size:.2g}",
+            "BatchNorm is in training mode there: use running statistics (net.eval(), train=False, "
+            "inference_mode). Of a contrastive loss, or a root of a mean, it is meant so",
+            sure=False,
         )
 
 
-def finite(patient: Patient) -> Iterator[Fault]:
+def finite(patient: Patient) -> Found:
     """Are derivatives finite where values are?"""
     got = _exact(patient)
     if not bool(jnp.isfinite(got.val_loss)) or not tree_is_finite(got.inner):
@@ -173,7 +217,8 @@ def finite(patient: Patient) -> Iterator[Fault]:
         yield Fault(
             "eps_root = 0 with a dead feature",
             f"{seen}; the gradient of {dead} is exactly zero, and {nu} takes a square root there",
-            "The root has no derivative at zero: give Adam eps_root=1e-8",
+            "The root has no derivative at zero: give Adam eps_root=1e-8; RMSProp takes its eps in "
+            "the root by default",
         )
     else:
         yield Fault(
@@ -183,10 +228,11 @@ def finite(patient: Patient) -> Iterator[Fault]:
         )
 
 
-def smoothness(patient: Patient) -> Iterator[Fault]:
+def smoothness(patient: Patient) -> Found:
     """Does the derivative foretell a small step?"""
     if not all(np.isfinite(x).all() for _, x in _hypergradient(_exact(patient))):
-        return  # another fault
+        yield Unseen("derivatives are not finite")
+        return
     if (missed := _missed(patient)) > OFF:
         yield Fault(
             "chaotic training",
@@ -197,13 +243,13 @@ def smoothness(patient: Patient) -> Iterator[Fault]:
         )
 
 
-OF_TASKS: dict[str, Callable[[Make], Iterator[Fault]]] = {
+OF_TASKS: dict[str, Callable[[Make], Found]] = {
     "the batches of a source have one shape": shapes,
     "there is one problem for all seeds": problems,
 }
 """Experiments that come before any training, by what holds where they find nothing."""
 
-OF_TRAINING: dict[str, Callable[[Patient], Iterator[Fault]]] = {
+OF_TRAINING: dict[str, Callable[[Patient], Found]] = {
     "every hyperparameter reaches the validation loss": connections,
     "training and validation share no examples": shared_rows,
     "the validation loss of an example does not depend on its batch": company,
@@ -274,22 +320,24 @@ def _missed(patient: Patient) -> float:
     return abs(change - foretold) / max(abs(foretold), worth)  # near a minimum nothing is foretold
 
 
-def _rows(patient: Patient, side: str) -> set[bytes]:
-    """Examples of a side that are seen, by the bytes of their largest array."""
+def _rows(patient: Patient, side: str) -> list[bytes]:
+    """The examples of a side that are seen, inputs and labels, by their bytes."""
     source = getattr(patient.task, side)
-    if isinstance(source, Resident):
-        arrays, lead = source.data, 1
-    elif isinstance(source, Pool):
-        return set()  # who is in which part is drawn with the episode
-    else:
-        arrays, lead = getattr(patient.window, side), 2
-    arrays = [np.asarray(x) for x in jax.tree.leaves(arrays)]
-    arrays = [x for x in arrays if x.ndim > lead]
-    if not arrays:
-        return set()
-    largest = max(arrays, key=lambda x: x[(0,) * lead].size)
-    rows = np.ascontiguousarray(largest.reshape(-1, *largest.shape[lead:]))
-    return {row.tobytes() for row in rows}
+    if isinstance(source, Pool) or source is None:
+        return []  # who is in which part is drawn with the episode
+    lead = 1 if isinstance(source, Resident) else 2
+    tree = source.data if isinstance(source, Resident) else getattr(patient.window, side)
+    arrays = [x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)]
+    sizes = [np.shape(x)[:lead] for x in arrays if np.ndim(x) >= lead]
+    if not sizes:
+        return []
+    common = max(set(sizes), key=sizes.count)
+    arrays = [np.asarray(x) for x in arrays if np.shape(x)[:lead] == common]
+    plain = [
+        (x.astype(np.float32) if x.dtype.kind == "f" else x).reshape(int(np.prod(common)), -1)
+        for x in arrays
+    ]
+    return [b"".join(x.tobytes() for x in row) for row in zip(*plain, strict=True)]
 
 
 def _short(shape: Any) -> str:

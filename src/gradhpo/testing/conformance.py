@@ -209,7 +209,8 @@ def _errors(estimator: Estimator, case: Case) -> list[float]:
 
 @kept
 def _exact(problem_at: ProblemAt, steps: int, seen: int) -> Hyper:
-    """The hypergradient after the first steps of an episode, which many estimators share."""
+    """The hypergradient after the first steps of an episode, which many estimators share: a case
+    makes the same task each time it is called."""
     task = problem_at(steps)
     inner, window = task.begin(steps)
     past = jax.tree.map(lambda x: x[:seen], window)

@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradhpo.core.estimator import Cost
+from gradhpo.core.state import BilevelState
 from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest
 from gradhpo.tuning.config import TaskConfig, TuneConfig
+from gradhpo.tuning.directory import clear
 from gradhpo.tuning.methods import chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, require_optuna
 from gradhpo.tuning.target import Target, check_begins_anew, load
@@ -51,10 +53,10 @@ class Seed(NamedTuple):
     outcomes: dict[str, Outcome]  # by the name of the training; an early end may leave some out
 
     def whole(self, names: Collection[str]) -> bool:
-        """Whether there are these trainings, none of them interrupted."""
+        """Whether there are these trainings, none of them cut off."""
         outcomes = self.outcomes
-        ended = any(each.trial.ended == "interrupted" for each in outcomes.values())
-        return not ended and set(names) <= outcomes.keys()
+        cut_off = any(each.trial.error is not None for each in outcomes.values())
+        return not cut_off and set(names) <= outcomes.keys()
 
 
 class Tuned(NamedTuple):
@@ -86,16 +88,17 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
     if config.method in SEARCHES or config.warm_start:
         require_optuna()
     began, seeds, error = time.monotonic(), [], None
+    logs = Logs(config, out)
     length = config.length.of(target.make(0))
     try:
         for number in range(config.seeds):
             seed = Seed(History(target.make(number)).start, {})
-            for name, outcome in _trainings(target, number, config, length, out, progress):
+            for name, outcome in _trainings(target, number, config, length, logs, progress):
                 if not seed.outcomes:
                     seeds.append(seed)
                 seed.outcomes[name] = outcome
-                if outcome.trial.ended == "interrupted":
-                    raise KeyboardInterrupt
+                if outcome.trial.error is not None:
+                    raise outcome.trial.error
     except (Exception, KeyboardInterrupt) as raised:
         if not seeds:
             raise
@@ -124,7 +127,7 @@ def target_of(config: TaskConfig, *, once: bool = False) -> Target:
 
 
 def _trainings(
-    target: Target, seed: int, config: TuneConfig, length: Length, out: Path, progress: Progress
+    target: Target, seed: int, config: TuneConfig, length: Length, logs: "Logs", progress: Progress
 ) -> Iterator[tuple[str, Outcome]]:
     """The trainings of one seed by their names, each as soon as it is done.
 
@@ -138,7 +141,7 @@ def _trainings(
         return name, Outcome(trial, found)
 
     by_method = _searched if config.method in SEARCHES else _tuned
-    tuned = by_method(target, seed, config, length, out)
+    tuned = by_method(target, seed, config, length, logs)
     yield done(config.method, *tuned)
     if not config.alone:
         as_long = length._replace(episodes=int(tuned.trial.state.episode))
@@ -148,7 +151,7 @@ def _trainings(
         yield done(ANEW, trial, judged(trial))
 
 
-def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, out: Path) -> Outcome:
+def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, logs: "Logs") -> Outcome:
     """Tuned by hypergradients."""
     named = chosen(config.method)
     method = method_of(named, length.steps)
@@ -157,7 +160,7 @@ def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, out: P
     if n := config.warm_start:
         probes = by_search(target.make, "random", length, n, seed, config.width)
         state, spent = at(task, method, outer, lowest(probes).drawn), probes[-1].spent
-    with _logging(config, out, seed, task.stored.natural) as log:
+    with logs.of(seed, task.stored.natural) as log:
         trial = trained(
             task, method, outer, length, hook=log, patience=config.patience, state=state
         )
@@ -165,11 +168,13 @@ def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, out: P
     return Outcome(trial._replace(cost=cost), judged(trial))
 
 
-def _searched(target: Target, seed: int, config: TuneConfig, length: Length, out: Path) -> Outcome:
-    """The best training of a search; after Ctrl-C that of those which are done."""
+def _searched(
+    target: Target, seed: int, config: TuneConfig, length: Length, logs: "Logs"
+) -> Outcome:
+    """The best training of a search; after Ctrl-C or an error that of those which are done."""
     done: list[Training] = []
-    started, ended = time.monotonic(), ""
-    with _logging(config, out, seed, target.make(seed).natural) as log:
+    started, ended, error = time.monotonic(), "", None
+    with logs.of(seed, target.make(seed).natural) as log:
 
         def seen(training: Training) -> None:
             done.append(training)
@@ -178,25 +183,46 @@ def _searched(target: Target, seed: int, config: TuneConfig, length: Length, out
         trials, width = config.trials, config.width
         try:
             by_search(target.make, config.method, length, trials, seed, width, seen)
-        except KeyboardInterrupt:
+        except (Exception, KeyboardInterrupt) as raised:
             if not done:
                 raise
-            ended = "interrupted"
-    best, seconds = lowest(done), time.monotonic() - started
-    cost = Cost(done[-1].spent, 0)
-    return Outcome(best.trial._replace(ended=ended, cost=cost, seconds=seconds), best.judged)
+            error = raised
+            ended = "interrupted" if isinstance(raised, KeyboardInterrupt) else "failed"
+    best, cost = lowest(done), Cost(done[-1].spent, 0)
+    seconds = time.monotonic() - started
+    trial = best.trial._replace(ended=ended, error=error, cost=cost, seconds=seconds)
+    return Outcome(trial, best.judged)
 
 
-@contextmanager
-def _logging(
-    config: TuneConfig, out: Path, seed: int, natural: Callable[[Any], Any] | None
-) -> Iterator[Hook]:
-    """A hook that writes every episode of a seed, or every trial of a search, to files."""
-    loggers: list[MetricLogger] = [
-        CSVLogger(out / f"seed{seed}.csv"),
-        JSONLinesLogger(out / f"seed{seed}.jsonl"),
-    ]
-    if config.tensorboard:
-        loggers.append(TensorBoardLogger(out / "tensorboard" / f"seed{seed}"))
-    with MultiLogger(*loggers) as logger:
-        yield log_to(logger, natural)
+class Logs:
+    """The logs of a command, new files. What an earlier run has left goes when the first record
+    comes: a command that cannot run destroys nothing."""
+
+    def __init__(self, config: TuneConfig, out: Path):
+        self.config, self.out, self.begun = config, out, False
+
+    @contextmanager
+    def of(self, seed: int, natural: Callable[[Any], Any] | None) -> Iterator[Hook]:
+        """A hook that writes every episode of a seed, or every trial of a search."""
+        with ExitStack() as stack:
+            log: Hook | None = None
+
+            def hook(episode: int, state: BilevelState) -> None:
+                nonlocal log
+                if log is None:
+                    log = log_to(stack.enter_context(self._open(seed)), natural)
+                log(episode, state)
+
+            yield hook
+
+    def _open(self, seed: int) -> MultiLogger:
+        if self.config.overwrite and not self.begun:
+            clear(self.out)
+        self.begun = True
+        loggers: list[MetricLogger] = [
+            CSVLogger(self.out / f"seed{seed}.csv"),
+            JSONLinesLogger(self.out / f"seed{seed}.jsonl"),
+        ]
+        if self.config.tensorboard:
+            loggers.append(TensorBoardLogger(self.out / "tensorboard" / f"seed{seed}"))
+        return MultiLogger(*loggers)

@@ -107,7 +107,8 @@ def compare(
     Raises:
         ValueError: a budget that is less than one training; an unknown method.
         ImportError: a search without Optuna.
-        KeyboardInterrupt: at the first Ctrl-C.
+        Exception, KeyboardInterrupt: of the task, at the first Ctrl-C. If seeds were done by then,
+            what they have found is in `error.result`.
 
     >>> import jax.numpy as jnp
     >>> from gradhpo import BilevelProblem, InOrder, from_update, report
@@ -131,27 +132,34 @@ def compare(
     if {chosen(name).name for name in names} & set(SEARCHES):
         require_optuna()
     began = time.monotonic()
-    values: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    values: list[dict[str, dict[str, Any]]] = []  # of a seed, by method
     costs: dict[str, tuple[float, float]] = {}
-    for seed in range(check_count("seeds", seeds)):
-        for name in names:
-            done = list(_trainings(make, chosen(name), by, rate, length, budget, seed, width))
-            best = lowest(done)
-            values[name].append(best.judged | {"val_loss_by_epoch": _so_far(done, budget)})
-            costs[name] = _cost(done)
-            at_end = "  ".join(f"{key} {value:.4g}" for key, value in best.judged.items())
-            progress(f"seed {seed}, {name}: {at_end}  ({len(done)} trainings)")
-    settings = {"budget": budget, **length._asdict(), "seeds": seeds}
-    return StudyResult(
-        title,
-        settings | {"outer_rate": outer_rate, "width": width},
-        summarize(
-            {name: _stacked(each) for name, each in values.items()},
-            costs,
-            baseline=names[0] if len(names) > 1 else None,
-        ),
-        time.monotonic() - began,
-    )
+    settings = {"budget": budget, **length._asdict(), "seeds": seeds, "outer": outer}
+
+    def result() -> StudyResult:
+        of_method = {name: _stacked([seed[name] for seed in values]) for name in names}
+        return StudyResult(
+            title,
+            settings | {"outer_rate": outer_rate, "width": width},
+            summarize(of_method, costs, baseline=names[0] if len(names) > 1 else None),
+            time.monotonic() - began,
+        )
+
+    try:
+        for seed in range(check_count("seeds", seeds)):
+            found: dict[str, dict[str, Any]] = {}
+            for name in names:
+                done = list(_trainings(make, chosen(name), by, rate, length, budget, seed, width))
+                best, costs[name] = lowest(done), _cost(done)
+                found[name] = best.judged | {"val_loss_by_epoch": _so_far(done, budget)}
+                at_end = "  ".join(f"{key} {value:.4g}" for key, value in best.judged.items())
+                progress(f"seed {seed}, {name}: {at_end}  ({len(done)} trainings)")
+            values.append(found)
+    except (Exception, KeyboardInterrupt) as error:
+        if values:
+            error.result = result()  # type: ignore[attr-defined]
+        raise
+    return result()
 
 
 def _trainings(
@@ -194,7 +202,7 @@ def by_hypergradients(
         if spent + price > budget:
             _check_paid(spent, price, budget, method.name)
             return
-        trial = _uninterrupted(trained(task, estimator, outer, length, state=state))
+        trial = _whole(trained(task, estimator, outer, length, state=state))
         state = trial.state
         spent += price
         yield Training(spent, trial, judged(trial))
@@ -236,7 +244,7 @@ def by_search(
         task, drawn = make(seed), back(jnp.asarray([setting[key] for key in names], flat.dtype))
         if task.declared is not None:
             drawn = task.declared.project(drawn)
-        trial = _uninterrupted(left_alone(holding(task, task.settled(drawn)), length))
+        trial = _whole(left_alone(holding(task, task.settled(drawn)), length))
         done.append(Training(price * (len(done) + 1), trial, judged(trial), drawn))
         seen(done[-1])
         return done[-1].judged["val_loss"]
@@ -298,9 +306,9 @@ def _check_paid(done: float, price: float, budget: float, name: str) -> None:
         )
 
 
-def _uninterrupted(trial: Trial) -> Trial:
-    if trial.ended == "interrupted":
-        raise KeyboardInterrupt
+def _whole(trial: Trial) -> Trial:
+    if trial.error is not None:
+        raise trial.error
     return trial
 
 

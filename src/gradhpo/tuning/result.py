@@ -17,11 +17,7 @@ from gradhpo.tuning.figures import figures
 from gradhpo.tuning.page import page
 from gradhpo.tuning.take_home import FILE, as_json, optimizer_file
 
-__all__ = ["NAMES", "clear", "result_of"]
-
-
-NAMES = ("losses.png", "hyperparams.png", "hypergradient.png", "report.html", "optimizer.py")
-"""Files beside those that every study writes."""
+__all__ = ["result_of"]
 
 
 def result_of(config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
@@ -61,17 +57,6 @@ def result_of(config: TuneConfig, tuned: Tuned, command: str) -> StudyResult:
         f"{title}.png": lambda path, make=make: save(make(), path) for title, make in drawn.items()
     }
     return replace(result, files=files)
-
-
-def clear(out: Path) -> None:
-    """Remove what an earlier run has left in the directory."""
-    logs = [
-        *out.glob("seed*.csv"),
-        *out.glob("seed*.jsonl"),
-        *out.glob("tensorboard/seed*/events*"),
-    ]
-    for path in [*logs, *(out / name for name in (*NAMES, FILE))]:
-        path.unlink(missing_ok=True)
 
 
 def _values(rows: list[Outcome]) -> dict[str, Any]:

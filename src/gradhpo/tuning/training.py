@@ -130,9 +130,10 @@ class Trial(NamedTuple):
     history: History
     state: BilevelState
     hyperparams: Any  # to take home: in natural scale, discrete ones decided
-    ended: str  # "": all episodes; "early": by patience; "interrupted"
+    ended: str  # "": all episodes; "early": by patience; "interrupted"; "failed"
     cost: Cost
     seconds: float
+    error: BaseException | None = None  # that ended it
 
 
 Hook = Callable[[int, BilevelState], Any]
@@ -149,10 +150,11 @@ def trained(
     patience: int = 0,
     state: BilevelState | None = None,
 ) -> Trial:
-    """Train the task and keep what happens; Ctrl-C ends it after the episode.
+    """Train the task and keep what happens; Ctrl-C ends it after the episode, an error at once.
 
     Raises:
-        KeyboardInterrupt: before the end of the first episode.
+        Exception, KeyboardInterrupt: before the end of the first episode; later they are the
+            trial's `error`.
 
     Args:
         method: From the kind of loop to an estimator.
@@ -161,7 +163,7 @@ def trained(
         patience: Episodes without a lower validation loss before the training ends; 0: never.
         state: Where to go on from; None: the task's start.
     """
-    history, ended = History(task, state), ""
+    history, ended, raised = History(task, state), "", None
     lowest, since = np.inf, 0
 
     def look(episode: int, state: BilevelState) -> bool:
@@ -179,10 +181,11 @@ def trained(
     T = None if brings(task) else length.steps
     try:
         state = tune(task, method, outer, episodes=length.episodes, T=T, callback=look, state=state)
-    except KeyboardInterrupt as error:
+    except (Exception, KeyboardInterrupt) as error:
         if not history.metrics:
             raise
-        state, ended = error.state, "interrupted"  # type: ignore[attr-defined]
+        state, raised = error.state, error  # type: ignore[attr-defined]
+        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     jax.block_until_ready(state)
     assert state is not None
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(state.hyperparams))
@@ -190,7 +193,8 @@ def trained(
     drawn = int(state.drawn) // max(1, done)
     cost = method("scan").cost(drawn, size, episodes=done) if drawn else Cost(0, 0)
     seconds = time.monotonic() - began
-    return Trial(task, history, state, task.settled(state.hyperparams), ended, cost, seconds)
+    found = task.settled(state.hyperparams)
+    return Trial(task, history, state, found, ended, cost, seconds, raised)
 
 
 def left_alone(task: Task, length: Length) -> Trial:
