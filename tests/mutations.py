@@ -319,14 +319,14 @@ FAULTS = [
     ),
     Fault(
         "doctor: closed over and flat are taken for each other",
-        "doctor/faults.py",
+        "doctor/of_derivatives.py",
         "flat = name not in any_way.ignored",
         "flat = name in any_way.ignored",
         "tests/doctor",
     ),
     Fault(
         "doctor: examples never change their company",
-        "doctor/faults.py",
+        "doctor/of_data.py",
         "loss(0, 3), loss(2, 1)",
         "loss(0, 1), loss(2, 3)",
         "tests/doctor",

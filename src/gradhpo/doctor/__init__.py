@@ -2,8 +2,8 @@
 
     print(doctor(task, steps=20))
 
-Faults are found by name, each by an experiment of its own (`gradhpo.doctor.faults`); methods are
-measured against the exact hypergradient of the task itself.
+Faults are found by name, each by an experiment of its own (`gradhpo.doctor.experiments`); methods
+are measured against the exact hypergradient of the task itself.
 """
 
 from gradhpo.doctor.examine import Diagnosis, doctor

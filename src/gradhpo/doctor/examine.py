@@ -13,7 +13,9 @@ from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.diagnostics.check import check_hypergradient
 from gradhpo.diagnostics.rows import Row
-from gradhpo.doctor.faults import OF_TASKS, OF_TRAINING, UNEVEN, Fault, Unseen
+from gradhpo.doctor.experiments import OF_TASKS, OF_TRAINING
+from gradhpo.doctor.faults import Fault, Unseen
+from gradhpo.doctor.of_data import UNEVEN
 from gradhpo.doctor.patient import Patient, patient_of
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.methods import chosen, method_of
