@@ -19,13 +19,13 @@ from gradhpo.doctor.of_data import UNEVEN
 from gradhpo.doctor.patient import Patient, patient_of
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.methods import chosen, method_of
-from gradhpo.tuning.training import Length, left_alone, trained
+from gradhpo.tuning.training import Hook, Length, left_alone, trained
 from gradhpo.utils.validation import check_count, check_positive
 
 __all__ = ["METHODS", "Diagnosis", "Measured", "doctor"]
 
 METHODS = ("one_step", "t1t2", "greedy", "hyperdistill", "drmad", "implicit_cg", "reverse")
-TIMED = 3  # episodes, after one that compiles
+TIMED = 9  # episodes, after one that compiles
 GOOD = 0.9  # cosine, from which a method points where the hypergradient does
 REACH = 3.0  # in what is stored: what a hyperparameter should be able to move in a run; e^3 = 20
 
@@ -115,7 +115,7 @@ def doctor(
     skipped: list[str] = []
     training = math.nan
     if not any(fault.sure for fault in faults) and time.monotonic() - began < limit:
-        training = _seconds(lambda length: left_alone(make(), length).seconds, steps)
+        training = _seconds(lambda length, hook: left_alone(make(), length, hook), steps)
         taken = 0.0  # by the last method, nearly all of it compilation: what the next one may take
         for name in methods:
             spent = time.monotonic() - began
@@ -133,10 +133,11 @@ def doctor(
     return Diagnosis(steps, held, unseen, faults, measured, skipped, training, advice, seconds)
 
 
-def _seconds(train: Callable[[Length], float], steps: int) -> float:
-    """Of an episode, the time of compilation left out."""
-    train(Length(1, steps))
-    return train(Length(TIMED, steps)) / TIMED
+def _seconds(train: Callable[[Length, Hook], Any], steps: int) -> float:
+    """Of an episode, the median; the first one compiles."""
+    ends: list[float] = []
+    train(Length(1 + TIMED, steps), lambda episode, state: ends.append(time.monotonic()))
+    return float(np.median(np.diff(ends)))
 
 
 def _measured(patient: Patient, name: str, training: float) -> Measured:
@@ -145,8 +146,8 @@ def _measured(patient: Patient, name: str, training: float) -> Measured:
         return Measured(row, math.nan, math.nan)
     method, outer = method_of(chosen(name), patient.steps), optax.sgd(1e-3)  # fits every space
 
-    def train(length: Length) -> float:
-        return trained(patient.make(), method, outer, length).seconds
+    def train(length: Length, hook: Hook) -> Any:
+        return trained(patient.make(), method, outer, length, hook=hook)
 
     seconds = _seconds(train, patient.steps)
     return Measured(row, seconds, seconds / training)

@@ -24,7 +24,17 @@ from gradhpo.driver.hooks import numbers, scalars
 from gradhpo.driver.tune import tune
 from gradhpo.utils.gradients import tree_last
 
-__all__ = ["History", "Length", "Trial", "brings", "holding", "judged", "left_alone", "trained"]
+__all__ = [
+    "History",
+    "Hook",
+    "Length",
+    "Trial",
+    "brings",
+    "holding",
+    "judged",
+    "left_alone",
+    "trained",
+]
 
 
 class History:
@@ -197,13 +207,13 @@ def trained(
     return Trial(task, history, state, found, ended, cost, seconds, raised)
 
 
-def left_alone(task: Task, length: Length) -> Trial:
+def left_alone(task: Task, length: Length, hook: Hook | None = None) -> Trial:
     """The same training with the hyperparameters where they start, on the same batches.
 
     A space makes no difference: what does not move needs no map.
     """
     task = holding(task, task.hyperparams)
-    trial = trained(task, _looking_on(length.steps), STILL, length)
+    trial = trained(task, _looking_on(length.steps), STILL, length, hook=hook)
     return trial._replace(cost=Cost(int(trial.state.drawn), 0))
 
 
