@@ -27,7 +27,7 @@ from gradhpo import (
 from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.estimator import Cost
 from gradhpo.core.status import Status
-from gradhpo.diagnostics import check_hypergradient, discrete_gap, known_methods
+from gradhpo.diagnostics import check_hypergradient, discrete_gap, episode, known_methods
 from gradhpo.diagnostics.flops import arithmetic
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.testing.problems import (
@@ -102,6 +102,42 @@ def test_mistakes_are_seen(checked):
     assert doubled.relative_error == pytest.approx(1)
     forgetful = checked.rows["forgetful"]
     assert forgetful.worst_leaf == "['rate']" and forgetful.worst_error == pytest.approx(1)
+
+
+def convolves(params, hyperparams, batch):
+    x = jax.lax.conv_general_dilated(batch, params["filter"], (1,), "SAME")
+    return jnp.mean(jnp.tanh(x) ** 2) + jnp.exp(hyperparams) * jnp.sum(params["filter"] ** 2)
+
+
+@pytest.fixture
+def convolving():
+    """A task whose training step convolves."""
+    normal = np.random.default_rng(0).standard_normal
+    problem = BilevelProblem(from_optax(convolves, optax.sgd(0.1, momentum=0.5)), convolves)
+    params = {"filter": normal((2, 1, 3))}
+    train, val = (InOrder(normal((4, 3, 1, 6))) for _ in range(2))
+    return Task(problem, params, -1.0, train, val)
+
+
+def test_convolutions_are_not_looped_over_in_a_program(convolving, monkeypatch):
+    """Step by step the same is found, in a fraction of the time on CPU."""
+    names = ["one_step", "greedy", "hyperdistill", "reverse", "forward"]
+    on_cpu = jax.default_backend() == "cpu"
+    inner, window = convolving.begin(4)
+    loop = episode.loop_for(convolving.problem, inner, convolving.hyperparams, window)
+    assert (loop == "host") == on_cpu
+    monkeypatch.setattr(episode, "loop_for", lambda *args: "host")
+    by_step = check_hypergradient(convolving, 4, names)
+    by_differences = check_hypergradient(convolving, 4, ["reverse"], truth="differences")
+    assert by_differences.rows["reverse"].relative_error < 1e-9
+    monkeypatch.setattr(episode, "loop_for", lambda *args: "scan")
+    looped = check_hypergradient(convolving, 4, names)
+    for name in names:
+        one, other = by_step.rows[name], looped.rows[name]
+        assert (one.temp_bytes is None) == (name != "forward")  # which is one program
+        assert other.temp_bytes is not None
+        assert relative_error(one.hypergrad, other.hypergrad) < 1e-12
+        assert one.flops == other.flops and one.info.keys() == other.info.keys()
 
 
 def test_refusals_are_rows(checked):

@@ -8,6 +8,7 @@ import optax
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.core.estimator import Estimator
+from gradhpo.core.types import Loop
 
 __all__ = ["METHODS", "Example", "Method", "Summary", "register"]
 
@@ -69,9 +70,9 @@ class Method(NamedTuple):
             }
         return self.make(T=T, **settings)
 
-    def estimator(self, T: int, **settings: Any) -> Estimator:
+    def estimator(self, T: int, loop: Loop = "scan", **settings: Any) -> Estimator:
         """The estimator as in `over`, for a problem that has its own training step."""
-        return self.over(T, inner_optimizer=optax.identity(), **settings).estimator()
+        return self.over(T, inner_optimizer=optax.identity(), **settings).estimator(loop)
 
     def tried(self) -> Estimator:
         """The estimator of the example."""

@@ -97,7 +97,7 @@ def check_hypergradient(
     steps = check_count("steps", steps)
     with float64():
         episode = begin_in_float64(task.stored, steps, inner, key)
-        problem, start, lam, window, _, _ = episode
+        problem, start, lam, window = episode[:4]
         check_problem(problem, start, lam, window)
         loss, exact = _truth(truth, episode)
         if not (np.isfinite(loss) and tree_is_finite(exact)):
@@ -112,23 +112,20 @@ def check_hypergradient(
 
 def _truth(name: str, episode: Episode) -> tuple[Any, Hyper]:
     """`(L_val, h)` after the whole window."""
-    problem, inner, lam, window, origin, steps = episode
+    problem, inner, lam, window, origin, steps, loop = episode
     if name == "differences":
         loss = loss_after(episode)
         return loss(lam), richardson(loss, lam)
-    estimator = METHODS[name].estimator(steps)
-
-    @jax.jit
-    def estimate(inner, lam, window, origin):
-        return estimator.estimate(problem, (), inner, lam, window, origin)
-
+    loop = loop if name == "reverse" else "scan"  # forward mode is one program
+    estimate = partial(METHODS[name].estimator(steps, loop).estimate, problem, ())
+    estimate = estimate if loop == "host" else jax.jit(estimate)
     got = estimate(inner, lam, window, origin)
     return got.info["val_loss"], got.hypergrad
 
 
 def _first_bad(episode: Episode) -> str:
     """Where the exact hypergradient stops being finite."""
-    problem, inner, lam, window, origin, steps = episode
+    problem, inner, lam, window, origin, steps, _ = episode
     if not tree_is_finite(inner):
         return (
             "there is no exact hypergradient to compare with: the state that training starts from "

@@ -5,19 +5,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.inspect import started_hyperparams
+from gradhpo.core.estimator import fold, whole
+from gradhpo.core.inspect import has_convolution, started_hyperparams
 from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.step import strengthen
 from gradhpo.core.task import Task
-from gradhpo.core.types import Hyper, Scalar
+from gradhpo.core.types import Hyper, Loop, Scalar
 from gradhpo.utils.gradients import tree_last
 
-__all__ = ["Episode", "begin_in_float64", "loss_after"]
+__all__ = ["Episode", "begin_in_float64", "loop_for", "loss_after"]
 
 
 class Episode(NamedTuple):
@@ -29,6 +29,7 @@ class Episode(NamedTuple):
     window: Window  # of T steps
     origin: Origin | None  # where s_0 depends on lam
     steps: int  # T
+    loop: Loop  # over training steps
 
 
 def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any) -> Episode:
@@ -51,7 +52,15 @@ def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any)
         inner = fresh
         if started_hyperparams(problem, task.origin(key), lam):
             origin = task.origin(key)
-    return Episode(problem, strengthen(_wide(inner)), lam, _wide(window), origin, steps)
+    inner, window = strengthen(_wide(inner)), _wide(window)
+    loop = loop_for(problem, inner, lam, window)
+    return Episode(problem, inner, lam, window, origin, steps, loop)
+
+
+def loop_for(problem: BilevelProblem, inner: InnerState, lam: Hyper, window: Window) -> Loop:
+    """How to loop over training steps: "host" where they convolve on CPU, else "scan"."""
+    convolves = has_convolution(problem, inner, lam, tree_last(window.train))
+    return "host" if convolves and jax.default_backend() == "cpu" else "scan"
 
 
 def loss_after(episode: Episode) -> Callable[[Hyper], Scalar]:
@@ -60,26 +69,35 @@ def loss_after(episode: Episode) -> Callable[[Hyper], Scalar]:
     A model state is a constant for the step that reads it (see `gradhpo.core.losses`): for every
     lam it is what training at `episode.lam` has left behind there.
     """
-    problem, inner, lam, window, origin, _ = episode
+    problem, inner, lam, window, origin, _, loop = episode
+    end, model_states = fold(_remember, problem, lam, inner, window.train, loop=loop)
+    batches = window.train, model_states
 
-    def remember(inner, batch):
-        return problem.dynamics.step(inner, lam, batch), inner.model_state
-
-    end, model_states = jax.jit(lambda inner: lax.scan(remember, inner, window.train))(inner)
-
-    def advance(lam, inner, x):
-        batch, model_state = x
-        return problem.dynamics.step(inner._replace(model_state=model_state), lam, batch), None
-
-    @jax.jit
     def loss(lam):
-        start = inner if origin is None else begin_episode(problem, origin, lam)[0]
+        start = inner if origin is None else whole(_begun, loop)(problem, origin, lam)
         start = start._replace(model_state=inner.model_state)
-        last, _ = lax.scan(lambda s, x: advance(lam, s, x), start, (window.train, model_states))
+        last, _ = fold(_advance, problem, lam, start, batches, loop=loop)
         batch = tree_last(window.val)
-        return loss_value(problem.outer_loss, last.params, lam, batch, end.model_state)
+        return whole(_judge, loop)(problem, last.params, lam, batch, end.model_state)
 
-    return loss
+    return loss if loop == "host" else jax.jit(loss)
+
+
+def _remember(problem, lam, inner, batch):
+    return problem.dynamics.step(inner, lam, batch), inner.model_state
+
+
+def _advance(problem, lam, inner, x):
+    batch, model_state = x
+    return problem.dynamics.step(inner._replace(model_state=model_state), lam, batch), None
+
+
+def _begun(problem, origin, lam):
+    return begin_episode(problem, origin, lam)[0]
+
+
+def _judge(problem, params, lam, batch, model_state):
+    return loss_value(problem.outer_loss, params, lam, batch, model_state)
 
 
 def _widened(function: Callable) -> Callable:

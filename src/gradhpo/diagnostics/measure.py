@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,11 @@ from jax import lax
 
 from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.delay import delayed
-from gradhpo.core.estimator import Estimator
+from gradhpo.core.estimator import Estimator, fold
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.status import Status
 from gradhpo.core.step import strengthen
-from gradhpo.core.types import Hyper
+from gradhpo.core.types import Hyper, Loop
 from gradhpo.diagnostics.episode import Episode
 from gradhpo.diagnostics.flops import arithmetic
 from gradhpo.diagnostics.rows import Row, compare
@@ -33,11 +34,9 @@ def measure(choice: Estimator | str, episode: Episode, exact: Hyper, training: f
         exact: The exact hypergradient.
         training: Arithmetic of training alone over the window.
     """
-    problem, inner, lam, window, origin, steps = episode
+    problem, inner, lam, window, origin, steps, _ = episode
     try:
-        estimator = METHODS[choice].estimator(steps) if isinstance(choice, str) else choice
-        if estimator.lead:  # lam is held fixed, so the last of its windows says all
-            estimator = delayed(estimator, steps - estimator.unroll_steps)
+        estimator = _estimator(choice, steps)
         if steps % estimator.unroll_steps:
             raise ValueError(
                 f"its window of {estimator.unroll_steps} does not divide {steps} steps."
@@ -50,8 +49,8 @@ def measure(choice: Estimator | str, episode: Episode, exact: Hyper, training: f
         if isinstance(error, TypeError) and not notes:
             raise
         return Row(refused=_sentence(notes[-1] if notes else str(error)))
-    compiled = traced.lower().compile()
-    hypergrad, info = compiled(inner, lam, window, origin)
+    run, temp_bytes = _runner(choice, estimator, traced, episode)
+    hypergrad, info = run(inner, lam, window, origin)
     hypergrad = jax.tree.map(np.asarray, hypergrad)
     counted = info.get("linear_iterations")
     iterations = None if counted is None else float(np.mean(counted))
@@ -69,39 +68,64 @@ def measure(choice: Estimator | str, episode: Episode, exact: Hyper, training: f
         gradients=gradients,
         products=products,
         flops=float((fixed + looped * max(iterations or 0, 1)) / max(training, 1)),
-        temp_bytes=getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
+        temp_bytes=temp_bytes,
         status=status,
         info=MappingProxyType(last),
         hypergrad=hypergrad,
     )
 
 
-def _run(problem: BilevelProblem, estimator: Estimator) -> Callable:
+def _estimator(choice: Estimator | str, steps: int, loop: Loop = "scan") -> Estimator:
+    """As chosen, or by its name."""
+    estimator = METHODS[choice].estimator(steps, loop) if isinstance(choice, str) else choice
+    if estimator.lead:  # lam is held fixed, so the last of its windows says all
+        estimator = delayed(estimator, steps - estimator.unroll_steps, loop=loop)
+    return estimator
+
+
+def _runner(
+    choice: Estimator | str, estimator: Estimator, traced: Any, episode: Episode
+) -> tuple[Callable, int | None]:
+    """What to call, and its temporary bytes: the program of all steps; or programs of single steps,
+    where what a method stores between them is in no program's count."""
+    if episode.loop == "host" and isinstance(choice, str):
+        hosted = _estimator(choice, episode.steps, "host")
+        if hosted.hosted or hosted.unroll_steps == 1:
+            return _run(episode.problem, hosted, "host"), None
+    compiled = traced.lower().compile()
+    return compiled, getattr(compiled.memory_analysis(), "temp_size_in_bytes", None)
+
+
+def _run(problem: BilevelProblem, estimator: Estimator, loop: Loop = "scan") -> Callable:
     """`(s_0, lam, window, origin) -> (last estimate, info of all)`, lam held fixed."""
+    steps = estimator.unroll_steps
+
+    def piece(window, i):  # windows made beforehand would be a copy of all the data
+        return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * steps, steps), window)
+
+    def body(problem, consts, carry, i, origin=None):
+        (lam, window), (memory, inner, _) = consts, carry
+        got = estimator.estimate(problem, memory, inner, lam, piece(window, i), origin)
+        return (got.memory, got.inner, got.hypergrad), dict(got.info)
 
     def run(inner, lam, window, origin):
-        steps = estimator.unroll_steps
         pieces = jax.tree.leaves(window)[0].shape[0] // steps
-
-        def piece(i):  # windows made beforehand would be a copy of all the data
-            return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * steps, steps), window)
-
-        memory = estimator.init(inner, lam, piece(0))
+        consts = lam, window
+        memory = estimator.init(inner, lam, piece(window, 0))
         if estimator.start is not None:
             memory = estimator.start(problem, memory, inner, lam, window)
-
-        def body(carry, i, origin=None):
-            memory, inner, _ = carry
-            got = estimator.estimate(problem, memory, inner, lam, piece(i), origin)
-            return (got.memory, got.inner, got.hypergrad), dict(got.info)
-
         carry = strengthen((memory, inner, optax.tree.zeros_like(lam)))
-        if origin is None or not estimator.starts:
-            (_, _, hypergrad), info = lax.scan(body, carry, jnp.arange(pieces))
-            return hypergrad, info
-        carry, first = body(carry, 0, origin)  # the first window alone looks back at the start
-        (_, _, hypergrad), info = lax.scan(body, carry, jnp.arange(1, pieces))
-        return hypergrad, jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, info)
+        infos = []
+        whole = loop == "host" and estimator.hosted  # its windows are loops over programs
+        alone = pieces if whole else int(origin is not None and estimator.starts)
+        for i in range(alone):  # the first window alone looks back at the start
+            carry, info = body(problem, consts, carry, i, None if i else origin)
+            infos.append(jax.tree.map(lambda x: x[None], info))
+        if alone < pieces:
+            xs = jnp.arange(alone, pieces)
+            carry, rest = fold(body, problem, consts, carry, xs, loop=loop)
+            infos.append(rest)
+        return carry[2], jax.tree.map(lambda *x: jnp.concatenate(x), *infos)
 
     return run
 

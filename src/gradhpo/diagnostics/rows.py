@@ -40,7 +40,8 @@ class Row:
         gradients: Gradients of a loss, training and validation alike; None where not known.
         products: Second-order products.
         flops: Arithmetic of the method's program, in units of training alone over the window.
-        temp_bytes: What the compiled program allocates beside its inputs and outputs.
+        temp_bytes: What the compiled program allocates beside its inputs and outputs; None where it
+            is not one program: steps that convolve are taken one by one on CPU.
         status: Of the last estimate, a code of `gradhpo.Status`.
         info: Metrics of the last estimate.
         hypergrad: The estimate, shaped like the hyperparameters.

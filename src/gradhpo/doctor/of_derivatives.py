@@ -10,8 +10,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from gradhpo.core import losses
+from gradhpo.core.estimator import fold
 from gradhpo.core.inspect import reach, started_hyperparams
 from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.types import Loop
 from gradhpo.diagnostics.episode import begin_in_float64, loss_after
 from gradhpo.doctor.faults import Fault, Found, Unseen
 from gradhpo.doctor.patient import Patient
@@ -106,12 +108,13 @@ def smoothness(patient: Patient) -> Found:
 
 
 def _exact(patient: Patient) -> Any:
-    return _unrolled(patient.problem)(patient.inner, patient.lam, patient.window)
+    return _unrolled(patient.problem, patient.loop)(patient.inner, patient.lam, patient.window)
 
 
 @kept
-def _unrolled(problem: BilevelProblem) -> Callable:
-    return jax.jit(partial(unrolled_gradients, problem))
+def _unrolled(problem: BilevelProblem, loop: Loop) -> Callable:
+    unrolled = partial(unrolled_gradients, problem, loop=loop)
+    return unrolled if loop == "host" else jax.jit(unrolled)
 
 
 def _hypergradient(got: Any) -> list[tuple[str, np.ndarray]]:
@@ -124,16 +127,19 @@ def _dead(patient: Patient) -> str:
     loss = patient.problem.reported_loss
     if loss is None:
         return ""
-    floating, rest = split(patient.inner.params)
 
-    def gradient(batch):
+    def gradient(problem, consts, carry, batch):
+        inner, lam = consts
+        floating, rest = split(inner.params)
+
         def value(w):
-            weights, state = merge(w, rest), patient.inner.model_state
-            return losses.train(loss, weights, patient.lam, batch, state).value
+            weights, state = merge(w, rest), inner.model_state
+            return losses.train(loss, weights, lam, batch, state).value
 
-        return jax.grad(value)(floating)
+        return carry, jax.grad(value)(floating)
 
-    grads = jax.jit(lambda window: jax.lax.map(gradient, window))(patient.window.train)
+    consts, batches = (patient.inner, patient.lam), patient.window.train
+    grads = fold(gradient, patient.problem, consts, (), batches, loop=patient.loop)[1]
     zero = jax.tree.map(lambda g: np.all(np.asarray(g) == 0, axis=0), grads)
     return ", ".join(
         f"{name} ({int(np.sum(x))} of {np.size(x)} numbers)"
@@ -156,7 +162,8 @@ def _missed(patient: Patient) -> float:
         episode = begin_in_float64(patient.task.stored, patient.steps, None, None)
         loss = loss_after(episode)
         flat, back = ravel_pytree(episode.lam)
-        got = _unrolled(episode.problem)(episode.inner, episode.lam, episode.window)
+        unrolled = _unrolled(episode.problem, episode.loop)
+        got = unrolled(episode.inner, episode.lam, episode.window)
         h = ravel_pytree(jax.tree.map(jnp.add, got.direct, got.indirect))[0]
         size = jnp.linalg.norm(h)
         if not bool(jnp.isfinite(size)) or float(size) == 0:

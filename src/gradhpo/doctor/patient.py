@@ -9,7 +9,8 @@ from gradhpo.core.dynamics import InnerState
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin
 from gradhpo.core.task import Task
-from gradhpo.core.types import Hyper
+from gradhpo.core.types import Hyper, Loop
+from gradhpo.diagnostics.episode import loop_for
 from gradhpo.utils.gradients import tree_last
 
 __all__ = ["Make", "Patient", "patient_of"]
@@ -29,6 +30,7 @@ class Patient(NamedTuple):
     window: Window  # of T steps
     origin: Origin
     steps: int  # T
+    loop: Loop  # over them
 
     @property
     def batch(self) -> Window:
@@ -46,4 +48,5 @@ def patient_of(make: Make, steps: int) -> Patient:
     stored = task.stored
     inner, window = stored.begin(steps)
     lam: Any = jax.tree.map(jax.numpy.asarray, stored.hyperparams)
-    return Patient(make, task, stored.problem, inner, lam, window, stored.origin(), steps)
+    loop = loop_for(stored.problem, inner, lam, window)
+    return Patient(make, task, stored.problem, inner, lam, window, stored.origin(), steps, loop)
