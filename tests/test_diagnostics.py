@@ -114,7 +114,7 @@ def convolving():
     """A task whose training step convolves."""
     normal = np.random.default_rng(0).standard_normal
     problem = BilevelProblem(from_optax(convolves, optax.sgd(0.1, momentum=0.5)), convolves)
-    params = {"filter": normal((2, 1, 3))}
+    params = {"filter": np.float32(normal((2, 1, 3)))}
     train, val = (InOrder(normal((4, 3, 1, 6))) for _ in range(2))
     return Task(problem, params, -1.0, train, val)
 
@@ -124,7 +124,7 @@ def test_convolutions_are_not_looped_over_in_a_program(convolving, monkeypatch):
     names = ["one_step", "greedy", "hyperdistill", "reverse", "forward"]
     on_cpu = jax.default_backend() == "cpu"
     inner, window = convolving.begin(4)
-    loop = episode.loop_for(convolving.problem, inner, convolving.hyperparams, window)
+    loop = episode.loop_for(convolving.problem, inner, jnp.array(-1.0), window)
     assert (loop == "host") == on_cpu
     monkeypatch.setattr(episode, "loop_for", lambda *args: "host")
     by_step = check_hypergradient(convolving, 4, names)

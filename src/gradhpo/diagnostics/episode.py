@@ -52,9 +52,9 @@ def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any)
         inner = fresh
         if started_hyperparams(problem, task.origin(key), lam):
             origin = task.origin(key)
-    inner, window = strengthen(_wide(inner)), _wide(window)
-    loop = loop_for(problem, inner, lam, window)
-    return Episode(problem, inner, lam, window, origin, steps, loop)
+    start, window = strengthen(_wide(inner)), _wide(window)
+    loop = loop_for(problem, start, lam, window)
+    return Episode(problem, start, lam, window, origin, steps, loop)
 
 
 def loop_for(problem: BilevelProblem, inner: InnerState, lam: Hyper, window: Window) -> Loop:
