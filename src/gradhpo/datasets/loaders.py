@@ -89,7 +89,7 @@ class Endless:
         if self._numbered:
             self._position = Position(wanted.epoch, 0)
         while self._position < wanted:
-            self()
+            self._step()
         if self._position != wanted:
             raise ValueError(
                 f"the loader has no batch {wanted.batch} in epoch {wanted.epoch}: it is not the "
@@ -103,14 +103,22 @@ class Endless:
             ValueError: the loader is empty or cannot begin again, or a batch is larger than the
                 first one, or smaller and not the last of an epoch.
         """
-        while True:
-            if self._iterator is None:
-                self._iterator = self._epoch()
-            batch = next(self._iterator, _END)
-            if batch is not _END and (batch := self._sized(as_arrays(batch))) is not None:
-                self._position = self._position._replace(batch=self._position.batch + 1)
-                return batch
+        while (batch := self._step()) is _END:
+            pass
+        return batch
+
+    def _step(self) -> Any:
+        """The next batch, or `_END` of an epoch."""
+        if self._iterator is None:
+            self._iterator = self._epoch()
+        batch = next(self._iterator, _END)
+        if batch is not _END:
+            batch = self._sized(as_arrays(batch))
+        if batch is _END:
             self._end_epoch()
+        else:
+            self._position = self._position._replace(batch=self._position.batch + 1)
+        return batch
 
     def _epoch(self) -> Iterator[Any]:
         made: Iterable[Any] = self._loader
@@ -133,8 +141,8 @@ class Endless:
             )
         self._iterator, self._position = None, Position(epoch + 1, 0)
 
-    def _sized(self, batch: Batch) -> Batch | None:
-        """The batch, filled up; None: it is the last of its epoch, too small, and left out."""
+    def _sized(self, batch: Batch) -> Any:
+        """The batch, filled up; `_END`: it is the last of its epoch, too small, and left out."""
         sizes = {np.shape(x)[0] for x in jax.tree.leaves(batch) if np.ndim(x)}
         size = sizes.pop() if len(sizes) == 1 else None
         where = f"batch {self._position.batch} of epoch {self._position.epoch}"
@@ -161,7 +169,7 @@ class Endless:
                 f"{where} has {size} examples, the first one had {wanted}, and it is not the last "
                 "of its epoch, which alone is left out: fill such batches up with pad=True."
             )
-        return None
+        return _END
 
 
 _END = object()
