@@ -235,6 +235,42 @@ def test_a_run_goes_on_from_the_position_that_a_callback_saw(kind):
     jax.tree.map(same, (again.params, again.hyperparams), (whole.params, whole.hyperparams))
 
 
+def test_an_episode_that_failed_is_drawn_again():
+    """Both sources are turned back to where the state that came with the error stands."""
+    problem = BilevelProblem(from_optax(decayed(masked), optax.sgd(0.01)), masked)
+    method, calls = one_step(), itertools.count(1)
+
+    def sources():
+        return {
+            "train": batches(single(DATA), 4, 0, pad=True),
+            "val": batches(single(DATA), 4, 1, pad=True),
+        }
+
+    def train(**sources):
+        task = Task(problem, np.zeros(3, np.float32), {"decay": jnp.array(-2.0)}, **sources)
+        return partial(tune, task, method, T=4, of=3, lr_hyper=0.1)
+
+    whole, broken = train(**sources())(episodes=3), sources()
+
+    def val():
+        if next(calls) == 10:
+            raise OSError("the disk is gone for a moment")
+        return broken["val"]()
+
+    with pytest.raises(OSError) as caught:
+        train(train=broken["train"], val=val)(episodes=3)
+    state = caught.value.state
+    assert int(state.drawn) < 9 and broken["train"].position == (3, 1)  # ahead of the state
+    for source in broken.values():
+        source.go_to(int(state.drawn))
+    got = train(**broken)(episodes=3 - int(state.episode), state=state)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (got.params, got.hyperparams),
+        (whole.params, whole.hyperparams),
+    )
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 
