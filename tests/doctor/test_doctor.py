@@ -11,6 +11,7 @@ import pytest
 
 import gradhpo as gh
 from gradhpo import cli, spaces
+from gradhpo.datasets import batches
 from gradhpo.doctor import doctor
 from gradhpo.doctor.examine import Measured, _advice
 from gradhpo.doctor.faults import Unseen
@@ -261,13 +262,15 @@ def in_order(part, size):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("kind", ["function", "InOrder"])
+@pytest.mark.parametrize("kind", ["function", "InOrder", "filled up"])
 def test_examples_that_come_again_in_every_epoch(kind, shared):
     train = DATA[0]
     val = MIXED if shared else DATA[1]
     source = in_order(train, 35)
     if kind == "InOrder":
         source = gh.InOrder(jax.tree.map(lambda *x: np.stack(x), *(source() for _ in range(9))))
+    if kind == "filled up":
+        source = batches(train, 15, seed=0, pad=True)
     made = task().replace(train=source, val=gh.Resident(val))
     found = list(shared_rows(patient_of(lambda: made, 9)))
     wanted = ["validation examples that are training examples"] * shared
@@ -299,6 +302,10 @@ def test_batches_that_no_seed_decides():
     assert fault.name.startswith("batches that differ") and "train source" in fault.says
     assert not fault.sure
     assert not list(same_batches(lambda: made.replace(train=in_order(DATA[0], 40))))
+    (unseen,) = shared_rows(
+        patient_of(lambda: made.replace(val=lambda: (X[:9], Y[:9, None] * X[:9])), 2)
+    )
+    assert "no shape in common" in unseen.why
     (unseen,) = same_batches(lambda: source_that_goes_on)
     assert "the train source goes on" in unseen.why
 

@@ -183,7 +183,7 @@ def from_loader(
     loader: Iterable[Any] | Callable[..., Iterable[Any]],
     *,
     pad: bool = False,
-    start: int | tuple[int, int] = (0, 0),
+    start: int | tuple[int, int] = 0,
 ) -> Endless:
     """A source of batches, for `get_train_batch`, `get_val_batch` and `gradhpo.Task`.
 

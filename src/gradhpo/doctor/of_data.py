@@ -11,6 +11,7 @@ import numpy as np
 from gradhpo.core import losses
 from gradhpo.core.source import Pool, Resident
 from gradhpo.core.task import Task
+from gradhpo.datasets.loaders import Masked
 from gradhpo.doctor.faults import Fault, Found, Unseen
 from gradhpo.doctor.patient import Make, Patient
 from gradhpo.utils.arrays import as_arrays
@@ -86,7 +87,7 @@ def problems(make: Make) -> Found:
 def shared_rows(patient: Patient) -> Found:
     """Are validation examples training examples?"""
     train, val = _rows(patient, "train"), _rows(patient, "val")
-    if not train or not val:
+    if not train or not val or len(train[0]) != len(val[0]):
         yield Unseen("examples are drawn with the start of an episode, or have no shape in common")
         return
     once = _first_pass(train)
@@ -160,6 +161,9 @@ def _rows(patient: Patient, side: str) -> list[bytes]:
         return []  # who is in which part is drawn with the episode
     lead = 1 if isinstance(source, Resident) else 2
     tree = source.data if isinstance(source, Resident) else getattr(patient.window, side)
+    mask = None
+    if isinstance(tree, Masked):  # the places that were filled up hold copies
+        tree, mask = tree
     arrays = [x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)]
     sizes = [np.shape(x)[:lead] for x in arrays if np.ndim(x) >= lead]
     if not sizes:
@@ -170,7 +174,11 @@ def _rows(patient: Patient, side: str) -> list[bytes]:
         (x.astype(np.float32) if x.dtype.kind == "f" else x).reshape(int(np.prod(common)), -1)
         for x in arrays
     ]
-    return [b"".join(x.tobytes() for x in row) for row in zip(*plain, strict=True)]
+    counts = [True] * len(plain[0]) if mask is None else np.ravel(mask)
+    rows = zip(*plain, strict=True)
+    return [
+        b"".join(x.tobytes() for x in row) for row, there in zip(rows, counts, strict=True) if there
+    ]
 
 
 def _first_pass(rows: list[bytes]) -> list[bytes]:
