@@ -50,6 +50,7 @@ KINDS = {
     "list": lambda: list(Loader()),
     "loader": lambda: Loader(seed=3),
     "function": lambda: lambda: iter(Loader()),
+    "built-in function": lambda: partial(iter, list(Loader())),
     "function of the epoch": lambda: of_epoch,
     "endless iterator": lambda: itertools.cycle(list(Loader())[:2]),
 }
