@@ -331,6 +331,27 @@ FAULTS = [
         "loss(0, 1), loss(2, 3)",
         "tests/doctor",
     ),
+    Fault(
+        "doctor: examples of a second epoch count as repeated",
+        "doctor/of_data.py",
+        "once = _first_pass(train)",
+        "once = train",
+        "tests/doctor/test_doctor.py -k again",
+    ),
+    Fault(
+        "loaders: the places that were filled up count",
+        "datasets/loaders.py",
+        "mask = np.arange(wanted) < size",
+        "mask = np.arange(wanted) < wanted",
+        "tests/datasets/test_loaders.py",
+    ),
+    Fault(
+        "loaders: a source goes on one batch late",
+        "datasets/loaders.py",
+        "while self._position < wanted:",
+        "while self._position <= wanted:",
+        "tests/datasets/test_loaders.py",
+    ),
 ]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from gradhpo import DataBatch, Resident
 from gradhpo.core.problem import Window
-from gradhpo.core.source import as_arrays, draw, fetch, gather, owned, stack
+from gradhpo.core.source import draw, fetch, gather, stack
+from gradhpo.utils.arrays import as_arrays, owned
 
 
 def test_resident_draws_the_same_again_and_others_elsewhere():

@@ -11,9 +11,11 @@ import pytest
 
 import gradhpo as gh
 from gradhpo import cli, spaces
+from gradhpo.datasets import batches
 from gradhpo.doctor import doctor
 from gradhpo.doctor.examine import Measured, _advice
-from gradhpo.doctor.of_data import DRAWN
+from gradhpo.doctor.faults import Unseen
+from gradhpo.doctor.of_data import DRAWN, same_batches, shared_rows
 from gradhpo.doctor.patient import patient_of
 
 X = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
@@ -53,7 +55,7 @@ def names(found):
 
 def test_a_task_that_is_well():
     found = doctor(task(), 8, methods=["one_step", "reverse", "implicit_cg"])
-    assert not found.faults and len(found.held) == 7
+    assert not found.faults and len(found.held) == 8
     assert found.methods["reverse"].row.relative_error < 1e-9
     assert found.methods["reverse"].times > 0 and found.training > 0
     assert found.methods["implicit_cg"].row.refused
@@ -252,6 +254,62 @@ def test_a_batch_that_recompiles():
     assert fault.name == "a batch that recompiles" and "batch 3 of the train source" in fault.says
 
 
+def in_order(part, size):
+    """Batches of ten examples, again and again, and the last ones left out."""
+    x, y = part
+    rows = itertools.cycle(range(0, size - size % 10, 10))
+    return lambda: (lambda i: (x[i : i + 10], y[i : i + 10]))(next(rows))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kind", ["function", "InOrder", "filled up"])
+def test_examples_that_come_again_in_every_epoch(kind, shared):
+    train = DATA[0]
+    val = MIXED if shared else DATA[1]
+    source = in_order(train, 35)
+    if kind == "InOrder":
+        source = gh.InOrder(jax.tree.map(lambda *x: np.stack(x), *(source() for _ in range(9))))
+    if kind == "filled up":
+        source = batches(train, 15, seed=0, pad=True)
+    made = task().replace(train=source, val=gh.Resident(val))
+    found = list(shared_rows(patient_of(lambda: made, 9)))
+    wanted = ["validation examples that are training examples"] * shared
+    assert [fault.name for fault in found] == wanted
+
+
+def test_draws_by_chance_still_say_nothing():
+    """The negative control: few different examples, drawn with replacement."""
+
+    def chance():
+        generator = np.random.default_rng(0)
+        x, y = (a[:12] for a in DATA[0])
+        return lambda: (lambda rows: (x[rows], y[rows]))(generator.integers(0, 12, 10))
+
+    (found,) = shared_rows(patient_of(lambda: task().replace(train=chance()), 9))
+    assert isinstance(found, Unseen) and "training examples repeat" in found.why
+
+
+def test_batches_that_no_seed_decides():
+    generator, made = np.random.default_rng(0), task()
+
+    source_that_goes_on = made.replace(train=in_order(DATA[0], 40))
+
+    def shuffled():
+        x, y = DATA[0]
+        return lambda: (lambda rows: (x[rows], y[rows]))(generator.permutation(40)[:10])
+
+    (fault,) = same_batches(lambda: made.replace(train=shuffled()))
+    assert fault.name.startswith("batches that differ") and "train source" in fault.says
+    assert not fault.sure
+    assert not list(same_batches(lambda: made.replace(train=in_order(DATA[0], 40))))
+    (unseen,) = shared_rows(
+        patient_of(lambda: made.replace(val=lambda: (X[:9], Y[:9, None] * X[:9])), 2)
+    )
+    assert "no shape in common" in unseen.why
+    (unseen,) = same_batches(lambda: source_that_goes_on)
+    assert "the train source goes on" in unseen.why
+
+
 def test_a_problem_made_for_every_seed():
     assert names(doctor(lambda: task(), 4)) == ["a problem made anew"]
 
@@ -260,7 +318,7 @@ def test_the_time_limit_is_kept():
     made = task()
     found = doctor(made, 4, methods=["one_step", "reverse"], limit=1e-3)
     assert found.skipped == ["one_step", "reverse"] and "no time was left for" in str(found)
-    assert len(found.held) + len(found.unseen) == 7 and not found.methods
+    assert len(found.held) + len(found.unseen) == 8 and not found.methods
 
 
 def test_a_source_that_goes_on_is_left_alone():

@@ -18,7 +18,7 @@ from gradhpo.core.dynamics import is_optimizer
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import Outer, check_outer
 from gradhpo.core.problem import Begin, Window
-from gradhpo.core.source import BatchSource, as_arrays
+from gradhpo.core.source import BatchSource
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer
 from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
@@ -29,6 +29,7 @@ from gradhpo.driver.setup import Setup, check_length
 from gradhpo.driver.tune import checked_run, found_again
 from gradhpo.estimators.over_tasks import over_tasks
 from gradhpo.estimators.virtual import virtual_step
+from gradhpo.utils.arrays import as_arrays
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
     check_callable,

@@ -8,12 +8,13 @@ from gradhpo.algorithms.method import Example, Method, Summary
 from gradhpo.core.episode import ON_HOST
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.problem import Window
-from gradhpo.core.source import as_arrays, stack
+from gradhpo.core.source import stack
 from gradhpo.core.state import BilevelState
 from gradhpo.core.types import Batch, LossFn
 from gradhpo.driver._programs import programs
 from gradhpo.driver.setup import resolve
 from gradhpo.estimators.distill import has_examples, hyperdistill
+from gradhpo.utils.arrays import as_arrays
 from gradhpo.utils.validation import check_count, leaves_with_names
 
 __all__ = ["ENTRIES", "OnlineHypergradientOptimizer"]

@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from gradhpo.core.problem import Window
 from gradhpo.core.types import Batch, PyTree
+from gradhpo.utils.arrays import as_arrays, owned
 from gradhpo.utils.validation import (
     check_alike,
     check_batch,
@@ -31,13 +32,12 @@ __all__ = [
     "Picked",
     "Pool",
     "Resident",
-    "as_arrays",
+    "Whole",
     "check_pools",
     "check_source",
     "draw",
     "fetch",
     "gather",
-    "owned",
     "resident",
     "stack",
 ]
@@ -51,6 +51,12 @@ class Picked(NamedTuple):
 
     rows: Any  # an integer array of any shape
     beside: PyTree = ()  # what else belongs to the batch: labels of the task, PRNG keys
+
+
+class Whole(NamedTuple):
+    """All of a data set that stays on the device, in order, in the place of a batch."""
+
+    of: Any  # an array with an entry for every batch; what it holds is not looked at
 
 
 class Pool:
@@ -73,15 +79,16 @@ class Pool:
 
 
 class Resident:
-    """Batches drawn with replacement from arrays that stay on the device.
+    """Batches of arrays that stay on the device: drawn with replacement, or all of them each time.
 
     Pass one in place of `get_train_batch` or `get_val_batch`: nothing but T x batch_size
-    indices crosses from the host per episode.
+    indices crosses from the host per episode, and without a batch size T bytes.
 
     Args:
         data: Arrays that share their leading axis, for example `(inputs, targets)`; finite.
             NumPy arrays are copied, so that later changes in place change nothing here.
-        batch_size: Examples per batch, at most as many as there are.
+        batch_size: Examples per batch, at most as many as there are. None: every batch is the
+            whole set, in order, and nothing is gathered.
         seed: Of the draws. The same seed draws the same batches for every method.
 
     >>> source = Resident((np.zeros((100, 8)), np.zeros(100)), batch_size=32)
@@ -89,14 +96,15 @@ class Resident:
     (20, 32)
     """
 
-    def __init__(self, data: Batch, batch_size: int, seed: int = 0):
+    def __init__(self, data: Batch, batch_size: int | None = None, seed: int = 0):
         self.data, self.length = _on_device(data)
-        self.batch_size = check_count("batch_size", batch_size)
+        self.whole = batch_size is None
+        self.batch_size = self.length if self.whole else check_count("batch_size", batch_size)
         if self.batch_size > self.length:
             raise ValueError(
                 f"batch_size={self.batch_size} is more than the {self.length} examples of the data "
                 "set; drawn with replacement, a batch would repeat some for certain. Take at most "
-                f"{self.length}; for all of them at every step, give a function that returns them."
+                f"{self.length}; for all of them at every step, leave batch_size out."
             )
         self.seed = check_count("seed", seed, minimum=0)
 
@@ -105,8 +113,14 @@ class Resident:
 
         The same at every call, so every method sees the same batches and a run can go on.
         """
+        if self.whole:
+            return np.broadcast_to(np.arange(self.length, dtype=np.int32), (steps, self.length))
         generator = np.random.default_rng((self.seed, first))
         return generator.integers(0, self.length, (steps, self.batch_size), dtype=np.int32)
+
+    def steps(self, first: int, count: int) -> np.ndarray | Whole:
+        """What stands for the batches of these steps in a window, until `fetch`."""
+        return Whole(np.zeros(count, np.int8)) if self.whole else self.indices(first, count)
 
 
 def _on_device(data: Batch) -> tuple[Batch, int]:
@@ -230,10 +244,8 @@ def draw(train: BatchSource, val: BatchSource, first: int, steps: int) -> Window
         for name, stacked in drawn.items():
             stacked.add(_call(name, sources[name], t, steps))
 
-    def side(name: str, source: BatchSource) -> Batch:
-        if isinstance(source, Resident):
-            return source.indices(first, steps)
-        return source.steps(first, steps) if isinstance(source, InOrder) else drawn[name].whole()
+    def side(name: str, source: Any) -> Batch:
+        return drawn[name].whole() if name in drawn else source.steps(first, steps)
 
     return Window(*(side(name, source) for name, source in sources.items()))
 
@@ -245,13 +257,17 @@ def fetch(resident: Window, window: Window) -> Window:
 
 
 def gather(data: PyTree, indices: PyTree) -> PyTree:
-    """The examples of a resident data set named by an index array of any shape, or by `Picked`.
+    """The examples of a resident data set named by an index array of any shape, by `Picked` or
+    by `Whole`, which repeats the set: the compiler makes no copy of what is taken out again.
 
     >>> print(gather(jnp.array([10, 20, 30]), jnp.array([2, 0])))
     [30 10]
     """
     if isinstance(indices, Picked):
         return gather(data, indices.rows), indices.beside
+    if isinstance(indices, Whole):
+        lead = jnp.shape(indices.of)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, lead + jnp.shape(x)), data)
     return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
 
 
@@ -264,40 +280,6 @@ def _call(name: str, source: Any, t: int, steps: int) -> Batch:
             "T batches per episode from it. Cycle over the data (itertools.cycle, or a new "
             "permutation per epoch), or lower M or T."
         ) from None
-
-
-def as_arrays(batch: Batch) -> Batch:
-    """Lists of numbers and foreign arrays become NumPy's; containers of arrays, and arrays, stay.
-
-    >>> as_arrays((np.ones(2), [0, 1]))
-    (array([1., 1.]), array([0, 1]))
-    """
-    return jax.tree.map(_as_array, batch, is_leaf=_is_numbers)
-
-
-def _as_array(x: Any) -> Any:
-    if isinstance(x, (jax.Array, np.ndarray, np.generic)):
-        return x
-    # A list, or an array of another library, such as a tensor of PyTorch on the host.
-    return np.asarray(x) if isinstance(x, list) or hasattr(x, "__array__") else x
-
-
-def _is_numbers(x: Any) -> bool:
-    return isinstance(x, list) and not any(hasattr(y, "shape") for y in jax.tree.leaves(x))
-
-
-def owned(batch: Batch) -> Batch:
-    """`as_arrays`, with copies of NumPy arrays.
-
-    A program may still be reading the memory of its arguments when the call has returned, while
-    the caller already refills it.
-    """
-    return jax.tree.map(_own, batch, is_leaf=_is_numbers)
-
-
-def _own(x: Any) -> Any:
-    x = _as_array(x)
-    return np.array(x) if isinstance(x, np.ndarray) else x
 
 
 def stack(name: str, batches: list[Batch]) -> Batch:

@@ -1,4 +1,4 @@
-"""Small public data sets, label noise, splits and batches.
+"""Small public data sets, label noise, splits and batches, of arrays or of a loader of yours.
 
     from gradhpo import datasets
     data = datasets.load("mnist")            # or datasets.mnist()
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradhpo.datasets.corruption import corrupt_labels
 from gradhpo.datasets.dataset import Dataset, DatasetError, check_finite
+from gradhpo.datasets.loaders import Endless, Masked, Position, from_loader
 from gradhpo.datasets.registry import available, load, loader
 from gradhpo.datasets.windows import batches, epoch_indices, sample_indices, split
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Dataset",
     "DatasetError",
+    "Endless",
+    "Masked",
+    "Position",
     "a9a",
     "available",
     "batches",
@@ -37,6 +41,7 @@ __all__ = [
     "digits",
     "epoch_indices",
     "fashion_mnist",
+    "from_loader",
     "gaussian_clusters",
     "ijcnn1",
     "image_folder",

@@ -7,12 +7,14 @@ from a resident data set; `batches` is for training loops that take a callable.
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from gradhpo.core.types import DataBatch
 from gradhpo.datasets.dataset import check_finite
+from gradhpo.datasets.loaders import Endless, from_loader
+from gradhpo.utils.validation import check_count
 
 __all__ = ["batches", "epoch_indices", "sample_indices", "split"]
 
@@ -64,7 +66,7 @@ def epoch_indices(seed: int, num_examples: int, batch_size: int, epoch: int = 0)
     (2, 3)
     """
     steps = _check_sizes(num_examples, batch_size, replace=False)
-    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    order = _order(seed, num_examples, epoch)
     return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
@@ -104,20 +106,30 @@ def sample_indices(
     return np.concatenate(passes)[:steps]
 
 
-def batches(data: Sequence, batch_size: int, seed: int, start: int = 0) -> Callable[[], DataBatch]:
+def batches(
+    data: Sequence,
+    batch_size: int,
+    seed: int,
+    start: int | tuple[int, int] = 0,
+    *,
+    pad: bool = False,
+) -> Endless:
     """An endless source of batches, for `get_train_batch` and `get_val_batch`.
 
-    Every epoch is a new shuffle; the last partial batch of an epoch is dropped,
-    so that shapes never change and nothing compiles twice.
+    Every epoch is a new shuffle. Shapes never change, so that nothing compiles twice.
 
     Args:
         data: `(inputs, targets)`, both with the N examples leading.
         batch_size: Examples per batch.
         seed: Decides the order: batch k is row k of `sample_indices`.
-        start: Number of the first batch, to go on after an interruption.
+        start: Number of the first batch, or the `position` of an earlier source, to go on after an
+            interruption.
+        pad: What happens to a last partial batch of an epoch. False: it is left out. True: it is
+            filled up, so that every example counts once per epoch.
 
     Returns:
-        `next_batch()`, which returns a `DataBatch` of numpy arrays.
+        `next_batch()`, which returns a `DataBatch` of numpy arrays, with `pad` a
+        `Masked(DataBatch, mask)`. Its `position` is where it stands.
 
     Raises:
         ValueError: at once, for empty data, inputs and targets of different
@@ -130,16 +142,22 @@ def batches(data: Sequence, batch_size: int, seed: int, start: int = 0) -> Calla
     arrays = _checked(data)
     total = len(arrays.targets)
     per_epoch = _check_sizes(total, batch_size, replace=False)
-    epoch, skip = divmod(start, per_epoch)
+    if pad:
+        per_epoch = -(-total // batch_size)
+    if not isinstance(start, tuple | list):
+        start = divmod(check_count("start", start, minimum=0), per_epoch)
 
-    def stream():
-        first, current = skip, epoch
-        while True:
-            for rows in epoch_indices(seed, total, batch_size, current)[first:]:
-                yield DataBatch(arrays.inputs[rows], arrays.targets[rows])
-            first, current = 0, current + 1
+    def epoch(number: int) -> Iterator[DataBatch]:
+        order = _order(seed, total, number)
+        for first in range(0, total, batch_size):
+            rows = order[first : first + batch_size]
+            yield DataBatch(arrays.inputs[rows], arrays.targets[rows])
 
-    return stream().__next__
+    return from_loader(epoch, pad=pad, start=start)
+
+
+def _order(seed: int, num_examples: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def _checked(batch: Sequence) -> DataBatch:

@@ -134,10 +134,10 @@ def doctor(
 
 
 def _seconds(train: Callable[[Length, Hook], Any], steps: int) -> float:
-    """Of an episode, the median; the first one compiles."""
+    """Of an episode, the median; the first one compiles. NaN: the batches end before."""
     ends: list[float] = []
     train(Length(1 + TIMED, steps), lambda episode, state: ends.append(time.monotonic()))
-    return float(np.median(np.diff(ends)))
+    return float(np.median(np.diff(ends))) if len(ends) > 1 else math.nan
 
 
 def _measured(patient: Patient, name: str, training: float) -> Measured:

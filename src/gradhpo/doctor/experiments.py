@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from gradhpo.doctor.faults import Found
-from gradhpo.doctor.of_data import company, problems, shapes, shared_rows
+from gradhpo.doctor.of_data import company, problems, same_batches, shapes, shared_rows
 from gradhpo.doctor.of_derivatives import connections, finite, smoothness
 from gradhpo.doctor.patient import Make, Patient
 
@@ -11,6 +11,7 @@ __all__ = ["OF_TASKS", "OF_TRAINING"]
 
 OF_TASKS: dict[str, Callable[[Make], Found]] = {
     "the batches of a source have one shape": shapes,
+    "a task made anew begins with the same batches": same_batches,
     "there is one problem for all seeds": problems,
 }
 """Experiments that come before any training, by what holds where they find nothing."""

@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.core import losses
-from gradhpo.core.source import InOrder, Pool, Resident
+from gradhpo.core.source import Pool, Resident
+from gradhpo.core.task import Task
+from gradhpo.datasets.loaders import Masked
 from gradhpo.doctor.faults import Fault, Found, Unseen
 from gradhpo.doctor.patient import Make, Patient
+from gradhpo.utils.arrays import as_arrays
 
-__all__ = ["UNEVEN", "company", "problems", "shapes", "shared_rows"]
+__all__ = ["UNEVEN", "company", "problems", "same_batches", "shapes", "shared_rows"]
 
 UNEVEN = "a batch that recompiles"
 DRAWN, DRAWING = 200, 10.0  # batches of a source that are looked at, and seconds, at most
+PASS = 0.95  # share of different examples by which a pass through the data is over
 DISTINCT = 0.9  # share of the training examples that must be, for equal ones to say something
 SHARE = 0.05  # of what examples do to the loss, from which their company counts
 
@@ -25,9 +29,7 @@ def shapes(make: Make) -> Found:
     """Do all batches of a source have one shape? Another one is another program."""
     fresh, other = make(), make()
     until = time.monotonic() + DRAWING
-    for side, source in (("train", fresh.train), ("val", fresh.val)):
-        if source is None or isinstance(source, Resident | InOrder | Pool):
-            continue
+    for side, source in _functions(fresh):
         if source is getattr(other, side):
             yield Unseen(f"the {side} source goes on; give a function that makes the task anew")
             return
@@ -51,6 +53,29 @@ def shapes(make: Make) -> Found:
                 break
 
 
+def same_batches(make: Make) -> Found:
+    """Does a task that is made again begin with the same batches?"""
+    fresh, other = make(), make()
+    for side, source in _functions(fresh):
+        again = getattr(other, side)
+        if source is again:
+            yield Unseen(f"the {side} source goes on; give a function that makes the task anew")
+            return
+        try:
+            first, second = [jax.tree.leaves(as_arrays(each())) for each in (source, again)]
+        except StopIteration:  # the run will say so
+            continue
+        if not all(map(_equal, first, second)):
+            yield Fault(
+                "batches that differ from training to training",
+                f"the {side} source of a task made anew, for the same seed, begins with another "
+                "batch",
+                "Shuffle by a generator that is made with the seed, in the function that makes the "
+                "task: trainings and methods are compared on the same batches",
+                sure=False,
+            )
+
+
 def problems(make: Make) -> Found:
     """Is the problem the same object for every task? Another one is compiled anew."""
     if make().problem is not make().problem:
@@ -65,10 +90,11 @@ def problems(make: Make) -> Found:
 def shared_rows(patient: Patient) -> Found:
     """Are validation examples training examples?"""
     train, val = _rows(patient, "train"), _rows(patient, "val")
-    if not train or not val:
+    if not train or not val or len(train[0]) != len(val[0]):
         yield Unseen("examples are drawn with the start of an episode, or have no shape in common")
         return
-    if len(set(train)) < DISTINCT * len(train):
+    once = _first_pass(train)
+    if len(set(once)) < DISTINCT * len(once):
         yield Unseen("training examples repeat, so that equal ones say nothing")
         return
     known = set(train)
@@ -138,6 +164,9 @@ def _rows(patient: Patient, side: str) -> list[bytes]:
         return []  # who is in which part is drawn with the episode
     lead = 1 if isinstance(source, Resident) else 2
     tree = source.data if isinstance(source, Resident) else getattr(patient.window, side)
+    mask = None
+    if isinstance(tree, Masked):  # the places that were filled up hold copies
+        tree, mask = tree
     arrays = [x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)]
     sizes = [np.shape(x)[:lead] for x in arrays if np.ndim(x) >= lead]
     if not sizes:
@@ -148,7 +177,30 @@ def _rows(patient: Patient, side: str) -> list[bytes]:
         (x.astype(np.float32) if x.dtype.kind == "f" else x).reshape(int(np.prod(common)), -1)
         for x in arrays
     ]
-    return [b"".join(x.tobytes() for x in row) for row in zip(*plain, strict=True)]
+    counts = [True] * len(plain[0]) if mask is None else np.ravel(mask)
+    rows = zip(*plain, strict=True)
+    return [
+        b"".join(x.tobytes() for x in row) for row, there in zip(rows, counts, strict=True) if there
+    ]
+
+
+def _first_pass(rows: list[bytes]) -> list[bytes]:
+    """The rows by whose end nearly all of those that differ have come: of a source that goes
+    through its data again and again, the first time; of draws by chance, nearly all of them."""
+    different = list(dict.fromkeys(rows))
+    last = different[int(PASS * (len(different) - 1))]
+    return rows[: rows.index(last) + 1]
+
+
+def _functions(task: Task) -> list[tuple[str, Any]]:
+    """The sources that are functions."""
+    return [(side, each) for side in ("train", "val") if callable(each := getattr(task, side))]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if jnp.issubdtype(jnp.result_type(one), jax.dtypes.extended):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    return np.array_equal(np.asarray(one), np.asarray(other))
 
 
 def _short(shape: Any) -> str:

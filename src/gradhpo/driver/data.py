@@ -11,14 +11,13 @@ from gradhpo.core.source import (
     BatchSource,
     Pool,
     Resident,
-    as_arrays,
     check_pools,
     check_source,
     draw,
-    owned,
     resident,
     stack,
 )
+from gradhpo.utils.arrays import as_arrays, owned
 from gradhpo.utils.validation import check_callable
 
 __all__ = ["Data", "Drawn", "in_one"]
@@ -79,7 +78,7 @@ class Data(NamedTuple):
             return AT_ONCE
         if not (isinstance(self.train, Resident) and isinstance(self.val, Resident)):
             return 1
-        each = 4 * T * (self.train.batch_size + self.val.batch_size)
+        each = sum(x.nbytes for x in jax.tree.leaves(draw(self.train, self.val, 0, T)))
         return max(1, min(AT_ONCE, INDEX_BYTES // each))
 
     def draw(self, first: int, T: int | None) -> Drawn:

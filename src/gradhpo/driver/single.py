@@ -12,7 +12,6 @@ from jax.core import Tracer
 from gradhpo.core.estimator import Estimator
 from gradhpo.core.outer import check_outer_step
 from gradhpo.core.problem import Window
-from gradhpo.core.source import owned
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step, with_metrics
 from gradhpo.core.types import Batch, Hyper
@@ -21,6 +20,7 @@ from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver.setup import Setup, check_state, resolve
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
+from gradhpo.utils.arrays import owned
 from gradhpo.utils.validation import check_batch
 
 __all__ = ["as_rate", "hypergradient", "step"]

@@ -92,7 +92,12 @@ def train_loss(params: Any, hyperparams: Any, batch: Batch) -> jax.Array:
 def batches(data: Any, seed: int) -> Callable[[], Batch]:
     """An endless source of training batches, every example with a new seed each time."""
     examples, rng = datasets.batches(data, BATCH, seed), np.random.default_rng(seed)
-    return lambda: Batch(*examples(), rng.integers(2**31, size=BATCH, dtype=np.int32))
+
+    def next_batch() -> Batch:
+        images, labels = examples()
+        return Batch(images, labels, rng.integers(2**31, size=BATCH, dtype=np.int32))
+
+    return next_batch
 
 
 SGD = optax.sgd(0.03, momentum=0.9)  # trains the network
