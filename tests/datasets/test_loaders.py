@@ -302,6 +302,29 @@ def test_loaders_that_cannot_go_on_say_why(loader, pad, message):
         drawn(from_loader(loader(), pad=pad), 9)
 
 
+def test_an_epoch_that_broke_off_is_not_taken_for_a_whole_one():
+    """A generator that has raised is over; another loader may give the next batch."""
+    broken = {1}
+
+    def epoch():
+        for i, batch in enumerate(Loader(size=3)):
+            if i in broken:
+                raise OSError("a worker is gone")
+            yield batch
+
+    source = from_loader(epoch)
+    first = source()
+    with pytest.raises(OSError, match="a worker is gone"):
+        source()
+    with pytest.raises(ValueError, match=r"batch 1 of epoch 0, .* go_to\(\(0, 1\)\)"):
+        source()
+    broken.clear()
+    source.go_to((0, 1))
+    np.testing.assert_array_equal(source()[0], X[3:6])
+    source.go_to(0)
+    np.testing.assert_array_equal(source()[0], first[0])
+
+
 def test_padding_takes_what_leaving_out_refuses():
     source = from_loader(UNEVEN, pad=True)
     assert [int(source().mask.sum()) for _ in range(6)] == [4, 3, 4] * 2

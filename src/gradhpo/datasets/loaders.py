@@ -56,6 +56,7 @@ class Endless:
         self._numbered = self._function and _takes_a_number(loader)
         self._iterator: Iterator[Any] | None = None
         self._size: int | None = None  # of a batch: that of the first one
+        self._failed = False  # the last call ended in an error of the loader
         self._once = False  # the loader is an iterator itself, which cannot begin again
         self._position = Position(0, 0)
         self.go_to(start)
@@ -80,7 +81,7 @@ class Endless:
         """
         if self._once:
             raise ValueError(f"the loader is an iterator, {_REMEDY}")
-        self._iterator, self._position = None, Position(0, 0)
+        self._iterator, self._position, self._failed = None, Position(0, 0), False
         if not isinstance(position, tuple | list):
             for _ in range(check_count("start", position, minimum=0)):
                 self()
@@ -111,7 +112,9 @@ class Endless:
         """The next batch, or `_END` of an epoch."""
         if self._iterator is None:
             self._iterator = self._epoch()
+        failed, self._failed = self._failed, True
         batch = next(self._iterator, _END)
+        self._failed = failed and batch is _END
         if batch is not _END:
             batch = self._sized(as_arrays(batch))
         if batch is _END:
@@ -130,6 +133,11 @@ class Endless:
 
     def _end_epoch(self) -> None:
         epoch, batch = self._position
+        if self._failed:
+            raise ValueError(
+                f"the loader failed before batch {batch} of epoch {epoch}, and gives no more of "
+                f"this epoch: mend it, and go on with go_to({tuple(self._position)})."
+            )
         if self._once:
             raise ValueError(
                 f"the loader is an iterator that ended after {batch} batches, {_REMEDY}"
