@@ -41,7 +41,7 @@ STYLES: dict[str, Style] = {
     "rtho": Style("#7C9BD6", ":", "X"),
     "fds": Style("#123A66", "--", "d"),
     # the derivative of the minimum: purple
-    "implicit_cg": Style("#CC79A7", "-", "o"),
+    "implicit_cg": Style("#CC79A7", "-", "v"),
     "implicit_neumann": Style("#8E3B77", "--", "s"),
     "implicit_nystrom": Style("#B05CC4", "-.", "D"),
     "implicit_identity": Style("#5B2A6E", ":", "^"),
@@ -124,6 +124,6 @@ def _variant(style: Style, k: int) -> Style:
     rgb = (int(style.color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     hue, light, full = colorsys.rgb_to_hls(*rgb)
     light += by * (max(PALE - light, 0) if by > 0 else light)
-    rgb = colorsys.hls_to_rgb(hue, light, full)
+    rgb = colorsys.hls_to_rgb(hue, light, full * (0.6 if by > 0 else 1.0))  # pale, not neon
     dash = DASHES[(DASHES.index(style.dash) + k) % len(DASHES)]
     return Style("#" + "".join(f"{round(255 * x):02X}" for x in rgb), dash, style.marker)
