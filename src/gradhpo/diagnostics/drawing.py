@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradhpo.utils._styles import styles
+from gradhpo.utils._styles import FAINT, INK, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from gradhpo.diagnostics.rows import HypergradientCheck, Row
 
 __all__ = ["draw_rows", "plot_check"]
-
-INK, FAINT = "#333333", "#B8B8B8"
 
 
 def plot_check(check: "HypergradientCheck", path: str | Path) -> Path:

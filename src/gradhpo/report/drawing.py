@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradhpo.utils._styles import COLORS, Style, styles
+from gradhpo.utils._styles import COLORS, FAINT, INK, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,6 @@ __all__ = [
     "COLORS",
     "FAINT",
     "INK",
-    "Style",
     "label_ends",
     "new_axes",
     "new_figure",
@@ -24,8 +23,6 @@ __all__ = [
     "save",
     "styles",
 ]
-
-INK, FAINT = "#333333", "#B8B8B8"
 
 LineEnd = tuple[str, str, np.ndarray, np.ndarray]
 """Name, colour, and x and y of a line's last point: shape (1,), or (0,) if it has none."""

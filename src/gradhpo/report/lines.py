@@ -1,7 +1,7 @@
 """Curves with a name each: their looks, their bands, and which of them coincide."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,19 +57,20 @@ def draw_lines(
         if log:
             y = shown[name] = np.where(y > 0, y, np.nan)
         every = min(max(len(lines), len(y) // MARKERS), len(y))
-        solid = look.dash == "-"
-        style: dict[str, Any] = {"color": look.color, "linestyle": look.dash, "label": f"_{name}"}
-        style |= {"linewidth": 2.0 if solid else 1.5, "zorder": 2.1 if solid else 2.2}
-        if not names:
-            style["label"] = name
+        solid, filled = look.dash == "-", look.marker not in "x+1"
         axes.plot(
-            *(x, y),
+            x,
+            y,
+            label=None if names else name,
+            color=look.color,
+            linestyle=look.dash,
+            linewidth=2.0 if solid else 1.5,
+            zorder=2.1 if solid else 2.2,
             marker=look.marker,
             markersize=5,
             markevery=(i * every // len(lines), every),
-            markeredgecolor="white" if look.marker not in "x+1" else look.color,
-            markeredgewidth=0.5 if look.marker not in "x+1" else 1.2,
-            **style,
+            markeredgecolor="white" if filled else look.color,
+            markeredgewidth=0.5 if filled else 1.2,
         )
         if line.low is not None and line.high is not None:
             low, high = (np.clip(np.asarray(end, float), *within) for end in line[2:])
@@ -101,14 +102,12 @@ def _coincident(
         heights[name] = (axes.transData + axes.transAxes.inverted()).transform(points)[:, 1]
     same: dict[str, list[str]] = {}
     for name, height in heights.items():
-        for first in same:
-            other = heights[first]
-            alike = np.array_equal(lines[first].x, lines[name].x)
-            if alike and np.array_equal(np.isnan(height), np.isnan(other)):
-                off = np.abs(height - other)
-                if np.isfinite(height).any() and np.nanmax(off) < APART:
-                    same[first].append(name)
-                    break
+        for first, group in same.items():
+            if np.array_equal(lines[first].x, lines[name].x) and np.allclose(
+                height, heights[first], rtol=0, atol=APART, equal_nan=True
+            ):
+                group.append(name)
+                break
         else:
             same[name] = [name]
     return {name: first for first, group in same.items() for name in group}

@@ -1,11 +1,13 @@
-"""The look of every method, the same in every figure: a colour, a dash and a marker."""
+"""The look of every figure: ink, colours, and for each method a colour, a dash and a marker."""
 
 import colorsys
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["COLORS", "STYLES", "Style", "styles"]
+__all__ = ["COLORS", "FAINT", "INK", "STYLES", "Style", "styles"]
+
+INK, FAINT = "#333333", "#B8B8B8"
 
 # Okabe and Ito's colours, told apart by colour-blind readers; their yellow is too pale for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,7 +26,7 @@ class Style(NamedTuple):
 # differs in marker, and in a kind in dash or lightness.
 STYLES: dict[str, Style] = {
     # nothing is tuned
-    "fixed": Style("#333333", "-", "."),
+    "fixed": Style(INK, "-", "."),
     # the last steps: vermilion to brown
     "fo": Style("#8C5A2B", ":", "v"),
     "one_step": Style("#D55E00", "-", "s"),

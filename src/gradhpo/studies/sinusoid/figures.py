@@ -23,7 +23,7 @@ def draw(title: str, values: Values, published: bool, path: Path) -> Path:
     Curves are medians over seeds with the middle half of them: a test task that diverges for a
     while takes the mean along.
     """
-    if len(values) > 8:
+    if len(values) > 8:  # more lines than have room for their names
         figure = new_figure(7.6, 1.2 + 0.24 * len(values))
         _last(figure, values, title, published=False)
         return save(figure, path)
@@ -50,7 +50,7 @@ def _last(figure: Any, values: Values, title: str, published: bool) -> None:
     axes = new_axes(figure, title, "test error, mean of the last five meta-batches", "")
     axes.set_xscale("log")
     axes.tick_params(axis="x", which="minor", labelsize=7)  # 3, 4 and 6 of a decade, close together
-    looks = styles({_method(name) for name in values})
+    looks = styles(_method(name) for name in values)
     for i, (name, each) in enumerate(values.items()):
         summary, (color, _, marker) = interval(each["test_mse"]), looks[_method(name)]
         shown = summary.seeds[summary.seeds < DIVERGED]
