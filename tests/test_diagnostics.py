@@ -171,6 +171,16 @@ def test_plot(checked, tmp_path):
     pytest.importorskip("matplotlib")
     path = checked.plot(tmp_path / "new" / "cosines.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    checked.draw(axes)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(checked.rows)
+    found = [name for name, row in checked.rows.items() if np.isfinite(row.cosine)]
+    assert len(axes.lines) == len(found) < len(checked.rows)
+    words = [text.get_text() for text in axes.texts]
+    assert words.count("refuses") == sum(bool(row.refused) for row in checked.rows.values())
+    assert "cost" in words
 
 
 def test_truths_agree_and_a_run_may_be_under_way():

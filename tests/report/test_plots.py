@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradhpo.report import plots
+from gradhpo.report import drawing, plots
+from gradhpo.report.lines import Line, draw_lines
 
 pytest.importorskip("matplotlib")
 RNG = np.random.default_rng(0)
@@ -38,14 +39,57 @@ def test_before_after_and_images(tmp_path):
 
 
 def test_names_at_the_ends_of_lines_do_not_touch():
-    figure = plots.new_figure(6.4, 4.0)
-    axes = plots.new_axes(figure, "", "", "")
+    figure = drawing.new_figure(6.4, 4.0)
+    axes = drawing.new_axes(figure, "", "", "")
     axes.set_ylim(0, 1)
     ends = [(str(i), "k", np.array([1.0]), np.array([y])) for i, y in enumerate([0.5] * 5 + [0.9])]
-    plots.label_ends(axes, ends)
+    drawing.label_ends(axes, ends)
     heights = sorted(text.get_position()[1] for text in axes.texts)
     assert np.diff(heights).min() > 0.06
     assert heights[-1] == 0.9 and np.isclose(np.mean(heights[:5]), 0.5)  # moved only where needed
+
+
+def drawn(lines, log=False, **options):
+    """Axes with these lines, x from 1 where a line is only its y."""
+    axes = drawing.new_axes(drawing.new_figure(6.4, 4.0), "", "", "")
+    if log:
+        axes.set_yscale("log", nonpositive="mask")
+    given = {
+        name: line if isinstance(line, Line) else Line(np.arange(1, len(line) + 1), line)
+        for name, line in lines.items()
+    }
+    draw_lines(axes, given, **options)
+    return axes
+
+
+def test_lines_that_coincide_are_told_and_their_markers_take_turns():
+    falling = np.linspace(1, 0.5, 30)
+    axes = drawn({"one_step": falling, "reverse": falling / 2, "t1t2": falling + 1e-4})
+    assert [text.get_text() for text in axes.texts][::-1] == ["one_step", "= t1t2", "reverse"]
+    turns = [line.get_markevery() for line in axes.lines]
+    at = [set(range(start, 30, step)) for start, step in turns]
+    assert all(at) and not at[0] & at[2]
+    solid, dashed = axes.lines[0], axes.lines[2]
+    assert solid.get_linewidth() > dashed.get_linewidth()
+    assert solid.get_zorder() < dashed.get_zorder()
+
+
+def test_episodes_are_whole_numbers():
+    ticks = drawn({"a": [1.0, 2.0, 0.5, 3.0]}).get_xticks()
+    assert len(ticks) >= 3 and np.array_equal(ticks, np.round(ticks))
+
+
+def test_intervals_end_where_the_values_can():
+    line = Line([1, 2], [0.9, 0.99], [0.8, 0.9], [1.0, 1.08])
+    (band,) = drawn({"a": line}, within=(0, 1)).collections
+    assert band.get_paths()[0].vertices[:, 1].max() == 1
+    pairs = {"a": ([0.5, 0.6], [0.9, 1.0])}
+    figure = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", lambda each, path: figure.append(each))
+        plots.before_after(pairs, "a.png", "accuracy", "", within=(0, 1))
+    tops = [lines.get_segments()[0].max() for lines in figure[0].axes[0].collections]
+    assert max(tops) == 1
 
 
 @pytest.mark.parametrize(

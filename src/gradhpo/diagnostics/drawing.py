@@ -1,4 +1,4 @@
-"""The figure of a check: cosine to the exact hypergradient against cost."""
+"""The figure of a check: for each method a row with its cosine to the truth, and its cost."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradhpo.diagnostics.methods import known_methods
-from gradhpo.utils._palette import COLORS
+from gradhpo.utils._styles import FAINT, INK, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from gradhpo.diagnostics.rows import HypergradientCheck, Row
 
 __all__ = ["draw_rows", "plot_check"]
-
-MARKERS = "osD^v<>PX*ph"
 
 
 def plot_check(check: "HypergradientCheck", path: str | Path) -> Path:
@@ -27,11 +24,10 @@ def plot_check(check: "HypergradientCheck", path: str | Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Figures need Matplotlib: pip install ".[plot]"') from error
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.0, 1.3 + 0.24 * len(check.rows)), layout="constrained")
     axes = figure.add_subplot()
     draw_rows(check.rows, axes)
-    axes.set_title(f"Hypergradient of {check.steps} steps", loc="left", fontsize=11, pad=12)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    axes.set_title(f"Hypergradient of {check.steps} steps", loc="left", fontsize=11, pad=18)
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_figure(file, dpi=160, facecolor="white")
@@ -39,27 +35,47 @@ def plot_check(check: "HypergradientCheck", path: str | Path) -> Path:
 
 
 def draw_rows(rows: Mapping[str, "Row"], axes: "Axes") -> None:
-    """One labelled point per method; the place of a name among the known ones decides its look."""
-    known = known_methods()
-    order = [*known, *(name for name in rows if name not in known)]
-    shown = {n: row for n, row in rows.items() if math.isfinite(row.cosine)}
-    for name, row in shown.items():
-        i = order.index(name)
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        style = {"color": color, "marker": marker, "edgecolor": "white", "linewidth": 0.6}
-        axes.scatter(row.flops, row.cosine, s=64, label=name, clip_on=False, **style)
-    axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
-    axes.minorticks_off()
-    axes.set_xlim(0.9, 1.2 * max([10, *(row.flops for row in shown.values())]))
+    """A row per method, the first on top: its mark at the cosine, the arithmetic on the right.
+
+    A method without a cosine has a word in place of the mark.
+    """
     # Even steps are even angles: the cosine itself hardly differs between small angles.
-    axes.set_yscale("function", functions=(lambda c: -np.arccos(np.clip(c, -1, 1)), np.cos))
-    lowest = max(-1.0, min([0.0, *(row.cosine for row in shown.values())]) - 0.2)
-    axes.set_ylim(lowest, 1)
-    ticks = [c for c in (1, 0.99, 0.95, 0.8, 0.5, 0, -0.5, -0.9, -1) if c >= lowest]
-    axes.set_yticks(ticks, [f"{c:g}" for c in ticks])
-    axes.grid(axis="y", color="#EBEBEB", linewidth=0.8)
+    axes.set_xscale("function", functions=(lambda c: -np.arccos(np.clip(c, -1, 1)), np.cos))
+    cosines = [row.cosine for row in rows.values() if math.isfinite(row.cosine)]
+    lowest = max(-1.0, min([0.5, *cosines]) - 0.2)
+    axes.set_xlim(lowest, 1)
+    ticks = [c for c in (1, 0.9, 0.5, 0, -0.5, -0.9) if c >= lowest]
+    axes.set_xticks(ticks, [f"{c:g}" for c in ticks])
+    beside = axes.get_yaxis_transform()  # x in parts of the axes, y in rows
+
+    def cost(text: str, height: float) -> None:
+        place = {"xycoords": beside, "xytext": (34, 0), "textcoords": "offset points"}
+        look = {"color": INK, "fontsize": 8, "ha": "right", "va": "center"}
+        axes.annotate(text, (1, height), **place, **look)
+
+    for i, (name, look) in enumerate(styles(rows).items()):
+        row = rows[name]
+        if math.isfinite(row.cosine):
+            mark = {"color": look.color, "marker": look.marker, "markersize": 7, "zorder": 3}
+            axes.plot(row.cosine, i, clip_on=False, **mark)
+        else:
+            said = {"transform": beside, "color": "#777777", "fontsize": 8, "va": "center"}
+            over_grid = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text(0.04, i, _without(row), bbox=over_grid, **said)
+        if math.isfinite(row.flops):
+            cost(f"{row.flops:.{1 if row.flops < 10 else 0}f}", i)
+    cost("cost", -1)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("cosine", color=INK)
+    axes.grid(color="#EBEBEB", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel("arithmetic, in units of training alone")
-    axes.set_ylabel("cosine to the exact hypergradient")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+
+
+def _without(row: "Row") -> str:
+    if row.refused:
+        return "refuses"
+    return "zero" if row.norm_ratio == 0 else row.status.name.lower().replace("_", " ")

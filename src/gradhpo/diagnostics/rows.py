@@ -108,7 +108,7 @@ class HypergradientCheck:
         return "\n".join([title, "", *_align(lines), *([""] if said else []), *said])
 
     def plot(self, path: str | Path) -> Path:
-        """Draw cosine against cost into a file; the suffix of `path` is the format.
+        """Draw cosine and cost of every method into a file; the suffix of `path` is the format.
 
         Raises:
             ImportError: Matplotlib is missing.
@@ -116,7 +116,7 @@ class HypergradientCheck:
         return plot_check(self, path)
 
     def draw(self, axes: "Axes") -> None:
-        """Put one labelled point per method on Matplotlib axes; a known name looks alike on all."""
+        """The same on Matplotlib axes, the first method on top, at the height 0, the next at 1."""
         draw_rows(self.rows, axes)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradhpo.utils._palette import COLORS
+from gradhpo.utils._styles import COLORS, FAINT, INK, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLORS",
-    "DASHES",
     "FAINT",
     "INK",
     "label_ends",
@@ -22,10 +21,8 @@ __all__ = [
     "new_figure",
     "require_matplotlib",
     "save",
+    "styles",
 ]
-
-DASHES = ("-", "--", ":")  # the next seven lines repeat the colours
-INK, FAINT = "#333333", "#B8B8B8"
 
 LineEnd = tuple[str, str, np.ndarray, np.ndarray]
 """Name, colour, and x and y of a line's last point: shape (1,), or (0,) if it has none."""
@@ -69,21 +66,24 @@ def new_axes(
 
 
 def label_ends(axes: "Axes", ends: Sequence[LineEnd]) -> None:
-    """Write each name beside the end of its line, moved where two names would touch."""
+    """Write each name beside the end of its line, moved where two names would touch.
+
+    Of lines that end at one height the first has its name on top.
+    """
     gap = 0.065  # of the axes' height: one line of text
     (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     to_axes = axes.transData + axes.transAxes.inverted()
     places = []
-    for name, color, x, y in ends:
+    for i, (name, color, x, y) in enumerate(ends):
         point = (float(x[0]), float(y[0])) if len(x) else (right, top)
-        places.append((float(to_axes.transform(point)[1]), name, color, point, len(x) > 0))
+        places.append((float(to_axes.transform(point)[1]), -i, name, color, point, len(x) > 0))
     places.sort()
     heights = np.array([place[0] for place in places])
     for _ in range(200):  # neighbours that touch push each other apart
         push = np.maximum(gap - np.diff(heights), 0.0) / 2
         heights[:-1] -= push
         heights[1:] += push
-    for height, (_, name, color, point, visible) in zip(heights, places, strict=True):
+    for height, (_, _, name, color, point, visible) in zip(heights, places, strict=True):
         leader = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
         axes.annotate(
             name if visible else f"{name} (diverged)",

@@ -8,22 +8,13 @@ run, where Matplotlib is missing.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gradhpo.report.drawing import (
-    COLORS,
-    DASHES,
-    FAINT,
-    INK,
-    label_ends,
-    new_axes,
-    new_figure,
-    save,
-)
+from gradhpo.report.drawing import FAINT, INK, new_axes, new_figure, save, styles
 from gradhpo.report.intervals import interval
+from gradhpo.report.lines import Line, draw_lines
 
 __all__ = ["before_after", "curves", "images"]
 
@@ -36,8 +27,11 @@ def curves(
     title: str,
     log_y: bool = False,
     band: bool = True,
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> Path:
     """One line per method, the mean over seeds with its 95 % band, named at its right end.
+
+    The looks are those of `draw_lines`.
 
     Args:
         curves_by_method: Arrays of shape `(seeds, epochs)`; the first epoch is drawn at 1.
@@ -47,6 +41,7 @@ def curves(
         title: Stands above the figure.
         log_y: Logarithmic vertical axis; values that are not positive leave a gap.
         band: Whether to draw the intervals.
+        within: The values that there can be, `(0, 1)` of an accuracy; intervals end there.
 
     Raises:
         ValueError: no method, or an array of another shape.
@@ -63,26 +58,16 @@ def curves(
     axes = new_axes(figure, title, xlabel, ylabel)
     if log_y:
         axes.set_yscale("log", nonpositive="mask")
-    ends = []
-    for i, (name, values) in enumerate(curves_by_method.items()):
+    lines = {}
+    for name, values in curves_by_method.items():
         summary = interval(values)
         if summary.seeds.ndim != 2:
             raise ValueError(
                 f"curve {name!r} has shape {summary.seeds.shape}, not (seeds, epochs)."
             )
-        style: dict[str, Any] = {"color": COLORS[i % 7], "linestyle": DASHES[i // 7 % 3]}
-        mean, (low, high) = summary.mean, summary.ci95
-        if log_y:  # a lower end at or below 0 has no place; the band stops at a tenth of the mean
-            mean = np.where(mean > 0, mean, np.nan)
-            low = np.maximum(low, mean / 10)
-        x = np.arange(1, len(mean) + 1)
-        axes.plot(x, mean, linewidth=1.8, **style)
-        if band:
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        last = np.flatnonzero(np.isfinite(mean))[-1:]  # empty when the method diverged at once
-        ends.append((name, style["color"], x[last], mean[last]))
-    axes.margins(x=0)
-    label_ends(axes, ends)
+        x = np.arange(1, len(summary.mean) + 1)
+        lines[name] = Line(x, summary.mean, *(summary.ci95 if band else ()))
+    draw_lines(axes, lines, within=within)
     return save(figure, path)
 
 
@@ -92,6 +77,7 @@ def before_after(
     ylabel: str,
     title: str,
     labels: tuple[str, str] = ("before", "after"),
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> Path:
     """For each method two dots, mean with 95 % interval, and a thin line for each seed.
 
@@ -101,6 +87,7 @@ def before_after(
         ylabel: Name of the vertical axis.
         title: Stands above the figure.
         labels: What the open and the filled dot mean.
+        within: As for `curves`.
 
     Raises:
         ValueError: no method, or a pair of arrays of other or different shapes.
@@ -114,16 +101,17 @@ def before_after(
         raise ValueError("there is no method to draw.")
     figure = new_figure(1.6 + 1.1 * max(3, len(values_by_method)), 3.6)
     axes = new_axes(figure, title, "", ylabel, pad=24)  # room for the legend
+    looks = styles(values_by_method)
     for i, (name, pair) in enumerate(values_by_method.items()):
         summaries = [interval(values) for values in pair]
         shapes = [summary.seeds.shape for summary in summaries]
         if shapes[0] != shapes[1] or len(shapes[0]) != 1:
             raise ValueError(f"{name!r} has arrays of shapes {shapes}, not twice (seeds,).")
-        x, color = (i - 0.16, i + 0.16), COLORS[i % 7]
+        x, (color, _, marker) = (i - 0.16, i + 0.16), looks[name]
         axes.plot(x, [s.seeds for s in summaries], color=FAINT, linewidth=0.8, zorder=1)
         for at, summary, face in zip(x, summaries, ("white", color), strict=True):
-            axes.vlines(at, *summary.ci95, color=color, linewidth=1.6)
-            axes.plot(at, summary.mean, "o", color=color, markerfacecolor=face, markersize=7)
+            axes.vlines(at, *summary.ci95.clip(*within), color=color, linewidth=1.6)
+            axes.plot(at, summary.mean, marker, color=color, markerfacecolor=face, markersize=7)
     for label, face in zip(labels, ("white", INK), strict=True):
         axes.plot([], [], "o", color=INK, markerfacecolor=face, label=label)
     axes.legend(

@@ -24,7 +24,7 @@ from gradhpo.core.types import Params
 from gradhpo.diagnostics import HypergradientCheck, check_hypergradient, known_methods
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, StudyConfig, silent
-from gradhpo.report.drawing import INK, new_figure, save
+from gradhpo.report.drawing import FAINT, INK, new_figure, save
 from gradhpo.testing.problems import learning_rates, mlp_momentum, straight_line
 from gradhpo.utils._partition import is_differentiable
 
@@ -155,22 +155,17 @@ def _numbers(checks: Mapping[str, list[HypergradientCheck]]) -> tuple[dict, dict
 
 
 def _draw(checks: Mapping[str, list[HypergradientCheck]], path: Path) -> Path:
-    """One panel per problem, and one for what the marks mean."""
-    figure = new_figure(9.6, 3.1 * -(-(len(checks) + 1) // 3))
-    panels = figure.subplots(-(-(len(checks) + 1) // 3), 3, squeeze=False).ravel()
-    marks = {}
-    for axes, (problem, seeds) in zip(panels, checks.items(), strict=False):
+    """A panel per problem, a row per method; the other starting points are small dots."""
+    rows = next(iter(checks.values()))[0].rows
+    figure = new_figure(1.4 + 1.85 * len(checks), 1.5 + 0.22 * len(rows))
+    panels = figure.subplots(1, len(checks), squeeze=False).ravel()
+    for axes, (problem, seeds) in zip(panels, checks.items(), strict=True):
         seeds[0].draw(axes)
-        title = f"{problem}, T = {seeds[0].steps}"
-        axes.set_title(title, loc="left", fontsize=10, color=INK, pad=12)
-        axes.xaxis.label.set_size(9)
-        axes.yaxis.label.set_size(9)
-        handles, labels = axes.get_legend_handles_labels()
-        marks |= dict(zip(labels, handles, strict=True))
-    for axes in panels[len(checks) :]:
-        axes.set_axis_off()
-    order = sorted(marks, key=known_methods().index)
-    panels[-1].legend(
-        [marks[name] for name in order], order, loc="center", ncols=2, frameon=False, fontsize=8
-    )
+        for check in seeds[1:]:
+            cosines = [row.cosine for row in check.rows.values()]
+            axes.plot(cosines, range(len(cosines)), ".", color=FAINT, markersize=5, zorder=2)
+        title = f"{problem}\nT = {seeds[0].steps}"
+        axes.set_title(title, loc="left", fontsize=9, color=INK, pad=16)
+        if axes is not panels[0]:
+            axes.set_yticklabels([])
     return save(figure, path)

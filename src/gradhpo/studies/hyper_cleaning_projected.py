@@ -141,7 +141,13 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         {
             "detection.csv": lambda path: write_csv(path, ["budget", "seed", "f1", "auc"], table),
             "f1.png": lambda path: plots.curves(
-                curves, path, "updates", "F1 of small weights", title, band=config.seeds > 2
+                curves,
+                path,
+                "updates",
+                "F1 of small weights",
+                title,
+                band=config.seeds > 2,
+                within=(0, 1),
             ),
         },
     )

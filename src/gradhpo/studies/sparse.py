@@ -32,7 +32,8 @@ from gradhpo.core.types import DataBatch
 from gradhpo.estimators.reverse import reverse
 from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
-from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import new_axes, new_figure, save
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, parts
 from gradhpo.transforms import top_k
@@ -286,15 +287,11 @@ def _draw(found: dict[str, list[Found]], config: Config, path: Path) -> None:
         strict=True,
     ):
         axes = new_axes(panel, title, label, "validation loss" if axis == "moved" else "")
-        ends = []
-        for color, (name, runs) in zip(COLORS, found.items(), strict=False):
-            if axis == "moved" and name in STUDIED:
-                continue
-            x = getattr(runs[0], axis)
-            y = np.mean([each.val_loss for each in runs], 0)
-            axes.plot(x, y, color=color, linewidth=1.8)
-            ends.append((name, color, x[-1:], y[-1:]))
         axes.set_xscale("log")
-        axes.margins(x=0)
-        label_ends(axes, ends)
+        lines = {
+            name: Line(getattr(runs[0], axis), np.mean([each.val_loss for each in runs], 0))
+            for name, runs in found.items()
+            if axis != "moved" or name not in STUDIED
+        }
+        draw_lines(axes, lines)
     save(figure, path)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradhpo.core.status import Status
-from gradhpo.report.drawing import COLORS, FAINT, INK, label_ends, new_axes, new_figure
+from gradhpo.report.drawing import COLORS, FAINT, INK, new_axes, new_figure, styles
 from gradhpo.report.intervals import interval
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.tuning.command import Outcome
 
 if TYPE_CHECKING:
@@ -34,18 +35,16 @@ def figures(rows: Mapping[str, list[Outcome]], method: str) -> dict[str, Callabl
 def _losses(rows: Mapping[str, list[Outcome]]) -> "Figure":
     figure = new_figure(6.4, 4.0)
     axes = new_axes(figure, "Validation loss, at the last batch of an episode", "episode", "")
-    ends = []
-    for color, (name, each) in zip(COLORS, rows.items(), strict=False):
+    looks, lines = styles(rows), {}
+    for name, each in rows.items():
         curves = [row.trial.history.metrics["val_loss"] for row in each]
         for curve in curves:
-            axes.plot(np.arange(1, len(curve) + 1), curve, color=color, linewidth=0.6, alpha=0.4)
+            x = np.arange(1, len(curve) + 1)
+            axes.plot(x, curve, color=looks[name].color, linewidth=0.6, alpha=0.4)
         shortest = min(map(len, curves))
         mean = interval([curve[:shortest] for curve in curves]).mean
-        axes.plot(np.arange(1, shortest + 1), mean, color=color, linewidth=1.8)
-        last = np.flatnonzero(np.isfinite(mean))[-1:]
-        ends.append((name, color, 1 + last, mean[last]))
-    _whole_episodes(axes)
-    label_ends(axes, ends)
+        lines[name] = Line(np.arange(1, shortest + 1), mean)
+    draw_lines(axes, lines)
     return figure
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from gradhpo.report import MethodResult, StudyResult, interval, summarize, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
-from gradhpo.report.drawing import COLORS, DASHES, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import new_axes, new_figure, save
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.cosine.methods import METHODS, Agreement, cost, measure
 from gradhpo.studies.cosine.problems import Family, characters, sinusoids
 from gradhpo.studies.cosine.published import INDIRECT, WHOLE
@@ -197,18 +198,11 @@ def _draw(found: Mapping[str, Curves], at: list[int], path: Path) -> Path:
             title = f"{family}, mean over {number} tasks" if not i else " "
             label = ("cosine", "cosine of the indirect terms")[i]
             axes = new_axes(panel, title, "meta-batches", f"{label} to the exact one")
-            ends = []
-            for k, (method, each) in enumerate(curves.items()):
+            lines = {}
+            for method, each in curves.items():
                 mean, half = _means(each[i])
-                if np.isnan(mean).all():
-                    continue
-                style: dict[str, Any] = {"color": COLORS[k % 7], "linestyle": DASHES[k // 7]}
-                axes.plot(at, mean, linewidth=1.6, **style)
-                if method in BANDS:
-                    axes.fill_between(
-                        at, mean - half, mean + half, color=style["color"], alpha=0.1, linewidth=0
-                    )
-                ends.append((method, style["color"], np.array(at[-1:]), mean[-1:]))
-            axes.margins(x=0)
-            label_ends(axes, ends)
+                if np.isfinite(mean).any():
+                    band = (mean - half, mean + half) if method in BANDS else ()
+                    lines[method] = Line(at, mean, *band)
+            draw_lines(axes, lines, within=(-1, 1))
     return save(figure, path)

@@ -11,7 +11,7 @@ import numpy as np
 from gradhpo import datasets
 from gradhpo.report import StudyResult, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
-from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import label_ends, new_axes, new_figure, save, styles
 from gradhpo.studies.feature_selection.methods import METHODS, Budget, Found, by, cost
 from gradhpo.studies.feature_selection.problem import data
 from gradhpo.studies.shared.cells import ends, summarize_cells
@@ -173,13 +173,15 @@ def _draw(results: Results, real: dict[str, int], config: Config, path: Path) ->
         axes = new_axes(panel, f"{name}, price {config.price:g}", "updates of the scales", label)
         lines = []
         moving = [m for m in each if m != "ridge" and each[m][0].path is not None]
-        for color, method in zip(COLORS, moving, strict=False):
+        for method, (color, _, marker) in styles(moving).items():
             paths = np.mean([run.path for run in each[method] if run.path is not None], 0)
             parts = {"real": paths[:, : real[name]], "noise": paths[:, real[name] :]}
             for dash, (kind, used) in zip(("-", ":"), parts.items(), strict=True):
                 share = 100 * used.mean(1)
                 x = np.arange(1, len(share) + 1)
-                axes.plot(x, share, color=color, linewidth=1.8, linestyle=dash)
+                axes.plot(
+                    *(x, share, marker), color=color, linestyle=dash, markevery=0.2, markersize=5
+                )
                 lines.append((f"{method}, {kind}", color, x[-1:], share[-1:]))
         axes.set_ylim(0, 103)
         axes.margins(x=0)

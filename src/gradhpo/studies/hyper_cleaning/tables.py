@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gradhpo.report import interval, write_csv
-from gradhpo.report.drawing import COLORS, INK, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import COLORS, INK, new_axes, new_figure, save, styles
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.hyper_cleaning.published import ACCURACY
 from gradhpo.studies.hyper_cleaning.training import Momentum, Run
 from gradhpo.studies.shared.cells import ends
@@ -120,19 +121,16 @@ def draw_accuracy(results: Results, updates: int, path: Path) -> Path:
         i, j = momenta.index(cell.momentum), columns.index(cell[:2])
         title = f"{cell.dataset}, {100 * cell.noise:g} % replaced, momentum {cell.momentum}"
         axes = new_axes(panels[i, j], title, "updates", "" if j else "test accuracy", size=9)
-        marks = []
-        for color, (method, trials) in zip(COLORS, found.items(), strict=False):
+        looks, lines = styles(found), {}
+        for method, trials in found.items():
             summary = interval([trial.run.test[:, 1] for trial in trials])
             x = np.linspace(0, updates, len(summary.mean) + 1)[1:]
-            axes.plot(x, summary.mean, linewidth=1.6, color=color)
-            if len(trials) > 2:
-                axes.fill_between(x, *summary.ci95, color=color, alpha=0.15, linewidth=0)
+            lines[method] = Line(x, summary.mean, *(summary.ci95 if len(trials) > 2 else ()))
             published = ACCURACY.get(cell[:2], {}).get(method)
             if published is not None:
-                axes.plot(updates, published[0], "<", color=color, markersize=5, clip_on=False)
-            marks.append((method, color, x[-1:], summary.mean[-1:]))
-        axes.margins(x=0)
-        label_ends(axes, marks)
+                style = {"color": looks[method].color, "markersize": 5, "clip_on": False}
+                axes.plot(updates, published[0], "<", **style)
+        draw_lines(axes, lines, within=(0, 1))
     return save(figure, path)
 
 

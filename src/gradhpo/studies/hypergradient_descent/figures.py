@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradhpo.report.drawing import COLORS, FAINT, INK, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import COLORS, FAINT, INK, new_axes, new_figure, save, styles
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.hypergradient_descent.training import Curves
 
 __all__ = ["passages", "panels", "tuning"]
@@ -29,8 +30,8 @@ def panels(curves: Mapping[str, Curves], path: Path, title: str) -> Path:
             axes.set_yscale("log")
         elif len(curves) > 2:  # rates of different magnitudes, some of them negative at times
             axes.set_yscale("symlog", linthresh=1e-4)
-        ends = []
-        for color, (name, each) in zip(COLORS, curves.items(), strict=False):
+        lines = {}
+        for name, each in curves.items():
             if i == 1:
                 x, y = np.arange(1, epochs + 1), each.val_loss.mean(0)
             else:
@@ -39,11 +40,8 @@ def panels(curves: Mapping[str, Curves], path: Path, title: str) -> Path:
             if i == 0:
                 whole = len(y) // block * block
                 x, y = (values[:whole].reshape(-1, block).mean(1) for values in (x, y))
-            axes.plot(x, y, color=color, linewidth=1.4)
-            last = np.flatnonzero(np.isfinite(y))[-1:]
-            ends.append((name, color, x[last], y[last]))
-        axes.margins(x=0)
-        label_ends(axes, ends)
+            lines[name] = Line(x, y)
+        draw_lines(axes, lines)
     return save(figure, path)
 
 
@@ -63,14 +61,13 @@ def tuning(curves: Mapping[str, Sequence[Curves]], path: Path, title: str) -> Pa
         axes = new_axes(panel, " " if i else title, "epoch", label)
         axes.set_yscale("log", nonpositive="mask")
         gone: list[tuple[int, str]] = []
-        for color, (name, by_rate) in zip(COLORS, curves.items(), strict=False):
-            for k, each in enumerate(by_rate):
+        for name, (color, dashes, _) in styles(curves).items():
+            for k, each in enumerate(curves[name]):
                 means = each.train_loss.mean(-1), each.val_loss, each.learning_rate.mean(-1)
                 y = means[i].mean(0)
                 y = np.where(np.abs(y) < 10, y, np.nan)
-                x, dashes = np.arange(1, len(y) + 1), "-" if "_hd" in name else ":"
-                label = name if not k else None
-                axes.plot(x, y, dashes, color=color, linewidth=1.3, label=label)
+                x, label = np.arange(1, len(y) + 1), name if not k else None
+                axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.3, label=label)
                 gone += [(int(x[at]), color) for at in np.flatnonzero(np.isnan(y))[:1]]
         _, top = axes.get_ylim()
         for x, color in gone:

@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from gradhpo.report import MethodResult, StudyResult, interval, summarize, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
-from gradhpo.report.drawing import COLORS, INK, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import INK, new_axes, new_figure, save, styles
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.maml.published import PUBLISHED, Published
 from gradhpo.studies.maml.training import ENTRIES, STEPS, advance, draw, errors, initial
 
@@ -155,22 +155,17 @@ def _draw(found: Mapping[tuple[str, int], np.ndarray], config: Config, path: Pat
     for i, (panel, shots) in enumerate(zip(panels, config.shots, strict=True)):
         label = "" if i else "mean squared error"
         axes = new_axes(panel, f"{shots} points", "gradient steps on a new task", label)
-        ends: list[Any] = []
+        lines: dict[str, Line] = {}
         each = {m: values for (m, points), values in found.items() if points == shots}
-        for color, (method, values) in zip(COLORS, each.items(), strict=False):
-            summary, x = interval(values), np.arange(STEPS + 1)
-            axes.plot(x, summary.mean, color=color, linewidth=1.8)
-            if len(values) > 2:
-                axes.fill_between(x, *summary.ci95, color=color, alpha=0.15, linewidth=0)
-            last = np.flatnonzero(np.isfinite(summary.mean))[-1:]  # rates of one step may diverge
-            ends.append((method, color, x[last], summary.mean[last]))
+        for method, (color, _, _) in styles(each).items():
+            summary, x = interval(each[method]), np.arange(STEPS + 1)
+            lines[method] = Line(x, summary.mean, *(summary.ci95 if len(each[method]) > 2 else ()))
             for row in PUBLISHED:
                 if (row.method, row.shots) == (method, shots):
                     half = [[row.half or 0.0]]
                     axes.errorbar([row.steps], [row.mse], half, fmt="x", color=color, markersize=5)
-        axes.set_ylim(0, None)
-        axes.margins(x=0)
         axes.plot([], [], "x", color=INK, label="published")
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-        label_ends(axes, ends)
+        axes.set_ylim(0, None)
+        draw_lines(axes, lines)
     save(figure, path)

@@ -126,4 +126,5 @@ def _draw(values: dict[str, dict[str, list]], config: Config, path: Path) -> Non
         "accuracy on tasks of other classes, %",
         f"{config.model}, {Path(config.dataset).name}, {config.ways} ways, T = {config.steps}",
         band=config.seeds > 2,
+        within=(0, 100),
     )

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.report import interval, paired, write_csv
-from gradhpo.report.drawing import COLORS, FAINT, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import FAINT, new_axes, new_figure, save, styles
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.meta_weight_net.training import NET
 from gradhpo.studies.shared.cells import ends
 
@@ -100,24 +101,18 @@ def write(table: Sequence[Row], path: Path) -> None:
 
 
 def draw_accuracy(results: Results, steps: int, path: Path) -> Path:
-    """A panel per cell: test accuracy over the steps; the baselines are grey."""
+    """A panel per cell: test accuracy over the steps."""
     figure = new_figure(6.0 * len(results), 3.9)
     panels = figure.subfigures(1, len(results), squeeze=False).ravel()
     for i, (panel, (cell, found)) in enumerate(zip(panels, results.items(), strict=True)):
         axes = new_axes(panel, f"{cell} images", "steps", "" if i else "test accuracy")
-        marks, colors = [], iter(COLORS)
+        lines = {}
         for method, trials in found.items():
-            if trials[0].curve is None:
-                continue
-            color = "#777777" if method in BASELINES else next(colors)
-            summary = interval([trial.curve for trial in trials if trial.curve is not None])
-            x = np.linspace(0, steps, len(summary.mean) + 1)[1:]
-            axes.plot(x, summary.mean, linewidth=1.6, color=color)
-            if len(trials) > 2:
-                axes.fill_between(x, *summary.ci95, color=color, alpha=0.15, linewidth=0)
-            marks.append((method, color, x[-1:], summary.mean[-1:]))
-        axes.margins(x=0)
-        label_ends(axes, marks)
+            if trials[0].curve is not None:
+                summary = interval([trial.curve for trial in trials if trial.curve is not None])
+                x = np.linspace(0, steps, len(summary.mean) + 1)[1:]
+                lines[method] = Line(x, summary.mean, *(summary.ci95 if len(trials) > 2 else ()))
+        draw_lines(axes, lines, within=(0, 1))
     return save(figure, path)
 
 
@@ -129,12 +124,12 @@ def draw_weights(results: Results, path: Path) -> Path:
         learned = {"untouched": []}
     figure = new_figure(1 + 2.1 * len(learned), 2.7)
     panels = figure.subfigures(1, len(learned), squeeze=False).ravel()
-    losses = np.linspace(0, 8, 81)
+    losses, looks = np.linspace(0, 8, 81), styles(learned)
     for i, (panel, (method, trials)) in enumerate(zip(panels, learned.items(), strict=True)):
         axes = new_axes(panel, method, "loss", "" if i else f"weight, {cell}", size=9)
         for trial in trials:
             weights = np.asarray(NET(trial.hyperparams, jnp.asarray(losses, jnp.float32)))
-            axes.plot(losses, weights, color=COLORS[0], linewidth=1.2)
+            axes.plot(losses, weights, color=looks[method].color, linewidth=1.2)
         axes.axhline(0.5, color=FAINT, linewidth=0.8)
         axes.set_ylim(0, 1)
     return save(figure, path)

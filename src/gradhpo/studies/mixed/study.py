@@ -14,7 +14,8 @@ from gradhpo import datasets
 from gradhpo.estimators.reverse import reverse
 from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
-from gradhpo.report.drawing import COLORS, INK, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import INK, new_axes, new_figure, save
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.mixed.methods import METHODS, RATES, Budget, Found, Seed, judge
 from gradhpo.studies.mixed.problem import ACTIVATIONS, WIDTHS, data, init
 from gradhpo.tuning.searches import STUDIED, require_optuna
@@ -199,8 +200,9 @@ def _draw(found: Mapping[str, list[Found]], config: Config, path: Path) -> None:
     figure = new_figure(7, 4)
     title = f"{config.dataset}: choices and numbers together, {config.seeds} seeds"
     axes = new_axes(figure, title, "gradients of the training loss", "lowest validation loss")
-    ends = []
-    for color, (name, runs) in zip(COLORS, found.items(), strict=False):
+    axes.set_yscale("log")
+    lines = {}
+    for name, runs in found.items():
         x, best = runs[0].evaluations, np.array([each.best for each in runs])
         known = np.isfinite(best).all(0)
         low, middle, high = np.quantile(best[:, known], [0.25, 0.5, 0.75], axis=0)
@@ -210,10 +212,6 @@ def _draw(found: Mapping[str, list[Found]], config: Config, path: Path) -> None:
                 0, middle[-1], " all nine choices, one by one", color=INK, fontsize=8, va="top"
             )
             continue
-        axes.plot(x[known], middle, color=color, linewidth=1.8)
-        axes.fill_between(x[known], low, high, color=color, alpha=0.15, linewidth=0)
-        ends.append((name, color, x[known][-1:], middle[-1:]))
-    axes.set_yscale("log")
-    axes.margins(x=0)
-    label_ends(axes, ends)
+        lines[name] = Line(x[known], middle, low, high)
+    draw_lines(axes, lines)
     save(figure, path)

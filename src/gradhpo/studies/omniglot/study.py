@@ -191,4 +191,5 @@ def _draw(values: Values, title: str, config: Config, path: Path) -> None:
         "accuracy on tasks of new characters",
         title,
         band=config.seeds > 2,
+        within=(0, 1),
     )

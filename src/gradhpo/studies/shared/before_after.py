@@ -126,6 +126,7 @@ def before_after(
             "test accuracy",
             f"{name}: {config.dataset}",
             (baseline, "learned"),
+            within=(0, 1),
         )
     summaries = summarize(table, costs, baseline=baseline)
     result = StudyResult(name, config, summaries, seconds, data.files, files)

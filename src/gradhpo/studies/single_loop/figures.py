@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from gradhpo.report import interval, write_csv
-from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import new_axes, new_figure, save
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.single_loop.entries import cost
 from gradhpo.studies.single_loop.training import Curve
 
@@ -37,19 +38,12 @@ def draw(
     ):
         axes = new_axes(panel, heading, xlabel, label)
         axes.set_yscale("log", nonpositive="mask")
-        ends = []
-        for color, (method, each) in zip(COLORS, curves.items(), strict=False):
+        lines = {}
+        for method, each in curves.items():
             summary = interval(np.array([getattr(curve, field) for curve in each]))
-            mean, (low, high) = summary.mean, summary.ci95
             x = np.linspace(0, budget / 1000, summary.mean.size)
             if panel is right:
                 x = np.mean([curve.seconds for curve in each], axis=0)
-            axes.plot(x, mean, linewidth=1.8, color=color)
-            if len(each) > 2:
-                low = np.maximum(low, mean / 10)
-                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-            end = np.flatnonzero(np.isfinite(mean))[-1:]
-            ends.append((method, color, x[end], mean[end]))
-        axes.margins(x=0)
-        label_ends(axes, ends)
+            lines[method] = Line(x, summary.mean, *(summary.ci95 if len(each) > 2 else ()))
+        draw_lines(axes, lines)
     save(figure, path)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from gradhpo.report import interval
-from gradhpo.report.drawing import COLORS, FAINT, INK, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import FAINT, INK, new_axes, new_figure, save, styles
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.sinusoid.published import CURVE, TEST_MSE
 from gradhpo.studies.sinusoid.table import DIVERGED
 
@@ -22,7 +23,7 @@ def draw(title: str, values: Values, published: bool, path: Path) -> Path:
     Curves are medians over seeds with the middle half of them: a test task that diverges for a
     while takes the mean along.
     """
-    if len(values) > len(COLORS):
+    if len(values) > 8:  # more lines than have room for their names
         figure = new_figure(7.6, 1.2 + 0.24 * len(values))
         _last(figure, values, title, published=False)
         return save(figure, path)
@@ -30,20 +31,15 @@ def draw(title: str, values: Values, published: bool, path: Path) -> Path:
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1)).ravel()
     axes = new_axes(left, title, "meta-batches of ten inner-optimizations", "test error")
     axes.set_yscale("log", nonpositive="mask")
-    ends = []
-    for color, (name, each) in zip(COLORS, values.items(), strict=False):
-        curve = each["test_mse_by_epoch"]
-        low, middle, high = np.quantile(curve, (0.25, 0.5, 0.75), axis=0)
-        x = np.arange(1, len(middle) + 1)
-        axes.plot(x, middle, color=color, linewidth=1.8)
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        last = np.flatnonzero(np.isfinite(middle))[-1:]
-        ends.append((name, color, x[last], middle[last]))
+    lines = {}
+    for name, each in values.items():
+        low, middle, high = np.quantile(each["test_mse_by_epoch"], (0.25, 0.5, 0.75), axis=0)
+        lines[name] = Line(np.arange(1, len(middle) + 1), middle, low, high)
         if published and name == "hyperdistill":
-            axes.plot(list(CURVE), list(CURVE.values()), "x", color=color, label="published")
+            axes.plot(list(CURVE), list(CURVE.values()), "x", color=INK, zorder=3)
+            axes.plot([], [], "x", color=INK, label="published, hyperdistill")
             axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right")
-    axes.margins(x=0)
-    label_ends(axes, ends)
+    draw_lines(axes, lines)
     _last(right, values, " ", published)
     return save(figure, path)
 
@@ -53,17 +49,18 @@ def _last(figure: Any, values: Values, title: str, published: bool) -> None:
     median where seeds have diverged; the published interval below."""
     axes = new_axes(figure, title, "test error, mean of the last five meta-batches", "")
     axes.set_xscale("log")
-    methods = list(dict.fromkeys(_method(name) for name in values))
+    axes.tick_params(axis="x", which="minor", labelsize=7)  # 3, 4 and 6 of a decade, close together
+    looks = styles(_method(name) for name in values)
     for i, (name, each) in enumerate(values.items()):
-        summary, color = interval(each["test_mse"]), COLORS[methods.index(_method(name)) % 7]
+        summary, (color, _, marker) = interval(each["test_mse"]), looks[_method(name)]
         shown = summary.seeds[summary.seeds < DIVERGED]
         axes.plot(shown, np.full(len(shown), i), ".", color=FAINT, markersize=4)
         if len(shown) < len(summary.seeds):
             at = min(float(np.median(summary.seeds)), DIVERGED)
-            axes.plot(at, i, "o", color=color, markerfacecolor="white", markersize=6)
+            axes.plot(at, i, marker, color=color, markerfacecolor="white", markersize=6)
         else:
             axes.hlines(i, *summary.ci95, color=color, linewidth=2)
-            axes.plot(summary.mean, i, "o", color=color, markersize=6)
+            axes.plot(summary.mean, i, marker, color=color, markersize=6)
         if published and name in TEST_MSE:
             mean, half = TEST_MSE[name]
             label = "published" if not i else None

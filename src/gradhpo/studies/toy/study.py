@@ -24,7 +24,8 @@ from gradhpo.estimators.one_step import one_step
 from gradhpo.estimators.reverse import reverse
 from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
-from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import new_axes, new_figure, save, styles
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.solvers import neumann
 from gradhpo.studies.toy.published import LAST_COSINE, LOSSES, STEPS
 from gradhpo.utils._precision import float64
@@ -233,18 +234,17 @@ def _draw(values: Mapping, others: Mapping[str, np.ndarray], published: bool, pa
         panels = row.subfigures(1, 3, squeeze=False).ravel()
         labels = ("validation loss", "cosine, same state", "cosine to the full run's")
         for i, (panel, label) in enumerate(zip(panels, labels, strict=True)):
-            title = f"T = {T}{published * '; dots: published'}" if i == 0 else " "
+            title = f"T = {T}{published * '; circles: published'}" if i == 0 else " "
             axes = new_axes(panel, title, "outer step", label)
-            ends = []
-            mine = [name for name in values if METHODS[name][0] == T]
-            for color, name in zip(COLORS, mine, strict=False):
-                lines = (values[name]["val_loss_by_epoch"], values[name]["cosine_by_epoch"])
-                y = (*lines, others[name])[i].mean(0)
-                x = np.arange(len(y))
-                axes.plot(x, y, color=color, linewidth=1.6)
-                if i == 0 and published:
-                    axes.plot(STEPS, LOSSES[name], "o", color=color, markersize=4)
-                ends.append((name.split(",")[0], color, x[-1:], y[-1:]))
-            axes.margins(x=0)
-            label_ends(axes, ends)
+            lines = {}
+            for name in values:
+                if METHODS[name][0] == T:
+                    same = (values[name]["val_loss_by_epoch"], values[name]["cosine_by_epoch"])
+                    y = (*same, others[name])[i].mean(0)
+                    lines[name.split(",")[0]] = Line(np.arange(len(y)), y)
+            if i == 0 and published:
+                for name, look in styles(lines).items():
+                    points = LOSSES[f"{name}, T={T}"]
+                    axes.plot(STEPS, points, "o", color=look.color, markersize=9, mfc="none")
+            draw_lines(axes, lines)
     return save(figure, path)

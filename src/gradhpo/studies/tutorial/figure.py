@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradhpo.report.drawing import COLORS, FAINT, INK, new_figure, save
+from gradhpo.report.drawing import FAINT, INK, new_figure, save
 from gradhpo.report.intervals import Summary, interval
+from gradhpo.report.lines import Line, draw_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["convergence"]
-
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)), "-", (0, (2.5, 1)), "-")
 
 
 def convergence(panels: Mapping[str, Mapping[str, np.ndarray]], path: str | Path) -> Path:
@@ -44,17 +43,15 @@ def convergence(panels: Mapping[str, Mapping[str, np.ndarray]], path: str | Path
         upper.set_title(title, loc="left", color=INK, fontsize=11)
         lower.axhline(0, color=FAINT, linewidth=0.8)
         lower.set_xlabel("episode", color=INK)
-        widest = 0.0
-        for i, (name, values) in enumerate(losses.items()):
-            change = interval(100 * (values / losses["fixed"] - 1))
-            widest = max(widest, float(np.abs(change.mean).max()))
-            _line(upper, name, interval(values), i)
-            _line(lower, name, change, i)
+        upper.set_yscale("log")
+        changes = {name: interval(100 * (x / losses["fixed"] - 1)) for name, x in losses.items()}
+        for axes, shown in (upper, {n: interval(x) for n, x in losses.items()}), (lower, changes):
+            draw_lines(axes, {name: _line(each) for name, each in shown.items()}, names=False)
+        widest = max(float(np.abs(change.mean).max()) for change in changes.values())
         if len(losses) > 1 and widest < 0.1:
             note = f"all lines coincide: at most {widest:.2g} % apart"
             lower.text(0.5, 0.06, note, color=INK, ha="center", transform=lower.transAxes)
     upper, lower = grid[:, 0]
-    upper.set_yscale("log")
     for axis in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
         axis("{x:g}")
     upper.set_ylabel("validation loss", color=INK)
@@ -83,11 +80,7 @@ def _style(axes: "Axes") -> None:
     axes.set_axisbelow(True)
 
 
-def _line(axes: "Axes", name: str, summary: Summary, i: int) -> None:
-    """The mean with its band; "fixed" is black and lies under the others."""
-    color = COLORS[6] if name == "fixed" else COLORS[(i - 1) % 6]
-    width = 3.0 if name == "fixed" else 1.6
-    x = np.arange(1, len(summary.mean) + 1)
-    axes.plot(x, summary.mean, label=name, color=color, linewidth=width, linestyle=DASHES[i % 7])
-    if np.isfinite(summary.ci95).all():
-        axes.fill_between(x, *summary.ci95, color=color, alpha=0.13, linewidth=0)
+def _line(summary: Summary) -> Line:
+    """The mean with its band, if there is one."""
+    band = summary.ci95 if np.isfinite(summary.ci95).all() else ()
+    return Line(np.arange(1, len(summary.mean) + 1), summary.mean, *band)

@@ -15,7 +15,8 @@ from gradhpo.core.types import DataBatch
 from gradhpo.meta.networks import ConvNet
 from gradhpo.report import StudyResult, interval, paired, plots, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
-from gradhpo.report.drawing import COLORS, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import new_axes, new_figure, save
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.shared.pixels import load_pixels
 from gradhpo.studies.two_stage.stages import METHODS, PERIOD, Halves, Stages
 
@@ -137,6 +138,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
                 "test accuracy, %",
                 f"{Path(config.dataset).name}, {100 * config.label_noise:g} % of the labels random",
                 band=config.seeds > 2,
+                within=(0, 100),
             ),
             "weights.png": lambda path: _draw_weights(weights, path),
         },
@@ -188,12 +190,7 @@ def _draw_weights(weights: dict[str, list[np.ndarray]], path: Path) -> None:
     """What an example counts by its loss, as each method has learned it."""
     figure = new_figure(6.4, 4.0)
     axes = new_axes(figure, "weight of an example, mean over seeds", "its loss", "weight")
-    ends = []
-    for color, (method, each) in zip(COLORS, weights.items(), strict=False):
-        mean = np.mean(each, axis=0)
-        axes.plot(LOSSES, mean, linewidth=1.8, color=color)
-        ends.append((method, color, LOSSES[-1:], mean[-1:]))
     axes.set_ylim(0, 1)
-    axes.margins(x=0)
-    label_ends(axes, ends)
+    lines = {method: Line(LOSSES, np.mean(each, axis=0)) for method, each in weights.items()}
+    draw_lines(axes, lines)
     save(figure, path)
