@@ -15,7 +15,8 @@ OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 ENGINE := $(addprefix tests/,core estimators algorithms testing utils)
 STUDIES := from gradhpo.studies.registry import STUDIES; print(*STUDIES)
 
-.PHONY: demo test bits coverage test-x64 test-optimised mutations lint types docs reproduce bench clean
+.PHONY: demo test bits coverage test-x64 test-optimised mutations lint types docs links reproduce bench \
+	clean
 
 demo: .venv/demo.stamp
 	$(BIN)/gradhpo demo
@@ -56,6 +57,10 @@ types: .venv/dev.stamp
 # -E: of every page, as in a fresh clone; a page built before, warnings and all, would pass in silence.
 docs: .venv/dev.stamp
 	$(BIN)/sphinx-build -q -W -E --keep-going docs docs/_build/html
+
+# Links of the documents to other sites; those within are a test. Needs a network.
+links: .venv/dev.stamp
+	$(BIN)/sphinx-build -q -W --keep-going -b linkcheck docs docs/_build/linkcheck
 
 # Hours, not minutes: the slow tests, then every study at full size; replaces results in out/.
 reproduce: .venv/dev.stamp

@@ -1,4 +1,5 @@
-"""Other libraries on the same workloads, each in an environment of its own.
+"""Other libraries on the same workloads, and as docs/migration shows them, each in an environment
+of its own.
 
     python benchmarks/peers.py --install          all of them, into benchmarks/.envs
     python benchmarks/peers.py --install jaxopt   one
@@ -20,8 +21,8 @@ __all__ = ["PEERS", "ask", "interpreter"]
 HERE = Path(__file__).parent
 PEERS = {
     "gradhpo": ["gradhpo==0.1.3"],  # the public package, before this library
-    "jaxopt": ["jaxopt==0.8.5"],
-    "torch": ["torch", "torchopt==0.7.3", "higher==0.2.1"],
+    "jaxopt": ["jaxopt==0.8.5", "optimistix==0.1.0", "optax"],
+    "torch": ["torch", "torchopt==0.7.3", "higher==0.2.1", "optax"],  # Optax, so ours runs there too
 }
 
 

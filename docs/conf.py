@@ -28,6 +28,11 @@ html_css_files = ["gradhpo.css"]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
 
+# `make links`: anchors that scripts make cannot be seen.
+linkcheck_anchors = False
+linkcheck_retries = 2
+linkcheck_timeout = 30
+
 default_role = "code"  # `single backticks` in docstrings
 napoleon_custom_sections = ["Source", "Cost", "Status"]
 napoleon_use_ivar = True
@@ -77,6 +82,42 @@ def write_api_pages(app):
             page.write_text(text)
 
 
+def groups() -> dict[str, list[str]]:
+    """The names of `gradhpo`, grouped as the comments in its `__all__` do."""
+    source = (SOURCE / "__init__.py").read_text("utf-8").partition("__all__ = [")[2]
+    found: dict[str, list[str]] = {}
+    for line in source.splitlines():
+        if line.startswith("    # "):
+            found[line[6:].partition(":")[0]] = names = []
+        elif line.startswith('    "'):
+            names.append(line.strip(' ",'))
+    return found
+
+
+def home(name: str) -> str:
+    """Where a name of `gradhpo` is documented: the module that defines it."""
+    value = getattr(gradhpo, name)
+    module = getattr(value, "__module__", "")
+    if module.startswith("gradhpo."):
+        return f"{module}.{name}"
+    return f"gradhpo.core.types.{name}"  # an alias of something else's type
+
+
+def list_names(app, document, source):
+    """`<!-- names: GROUP -->` becomes a table of the group's names, each with its first sentence."""
+
+    def table(match):
+        rows = ["| name | |", "|---|---|"]
+        for name in groups()[match[1]]:
+            doc = inspect.getdoc(getattr(gradhpo, name)) or ""
+            own = not home(name).startswith("gradhpo.core.types.")
+            first = " ".join(doc.partition("\n\n")[0].split()).replace("|", "\\|") if own else ""
+            rows.append(f"| {{py:obj}}`{name} <{home(name)}>` | {first} |")
+        return "\n".join(rows)
+
+    source[0] = re.sub(r"<!-- names: (.+) -->", table, source[0])
+
+
 def show_equations(app, what, name, obj, options, lines):
     """Print an indented block as it stands (equations, loops): after a line that ends in a colon,
     and in the docstring of a module after any line of prose."""
@@ -102,5 +143,6 @@ def skip_tuple_fields(app, what, name, obj, skip, options):
 
 def setup(app):
     app.connect("builder-inited", write_api_pages)
+    app.connect("source-read", list_names)
     app.connect("autodoc-process-docstring", show_equations, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skip_tuple_fields)

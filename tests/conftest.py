@@ -44,6 +44,10 @@ from gradhpo.driver import _recompilation  # noqa: E402
 # Sent wherever JAX asks for an executable, also where the cache on disk then has it: the count
 # means "another program" and does not depend on what ran before.
 COMPILED = "/jax/core/compile/backend_compile_duration"
+compiled = []  # seconds of each; one listener for all tests, because old versions cannot drop one
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: compiled.append(duration) if event == COMPILED else None
+)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -109,12 +113,5 @@ def collect():
 @pytest.fixture
 def compilations():
     """`compilations() -> int`: XLA compilations since the test began."""
-    seen = []
-
-    def listen(event, duration, **kwargs):
-        if event == COMPILED:
-            seen.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield lambda: len(seen)
-    jax.monitoring.unregister_event_duration_listener(listen)
+    before = len(compiled)
+    yield lambda: len(compiled) - before

@@ -27,10 +27,9 @@ def test_the_cache_on_disk_does_not_change_the_count(compilations):
     def listen(event, **kwargs):
         hits.append(event == "/jax/compilation_cache/cache_hits")
 
-    jax.monitoring.register_event_listener(listen)
+    jax.monitoring.register_event_listener(listen)  # for good: old versions cannot drop one
     before = compilations()
     for _ in range(2):
         jax.jit(lambda x: x * 5 - 2)(x)
-    jax.monitoring.unregister_event_listener(listen)
     assert compilations() == before + 2
     assert any(hits) or not jax.config.jax_enable_compilation_cache

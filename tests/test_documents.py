@@ -35,7 +35,7 @@ BLOCK = re.compile(
 # Not the digits in a name like float32; 2,000 is one number, 1, 2 are two.
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d*)?(?:e[-+]?\d+)?(?![\w])")
 EXTRAS = set(
-    "PIL equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm tyro".split()
+    "PIL equinox flax matplotlib optuna pooch scipy sklearn tensorboardX tqdm tyro".split()
 )
 
 
@@ -46,8 +46,8 @@ class Block(NamedTuple):
     varies: bool  # its numbers are those of one machine or version
 
 
-def python_blocks(text: str) -> list[Block]:
-    """The ```python blocks, and the ```bash blocks that are to run, as Python."""
+def python_blocks(text: str, skipped: bool = False) -> list[Block]:
+    """The ```python blocks, and the ```bash blocks that are to run, as Python; or those skipped."""
     return [
         Block(
             text.count("\n", 0, m.start("code")),
@@ -56,7 +56,7 @@ def python_blocks(text: str) -> list[Block]:
             bool(m["varies"]),
         )
         for m in BLOCK.finditer(text)
-        if not m["skip"]
+        if bool(m["skip"]) == skipped
     ]
 
 

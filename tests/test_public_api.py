@@ -1,7 +1,9 @@
 """Every public name exists, and the calls that are promised keep their names and arguments."""
 
 import importlib
+import importlib.util
 import inspect
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import optax
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
+DOCS = Path(__file__).parents[1] / "docs"
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
@@ -76,6 +79,20 @@ def test_promised_arguments(name):
     inspect.signature(optimizer).bind(**dict.fromkeys(constructor))
     inspect.signature(optimizer.run).bind("self", "state", **dict.fromkeys(RUN + run))
     inspect.signature(optimizer.init).bind("self", "params", "hyperparams")
+
+
+def test_the_reference_has_every_name_once_in_its_group():
+    """`__all__` is grouped by comments; docs/api.md has a table for each group."""
+    spec = importlib.util.spec_from_file_location("conf", DOCS / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    grouped = [name for names in conf.groups().values() for name in names]
+    assert grouped == importlib.import_module("gradhpo").__all__
+    shown = re.findall(r"<!-- names: (.+) -->", (DOCS / "api.md").read_text("utf-8"))
+    assert sorted(shown) == sorted(conf.groups())
+    for name in grouped:
+        module, _, attribute = conf.home(name).rpartition(".")
+        assert attribute in importlib.import_module(module).__all__
 
 
 def test_bilevel_state():

@@ -11,7 +11,7 @@ def test_a_function_gets_the_seed_and_its_arguments(here):
     target = load("small:task", ["examples=30", "rate=0.2"])
     first, other = target.make(0), target.make(1)
     assert target.seeded and first.train.length == 30
-    assert first.hyperparams["rate"] == 0.05  # **unused took it
+    assert first.hyperparams["rate"] == np.float32(0.05)  # **unused took it
     assert not np.array_equal(first.train.data, other.train.data)
     assert first.problem is other.problem
 

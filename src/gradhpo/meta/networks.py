@@ -212,7 +212,7 @@ class Head(nnx.Module):
     """Blocks, then a linear layer on all that they leave of an image."""
 
     def __init__(self, shape: Shape, channels: int, count: int, ways: int, rngs: nnx.Rngs):
-        self.blocks = nnx.List(blocks(shape, channels, count, rngs))
+        self.blocks = nnx.data(blocks(shape, channels, count, rngs))
         height, width, features = self.blocks[-1].shape if count else shape
         self.linear = linear(height * width * features, ways, rngs)
 

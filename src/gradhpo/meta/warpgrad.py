@@ -73,7 +73,11 @@ class WarpGrad(Classifier):
 
 class _Warp(nnx.Module):
     def __init__(self, shapes: list[Shape], layers: int, rngs: nnx.Rngs):
-        self.layers = nnx.List(
-            nnx.Sequential(*(Block(shape, shape[-1], pool=False, rngs=rngs) for _ in range(layers)))
-            for shape in shapes
+        self.layers = nnx.data(
+            [
+                nnx.Sequential(
+                    *(Block(shape, shape[-1], pool=False, rngs=rngs) for _ in range(layers))
+                )
+                for shape in shapes
+            ]
         )

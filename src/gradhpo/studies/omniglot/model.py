@@ -47,7 +47,7 @@ class Alternating(Classifier):
 
     @cached_property
     def _shared(self) -> Module:
-        return Module(lambda rngs: nnx.List(self._layers(rngs)[1::2]))
+        return Module(lambda rngs: _Shared(self._layers(rngs)))
 
     def init(self, key: jax.Array) -> tuple[Params, Hyper]:
         for_task, for_shared = jax.random.split(key)
@@ -56,13 +56,18 @@ class Alternating(Classifier):
     def logits(self, params: Params, hyperparams: Hyper, images: jax.Array) -> jax.Array:
         task, shared = self._task.with_weights(params), self._shared.with_weights(hyperparams)
         x = pixels(images)
-        for own, common in zip(task.layers, shared, strict=True):
+        for own, common in zip(task.layers, shared.layers, strict=True):
             x = common(own(x))
         return task.linear(x.reshape(len(x), -1))
 
 
 class _Task(nnx.Module):
     def __init__(self, layers: list[Block], ways: int, rngs: nnx.Rngs):
-        self.layers = nnx.List(layers[::2])
+        self.layers = nnx.data(layers[::2])
         height, width, channels = layers[-1].shape
         self.linear = linear(height * width * channels, ways, rngs)
+
+
+class _Shared(nnx.Module):
+    def __init__(self, layers: list[Block]):
+        self.layers = nnx.data(layers[1::2])
