@@ -69,7 +69,10 @@ def decay_by_tree(decays: PyTree) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, params=None):
         if params is None:
-            raise ValueError("decay_by_tree needs the parameters: update(updates, state, params).")
+            raise ValueError(
+                "decay_by_tree needs the parameters, but you are not passing `params`: call "
+                "update(updates, state, params)."
+            )
         each = _for_each("decays", decays, updates)
         return jax.tree.map(lambda u, d, w: (u + d * w).astype(u.dtype), updates, each, params)
 

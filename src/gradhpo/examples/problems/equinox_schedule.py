@@ -1,7 +1,7 @@
 """Equinox with AdamW: the peak and the warm-up of a cosine schedule, and the weight decay.
 
     gradhpo tune gradhpo.examples.problems.equinox_schedule:task --method reverse --seeds 5 \
-        --episodes 30 --steps 100 --outer-rate 0.1
+        --episodes 10 --steps 300 --outer-rate 0.2
 
 An episode is a whole training, from new weights; the schedule begins anew with it.
 """
@@ -38,7 +38,9 @@ def optimizer(lam):
 
 
 PROBLEM = gh.BilevelProblem(
-    gh.from_optax(val_loss, optimizer), val_loss, begin=lambda params, lam, key: gh.Start(net(key)[0])
+    gh.from_optax(val_loss, optimizer),
+    val_loss,
+    begin=lambda params, lam, key: gh.Start(net(key)[0]),
 )
 
 
@@ -50,6 +52,10 @@ def task(seed=0):
         {"peak": 1e-3, "warmup": STEPS / 10, "decay": 1e-2},
         train=gh.Resident(train, 50, seed=2 * seed),
         val=gh.Resident(val, 100, seed=2 * seed + 1),
-        space={"peak": spaces.log(), "warmup": spaces.interval(1, STEPS / 2), "decay": spaces.log()},
+        space={
+            "peak": spaces.log(),
+            "warmup": spaces.interval(1, STEPS / 2),
+            "decay": spaces.log(),
+        },
         test=test,
     )

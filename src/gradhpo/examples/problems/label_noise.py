@@ -1,6 +1,8 @@
 """Digits of which two in five have a random label: a weight for each of 800 examples.
 
     gradhpo tune gradhpo.examples.problems.label_noise:task --seeds 5 --outer-rate 0.1
+
+The weights are tuned while the network trains, by 400 examples whose labels are right.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """MAML on sinusoids: initial weights, and a rate for each, from which five steps fit a curve.
 
     gradhpo tune gradhpo.examples.problems.maml:task --method reverse --seeds 5 \
-        --episodes 1000 --outer-rate 0.003
+        --episodes 500 --outer-rate 0.003
 
 Every episode brings ten new curves. Training begins at weights that were trained on all curves at
 once, with a rate of 0.01.
@@ -55,12 +55,15 @@ def pretrained(key):
         updates, slots = adam.update(jax.grad(errors)(carry[0], (x.ravel(), y.ravel())), carry[1])
         return (optax.apply_updates(carry[0], updates), slots), None
 
-    w = {name: jax.random.normal(key, shape) / 40**0.5 for name, shape in SHAPES.items()}
-    return jax.lax.scan(step, (w, adam.init(w)), jax.random.split(key, 2000))[0][0]
+    keys = jax.random.split(key, 2000)
+    drawn = zip(SHAPES.items(), keys, strict=False)
+    w = {name: jax.random.normal(key, shape) / 6 for (name, shape), key in drawn}
+    return jax.lax.scan(step, (w, adam.init(w)), keys)[0][0]
 
 
 def task(seed=0):
     start = pretrained(jax.random.key(seed))
-    lam = {"start": start, "rate": jax.tree.map(lambda x: jnp.full_like(x, 0.01), start)}
-    params, space = begin(None, lam, jax.random.key(seed))[0], {"start": spaces.unconstrained(), "rate": spaces.log()}
-    return gh.Task(PROBLEM, params, lam, space=space)
+    rates = jax.tree.map(lambda x: jnp.full_like(x, 0.01), start)
+    params = begin(None, {"start": start}, jax.random.key(seed)).params
+    space = {"start": spaces.unconstrained(), "rate": spaces.log()}
+    return gh.Task(PROBLEM, params, {"start": start, "rate": rates}, space=space)

@@ -1,7 +1,7 @@
 """A convolutional network with BatchNorm in Flax NNX: its rate, weight decay and label smoothing.
 
     gradhpo tune gradhpo.examples.problems.nnx_cnn:task --method reverse --seeds 5 \
-        --episodes 20 --steps 200 --outer-rate 0.1
+        --episodes 10 --steps 200 --outer-rate 0.2
 
 An episode is a whole training, from new weights and new statistics.
 """

@@ -1,7 +1,9 @@
-"""Rate, momentum and L2 penalty of a small network: three numbers, a whole training an episode.
+"""Rate, momentum and L2 penalty of a small network trained by SGD.
 
     gradhpo tune gradhpo.examples.problems.three_scalars:task --method reverse --seeds 5 \
-        --episodes 30 --steps 100 --outer-rate 0.1
+        --episodes 10 --steps 300 --outer-rate 0.2
+
+An episode is a whole training, from new weights.
 """
 
 import jax
@@ -27,7 +29,9 @@ def train_loss(params, lam, batch):
 
 def begin(params, lam, key):
     keys = dict(zip(params, jax.random.split(key), strict=True))
-    return gh.Start({name: jax.random.normal(keys[name], w.shape) / 8 for name, w in params.items()})
+    return gh.Start(
+        {name: jax.random.normal(keys[name], w.shape) / 8 for name, w in params.items()}
+    )
 
 
 def optimizer(lam):

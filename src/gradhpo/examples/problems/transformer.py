@@ -1,7 +1,7 @@
 """A small transformer that reads a digit row by row: a rate and a decay for every layer.
 
     gradhpo tune gradhpo.examples.problems.transformer:task --method reverse --seeds 5 \
-        --episodes 20 --steps 200 --outer-rate 0.1
+        --episodes 10 --steps 200 --outer-rate 0.2
 
 An episode is a whole training, from new weights.
 """
