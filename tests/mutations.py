@@ -285,9 +285,23 @@ FAULTS = [
     Fault(
         "tune: trained anew with what it started from",
         "tuning/command.py",
-        "left_alone(holding(target.make(seed), tuned.trial.hyperparams), as_long)",
-        "left_alone(target.make(seed), as_long)",
+        "found = holding(target.make(seed), tuned.trial.hyperparams)",
+        "found = target.make(seed)",
         "tests/tuning/test_tune.py::test_the_three_trainings_are_what_they_say",
+    ),
+    Fault(
+        "tune: every seed has the draws of the first",
+        "tuning/training.py",
+        "key, first = jax.random.key(seed), ",
+        "key, first = jax.random.key(0), ",
+        "tests/tuning/test_tune.py::test_seeds_are_draws_of_their_own",
+    ),
+    Fault(
+        "layers by name: a name within a name",
+        "transforms/scaling.py",
+        "for n in range(len(names) + 1):",
+        "for n in range(1, len(names) + 1):",
+        "tests/transforms/test_optax_contract.py::test_numbers_belong_to_parameters_by_name_whatever_holds_them",
     ),
     Fault(
         "tune: the loss of a step that was undone counts",

@@ -31,7 +31,7 @@ ALLOWED = {
     "testing": LOWER,
     "meta": LOWER,
     # Examples state a problem, studies measure it.
-    "examples": USER | {"gradhpo"},
+    "examples": USER | {"gradhpo", "schedules"},
     "report": {"utils", "core", "algorithms", "gradhpo"},
     "studies": USER | {"gradhpo", "examples", "report", "testing", "tuning"},
     "tuning": USER | {"gradhpo", "report"},

@@ -257,6 +257,21 @@ def test_a_run_under_way_has_no_start():
     assert got.hypergrad == 0 and got.val_loss == pytest.approx((1 + 0.9**3) ** 2)
 
 
+def test_slots_of_a_type_of_their_own_keep_it():
+    """Optax's accumulator is float32 and refuses any other; afresh and in a run under way."""
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    loss = lambda w, lam, batch: jnp.sum((w - batch) ** 2)  # noqa: E731
+    dynamics = from_optax(loss, lambda lam: optax.MultiSteps(optax.sgd(lam, momentum=0.9), 2))
+    task = Task(
+        BilevelProblem(dynamics, loss), np.zeros(3, np.float32), 0.1, InOrder(x), InOrder(x)
+    )
+    for inner in None, task.begin(4)[0]:
+        row = check_hypergradient(task, 4, ["reverse"], truth="differences", inner=inner).rows
+        assert row["reverse"].relative_error < 1e-4
+        row = check_hypergradient(task, 4, ["forward"], inner=inner).rows["forward"]
+        assert row.relative_error < 1e-6
+
+
 def test_the_draw_of_a_start():
     def begin(params, lam, key):
         return Start(lam * params * jax.random.uniform(key))

@@ -16,7 +16,9 @@ MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
     if path.stem == "__init__"
-    or not (path.stem.startswith("_") or path.parent.stem == "starters")  # files to be copied
+    or not (
+        path.stem.startswith("_") or path.parent.stem in ("starters", "problems")
+    )  # as users write
 )
 PROMISED = {
     "gradhpo.core.types": "PyTree LossFn DataBatch LossFunctions MetricDict",

@@ -21,6 +21,7 @@ from gradhpo.transforms import (
     adam,
     adam_hd,
     adamw_hd,
+    decay_by_tree,
     hypergradient_descent,
     hypergradient_status,
     learning_rates,
@@ -47,6 +48,12 @@ TABLE = {
         lambda rate: optax.chain(optax.scale(0.25), optax.sgd(rate, 0.75)),
     ),
     "scale_by_tree": Row(scale_by_tree, {"step_sizes": {"a": -0.1, "b": -0.1}}, optax.sgd),
+    "decay_by_tree": Row(
+        decay_by_tree,
+        {"decays": {"a": 0.1, "b": 0.1}},
+        optax.add_decayed_weights,
+        needs_params=True,
+    ),
     "sgd_hd": Row(sgd_hd, {"learning_rate": 0.1, "hypergradient_lr": 1e-3}),
     "sgd_hd: momentum, penalty": Row(
         sgd_hd,
@@ -82,6 +89,7 @@ TABLE = {
 EVERY = pytest.mark.parametrize("name", TABLE)
 LEARNED = [name for name in TABLE if "_hd" in name or "hypergradient" in name]
 PLAIN = [name for name in TABLE if TABLE[name].plain]
+BY_TREE = ("scale_by_tree", "decay_by_tree")  # of the parameters, by their names
 READERS = {"HypergradientDescentState", "hypergradient_status", "learning_rates"}
 
 W = {"a": np.array([1.0, -2.0, 0.5], np.float32), "b": np.array([[0.3, 0.7]], np.float32)}
@@ -173,8 +181,7 @@ def test_a_group_may_be_empty(name):
     for (got, _), (alone, _) in zip(train(parts, w), train(opt, w), strict=True):
         if name not in LEARNED:  # one learned rate becomes two
             equal(got, alone)
-    empty = {} if name != "scale_by_tree" else {"a": None, "b": None}
-    assert jax.tree.leaves(opt.update(empty, opt.init(empty), empty)[0]) == []
+    assert jax.tree.leaves(opt.update({}, opt.init({}), {})[0]) == []
 
 
 WRAPPERS = {
@@ -193,7 +200,7 @@ def test_wrappers_keep_the_state_and_change_nothing(name):
     """Each alone by its shapes; all around each other in one program, by its numbers."""
     w, nested = params(), optimizer(name)
     for key, wrap in WRAPPERS.items():
-        if (key, name) == ("flatten", "scale_by_tree"):  # its tree is that of the parameters
+        if key == "flatten" and name in BY_TREE:
             continue
         opt = wrap(optimizer(name))
         start = opt.init(w)
@@ -278,9 +285,56 @@ def test_complex_parameters_are_trained_or_refused_with_a_remedy(name):
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), got, want)
 
 
+# -- trees -------------------------------------------------------------------------------------
+
+
+class Layers(NamedTuple):
+    hidden: Any
+    head: Any
+
+
+BY_NAME = {
+    "a value for all": 2.0,
+    "layers": {"hidden": 2.0, "head": {"bias": 2.0, "kernel": 2.0}},
+    "a tuple": Layers(2.0, 2.0),
+    "parameters": Layers({"kernel": 2.0}, {"kernel": np.full(2, 2.0), "bias": 2.0}),
+    "too many": {"hidden": 2.0, "head": 2.0, "masked": 3.0},
+}
+
+
+@pytest.mark.parametrize("tree", BY_NAME.values(), ids=BY_NAME)
+def test_numbers_belong_to_parameters_by_name_whatever_holds_them(tree):
+    w = Layers({"kernel": jnp.ones(2)}, {"bias": jnp.ones(()), "kernel": jnp.ones(2)})
+    as_dictionary = {"hidden": w.hidden, "head": w.head}
+    for params in w, as_dictionary:
+        updates, _ = scale_by_tree(tree).update(params, optax.EmptyState())
+        equal(updates, optax.tree.scale(2.0, params))
+        updates, _ = decay_by_tree(tree).update(params, optax.EmptyState(), params)
+        equal(updates, optax.tree.scale(3.0, params))
+
+
+def test_a_tree_of_an_nnx_or_equinox_module():
+    nnx, eqx = pytest.importorskip("flax.nnx"), pytest.importorskip("equinox")
+    module = nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Param)
+    linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    for params, kernel in (module, "kernel"), (linear, "weight"):
+        for tree in {kernel: 2.0, "bias": 0.0}, jax.tree.map(jnp.zeros_like, params):
+            updates, _ = scale_by_tree(tree).update(params, optax.EmptyState())
+            assert jax.tree.structure(updates) == jax.tree.structure(params)
+            same = isinstance(tree, dict)
+            want = getattr(params, kernel)[...] * (2.0 if same else 0.0)
+            equal(getattr(updates, kernel)[...], want)
+
+
+@pytest.mark.parametrize("make", [scale_by_tree, decay_by_tree])
+def test_a_parameter_without_a_number_is_named(make):
+    with pytest.raises(ValueError, match="nothing for the parameter b: .*There is a, c/d"):
+        make({"a": 1.0, "c": {"d": 1.0}}).update(params(), optax.EmptyState(), params())
+
+
 # -- schedules ---------------------------------------------------------------------------------
 
-SCHEDULED = [name for name in PLAIN if name != "scale_by_tree"]
+SCHEDULED = [name for name in PLAIN if name not in BY_TREE]
 
 
 def decay(count):

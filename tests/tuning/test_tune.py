@@ -17,6 +17,8 @@ import gradhpo as gh
 from gradhpo import cli as gh_cli
 from gradhpo.report import read
 from gradhpo.tuning import History, load_hyperparams, load_task
+from gradhpo.tuning.methods import chosen, method_of
+from gradhpo.tuning.training import Length, left_alone, trained
 
 SHORT = ("--episodes", "4", "--steps", "5", "--outer-rate", "0.1")
 
@@ -399,6 +401,28 @@ def begin(params, lam, key):
 
 task = Task(BilevelProblem(from_optax(loss, optax.sgd(0.05)), loss, begin=begin), 0.0, 0.1)
 """
+
+
+def test_seeds_are_draws_of_their_own(here):
+    """Of seed 0 those of a plain run; the same for all trainings of a seed."""
+    (here / "line.py").write_text(BEGINS)
+    task, length, outer = load_task("line:task"), Length(3, 7), optax.sgd(0.0)
+    method = method_of(chosen("one_step"), 7)
+    losses = {
+        seed: [
+            trial.history.metrics["val_loss"].tolist()
+            for trial in (
+                trained(task, method, outer, length, seed=seed),
+                left_alone(task, length, seed=seed),
+            )
+        ]
+        for seed in (0, 1)
+    }
+    plain = History(task)
+    gh.tune(task, gh.one_step(), outer, episodes=3, callback=plain)
+    np.testing.assert_allclose(losses[0], [plain.metrics["val_loss"]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(*losses[1], rtol=1e-6)
+    assert not set(losses[0][0]) & set(losses[1][0])
 
 
 def test_sources_that_go_on_are_no_equal_trainings(gradhpo, here):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradhpo.core.dynamics import InnerState
+from gradhpo.core.dynamics import Dynamics, InnerState
 from gradhpo.core.estimator import fold, whole
 from gradhpo.core.inspect import has_convolution, started_hyperparams
 from gradhpo.core.losses import loss_value
@@ -14,7 +14,8 @@ from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.step import strengthen
 from gradhpo.core.task import Task
-from gradhpo.core.types import Hyper, Loop, Scalar
+from gradhpo.core.types import Hyper, Loop, Params, Scalar
+from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_last
 
 __all__ = ["Episode", "begin_in_float64", "loop_for", "loss_after"]
@@ -41,7 +42,7 @@ def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any)
     problem = task.problem
     dynamics = problem.dynamics
     problem = problem._replace(
-        dynamics=dynamics._replace(init=_widened(dynamics.init)),
+        dynamics=dynamics._replace(init=_with_wide_slots(dynamics)),
         begin=problem.begin and _widened(problem.begin),
     )
     params, lam, model_state = _wide((task.params, task.hyperparams, task.model_state))
@@ -52,7 +53,9 @@ def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any)
         inner = fresh
         if started_hyperparams(problem, task.origin(key), lam):
             origin = task.origin(key)
-    start, window = strengthen(_wide(inner)), _wide(window)
+    else:
+        inner = _as_wide_as(fresh, inner)
+    start, window = strengthen(inner), _wide(window)
     loop = loop_for(problem, start, lam, window)
     return Episode(problem, start, lam, window, origin, steps, loop)
 
@@ -98,6 +101,32 @@ def _begun(problem, origin, lam):
 
 def _judge(problem, params, lam, batch, model_state):
     return loss_value(problem.outer_loss, params, lam, batch, model_state)
+
+
+def _with_wide_slots(dynamics: Dynamics) -> Callable[[Params, Hyper], InnerState]:
+    """Its `init` with float64 slots; with slots as they are made where the optimizer takes no
+    others. `optax.MultiSteps` adds up in float32, whatever the parameters are."""
+
+    def init(params, lam):
+        made = dynamics.init(params, lam)
+        wide = _wide(made)
+        if dynamics.parts is not None:
+            opt, w = dynamics.parts.make_optimizer(lam), split(made.params)[0]
+            try:
+                jax.eval_shape(opt.update, w, wide.opt_state, w)
+            except TypeError:
+                return wide._replace(opt_state=made.opt_state)
+        return wide
+
+    return init
+
+
+def _as_wide_as(fresh: InnerState, inner: InnerState) -> InnerState:
+    """A state of a run; if it is none of this problem, that is found when a step is tried."""
+    wide = _wide(inner)
+    if jax.tree.structure(wide) != jax.tree.structure(fresh):
+        return wide
+    return jax.tree.map(lambda x, like: jnp.asarray(x, _dtype(like)), wide, fresh)
 
 
 def _widened(function: Callable) -> Callable:

@@ -20,7 +20,7 @@ from gradhpo.transforms.proximal import (
 )
 from gradhpo.transforms.retraceable import adam, momentum_sgd
 from gradhpo.transforms.reversible import reversible_sgd
-from gradhpo.transforms.scaling import scale_by_tree
+from gradhpo.transforms.scaling import decay_by_tree, scale_by_tree
 from gradhpo.transforms.top_k import TopKState, top_k
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "adam",
     "adam_hd",
     "adamw_hd",
+    "decay_by_tree",
     "elastic_net",
     "group_lasso",
     "hypergradient_descent",

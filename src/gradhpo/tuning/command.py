@@ -145,9 +145,11 @@ def _trainings(
     yield done(config.method, *tuned)
     if not config.alone:
         as_long = length._replace(episodes=int(tuned.trial.state.episode))
-        trial = left_alone(target.make(seed), as_long)  # made anew: sources begin at their start
+        untouched = target.make(seed)  # made anew: sources begin at their start
+        trial = left_alone(untouched, as_long, seed=seed)
         yield done(UNTUNED, trial, judged(trial))
-        trial = left_alone(holding(target.make(seed), tuned.trial.hyperparams), as_long)
+        found = holding(target.make(seed), tuned.trial.hyperparams)
+        trial = left_alone(found, as_long, seed=seed)
         yield done(ANEW, trial, judged(trial))
 
 
@@ -162,7 +164,7 @@ def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, logs: 
         state, spent = at(task, method, outer, lowest(probes).drawn), probes[-1].spent
     with logs.of(seed, task.stored.natural) as log:
         trial = trained(
-            task, method, outer, length, hook=log, patience=config.patience, state=state
+            task, method, outer, length, hook=log, patience=config.patience, state=state, seed=seed
         )
     cost = Cost(trial.cost.gradients + spent, trial.cost.products)
     return Outcome(trial._replace(cost=cost), judged(trial))

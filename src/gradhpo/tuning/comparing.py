@@ -202,7 +202,7 @@ def by_hypergradients(
         if spent + price > budget:
             _check_paid(spent, price, budget, method.name)
             return
-        trial = _whole(trained(task, estimator, outer, length, state=state))
+        trial = _whole(trained(task, estimator, outer, length, state=state, seed=seed))
         state = trial.state
         spent += price
         yield Training(spent, trial, judged(trial))
@@ -244,7 +244,7 @@ def by_search(
         task, drawn = make(seed), back(jnp.asarray([setting[key] for key in names], flat.dtype))
         if task.declared is not None:
             drawn = task.declared.project(drawn)
-        trial = _whole(left_alone(holding(task, task.settled(drawn)), length))
+        trial = _whole(left_alone(holding(task, task.settled(drawn)), length, seed=seed))
         done.append(Training(price * (len(done) + 1), trial, judged(trial), drawn))
         seen(done[-1])
         return done[-1].judged["val_loss"]

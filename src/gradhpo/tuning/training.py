@@ -1,5 +1,6 @@
 """One training of a task, tuned or left alone, and what happened in it."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -159,6 +160,7 @@ def trained(
     hook: Hook | None = None,
     patience: int = 0,
     state: BilevelState | None = None,
+    seed: int = 0,
 ) -> Trial:
     """Train the task and keep what happens; Ctrl-C ends it after the episode, an error at once.
 
@@ -172,6 +174,7 @@ def trained(
         hook: Called after every episode, once the history has it.
         patience: Episodes without a lower validation loss before the training ends; 0: never.
         state: Where to go on from; None: the task's start.
+        seed: Of the draws that a problem's `begin` gets; the same for trainings to be compared.
     """
     history, ended, raised = History(task, state), "", None
     lowest, since = np.inf, 0
@@ -189,8 +192,18 @@ def trained(
 
     began = time.monotonic()
     T = None if brings(task) else length.steps
+    draws = None if task.problem.begin is None else _draws(seed, state)
     try:
-        state = tune(task, method, outer, episodes=length.episodes, T=T, callback=look, state=state)
+        state = tune(
+            task,
+            method,
+            outer,
+            episodes=length.episodes,
+            T=T,
+            callback=look,
+            state=state,
+            get_task=draws,
+        )
     except (Exception, KeyboardInterrupt) as error:
         if not history.metrics:
             raise
@@ -207,13 +220,19 @@ def trained(
     return Trial(task, history, state, found, ended, cost, seconds, raised)
 
 
-def left_alone(task: Task, length: Length, hook: Hook | None = None) -> Trial:
+def _draws(seed: int, state: BilevelState | None) -> Callable[[], jax.Array]:
+    """A key for every episode; of seed 0 those that a run has by itself."""
+    key, first = jax.random.key(seed), 0 if state is None else int(state.episode)
+    return (jax.random.fold_in(key, episode) for episode in itertools.count(first)).__next__
+
+
+def left_alone(task: Task, length: Length, hook: Hook | None = None, *, seed: int = 0) -> Trial:
     """The same training with the hyperparameters where they start, on the same batches.
 
     A space makes no difference: what does not move needs no map.
     """
     task = holding(task, task.hyperparams)
-    trial = trained(task, _looking_on(length.steps), STILL, length, hook=hook)
+    trial = trained(task, _looking_on(length.steps), STILL, length, hook=hook, seed=seed)
     return trial._replace(cost=Cost(int(trial.state.drawn), 0))
 
 

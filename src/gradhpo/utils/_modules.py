@@ -43,7 +43,7 @@ def check_taken_apart(params: Any) -> None:
 
 
 def _as_in(recipe: str) -> str:
-    return f"as in the recipe gradhpo.examples.recipes.{recipe} (docs/recipes.md)."
+    return f"as in the recipe gradhpo.examples.recipes.{recipe} (docs/your_model.md)."
 
 
 def _is(value: Any, package: str, name: str) -> bool:

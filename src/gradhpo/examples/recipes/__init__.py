@@ -1,1 +1,1 @@
-"""How a network of each library comes to gradhpo: `docs/recipes.md` shows the files."""
+"""How a network of each library comes to gradhpo: `docs/your_model.md` shows the files."""

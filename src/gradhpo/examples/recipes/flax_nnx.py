@@ -14,6 +14,7 @@ from flax import nnx
 
 import gradhpo
 from gradhpo import datasets
+from gradhpo.transforms import scale_by_tree
 
 __all__ = ["main"]
 
@@ -25,15 +26,10 @@ HYPERPARAMS = {
 
 
 def adamw(hyperparams):
-    """AdamW with a rate for each layer, the first name on the way to a leaf."""
-
-    def scale(updates, params):
-        del params
-        rates = jax.tree.map(jnp.exp, hyperparams["rates"])
-        return jax.tree_util.tree_map_with_path(lambda path, u: -rates[path[0].key] * u, updates)
-
+    """AdamW with a rate for each layer."""
     decay = optax.add_decayed_weights(jnp.exp(hyperparams["decay"]))
-    return optax.chain(optax.scale_by_adam(eps_root=1e-8), decay, optax.stateless(scale))
+    rates = scale_by_tree(jax.tree.map(lambda rate: -jnp.exp(rate), hyperparams["rates"]))
+    return optax.chain(optax.scale_by_adam(eps_root=1e-8), decay, rates)
 
 
 def cross_entropy(logits, labels, smoothing):
