@@ -166,6 +166,6 @@ def _draw(found: Mapping[tuple[str, int], np.ndarray], config: Config, path: Pat
                     axes.errorbar([row.steps], [row.mse], half, fmt="x", color=color, markersize=5)
         axes.plot([], [], "x", color=INK, label="published")
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-        axes.set_ylim(0, None)
+        axes.update_datalim([(0, 0)])  # the limits are found with the lines, and reach down to 0
         draw_lines(axes, lines)
     save(figure, path)
