@@ -22,8 +22,7 @@ HERE = Path(__file__).parent
 PEERS = {
     "gradhpo": ["gradhpo==0.1.3"],  # the public package, before this library
     "jaxopt": ["jaxopt==0.8.5", "optimistix==0.1.0", "optax"],
-    # Optax, so that ours runs there too.
-    "torch": ["torch", "torchopt==0.7.3", "higher==0.2.1", "optax"],
+    "torch": ["torch", "torchopt==0.7.3", "higher==0.2.1", "optax"],  # and ours beside them
 }
 
 

@@ -104,7 +104,7 @@ def home(name: str) -> str:
 
 
 def list_names(app, document, source):
-    """`<!-- names: GROUP -->` becomes a table of the names, each with its first sentence."""
+    """`<!-- names: GROUP -->` becomes a table of its names, each with its first sentence."""
 
     def table(match):
         rows = ["| name | |", "|---|---|"]
