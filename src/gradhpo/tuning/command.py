@@ -145,9 +145,8 @@ def _trainings(
     yield done(config.method, *tuned)
     if not config.alone:
         as_long = length._replace(episodes=int(tuned.trial.state.episode))
-        trial = left_alone(
-            target.make(seed), as_long, seed=seed
-        )  # made anew: sources begin at their start
+        same = target.make(seed)  # made anew: sources begin at their start
+        trial = left_alone(same, as_long, seed=seed)
         yield done(UNTUNED, trial, judged(trial))
         found = holding(target.make(seed), tuned.trial.hyperparams)
         trial = left_alone(found, as_long, seed=seed)
