@@ -317,11 +317,11 @@ def test_an_interrupt_of_a_search_keeps_its_best_so_far(gradhpo, here, monkeypat
 
     train, calls = comparing.left_alone, []
 
-    def third(*arguments):
+    def third(*arguments, **options):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return train(*arguments)
+        return train(*arguments, **options)
 
     monkeypatch.setattr(comparing, "left_alone", third)
     status, out, _ = gradhpo("tune", "small:strict", *SHORT, "--method", "random", "--out", "a")
@@ -340,11 +340,11 @@ def test_what_goes_wrong_later_costs_nothing_that_is_done(gradhpo, here, monkeyp
 
     train, calls = command.left_alone, []
 
-    def late(*arguments):
+    def late(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             raise error
-        return train(*arguments)
+        return train(*arguments, **options)
 
     monkeypatch.setattr(command, "left_alone", late)
     seeds = ("--seeds", "3", "--out", "a")
