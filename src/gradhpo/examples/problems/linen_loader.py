@@ -46,12 +46,11 @@ def optimizer(lam):
 PROBLEM = gh.BilevelProblem(gh.from_optax(train_loss, optimizer), val_loss)
 
 
-def loader(data, size, rng):
-    """Epochs of batches, in any order, one after the other: a DataLoader of PyTorch would do."""
-    while True:
-        for rows in np.split(rng.permutation(len(data.targets)), len(data.targets) // size):
-            shift = tuple(rng.integers(-1, 2, 2))
-            yield np.roll(data.inputs[rows], shift, (1, 2)), data.targets[rows]
+def epoch(data, size, rng):
+    """The batches of an epoch; a DataLoader of PyTorch would do."""
+    for rows in np.split(rng.permutation(len(data.targets)), len(data.targets) // size):
+        shift = tuple(rng.integers(-1, 2, 2))
+        yield np.roll(data.inputs[rows], shift, (1, 2)), data.targets[rows]
 
 
 def task(seed=0):
@@ -60,5 +59,6 @@ def task(seed=0):
     params = state.pop("params")
     lam = {"rate": 1e-3, "decay": 1e-4}
     space = {"rate": spaces.log(), "decay": spaces.log()}
-    sources = loader(train, 50, np.random.default_rng(seed)).__next__, gh.Resident(val, 100, seed)
+    rng = np.random.default_rng(seed)
+    sources = datasets.from_loader(lambda: epoch(train, 50, rng)), gh.Resident(val, 100, seed)
     return gh.Task(PROBLEM, params, lam, *sources, model_state=state, space=space, test=test)
