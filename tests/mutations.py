@@ -331,6 +331,13 @@ FAULTS = [
         "loss(0, 1), loss(2, 3)",
         "tests/doctor",
     ),
+    Fault(
+        "crossover: a group is every H-th weight",
+        "studies/crossover/problem.py",
+        "np.arange(flat.size) * len(lam) // flat.size",
+        "np.arange(flat.size) % len(lam)",
+        "tests/studies/test_crossover.py::test_groups_are_of_neighbours_and_as_even_as_can_be[10]",
+    ),
 ]
 
 

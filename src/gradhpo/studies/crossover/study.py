@@ -47,8 +47,8 @@ class Config(StudyConfig):
     """Trials of a search; the others get as many gradients."""
     steps: int = 30
     """Training steps T."""
-    tpe_most: int = 1000
-    """Hyperparameters up to which TPE takes part: it takes longer for a trial than the training."""
+    tpe_most: int = 100
+    """Hyperparameters up to which TPE takes part: beyond, a draw takes far longer than training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,6 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             seeds=min(config.seeds, 2),
             sizes=tuple(size for size in config.sizes if size <= 1000),
             trials=min(config.trials, 100),
-            tpe_most=min(config.tpe_most, 100),
         )
     methods, task = config.method or METHODS, family(config.steps)
     if set(methods) & set(SEARCHES):
