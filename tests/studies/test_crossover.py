@@ -81,7 +81,7 @@ def test_the_hypergradient_is_the_central_difference_of_the_training_written_out
 @pytest.mark.parametrize("size", [1, 3, 10, 1000, 10000, problem.LARGEST])
 def test_groups_are_of_neighbours_and_as_even_as_can_be(size):
     lam = np.linspace(-8, -2, size, dtype=np.float32)
-    rates = problem.decays(lam, problem.initial(0))
+    rates = problem.decays(jnp.asarray(lam), problem.initial(0))
     flat = np.concatenate([np.ravel(rates[name]) for name in ("hidden", "out")])
     np.testing.assert_allclose(np.log(flat), spread(lam), rtol=1e-5)
 

@@ -100,7 +100,7 @@ def search_box(
     trials: int,
     seed: int,
 ) -> None:
-    """Minimise `judge(x)` over vectors at most `width` from the center, which is the first trial.
+    """Minimise `judge(x)` over vectors at most `width` from the centre, which is the first trial.
 
     Args:
         method: One of `SEARCHES`. CMA-ES keeps a variance for each number, instead of a matrix,
@@ -129,7 +129,7 @@ def _by_separable_cmaes(
     trials: int,
     seed: int,
 ) -> None:
-    """The center, then generations that begin around it, a sixth of the box wide as in Optuna."""
+    """The centre, then generations that begin around it, a sixth of the box wide as in Optuna."""
     bounds = np.stack([center - width, center + width], axis=1)
     sampler = import_module("cmaes").SepCMA(center, 2 * width / 6, bounds=bounds, seed=seed)
     judge(center)

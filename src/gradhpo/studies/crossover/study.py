@@ -22,7 +22,7 @@ from gradhpo.tuning.comparing import compare
 from gradhpo.tuning.methods import chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna
 
-__all__ = ["Config", "run"]
+__all__ = ["Config", "rate", "run"]
 
 METHODS = (*SEARCHES, "one_step", "reverse", "hyperdistill")
 
@@ -70,12 +70,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Run the study; its files are `crossover.csv`, `reached.csv`, `crossover.png`."""
     began = time.perf_counter()
     if config.fast:
-        config = replace(
-            config,
-            seeds=min(config.seeds, 2),
-            sizes=tuple(size for size in config.sizes if size <= 1000),
-            trials=min(config.trials, 100),
-        )
+        config = replace(config, seeds=min(config.seeds, 2), trials=min(config.trials, 60))
     methods, task = config.method or METHODS, family(config.steps)
     if set(methods) & set(SEARCHES):
         require_optuna()
@@ -85,17 +80,17 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             if name == "tpe" and size > config.tpe_most:
                 progress(f"crossover: H = {size:,}: tpe is left out (--tpe-most)")
                 continue
+            own = "" if name in SEARCHES else f":outer_rate={rate(name, size, config)}"
             found = compare(
                 partial(task, size),
-                [name],
+                [name + own],
                 config.budget,
                 episodes=1,
                 steps=config.steps,
                 seeds=config.seeds,
-                outer_rate=_rate(name, size, config),
                 width=WIDTH,
             )
-            cell = Cell(found.methods[name], found.wall_seconds / config.seeds)
+            cell = Cell(found.methods[name + own], found.wall_seconds / config.seeds)
             cells[size, name] = cell
             progress(f"crossover: H = {size:,}, {name}: {cell}")
     for line in findings(cells, config.budget):
@@ -113,14 +108,16 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     )
 
 
-def _rate(name: str, size: int, config: Config) -> float:
-    """The rate of Adam, chosen once for all H and before any run: such that a tenth of a method's
-    updates may lead from the start to the edge of the box."""
-    if name in SEARCHES:
-        return 1.0  # not used
+def rate(name: str, size: int, config: Config) -> float:
+    """The rate of Adam for a method that follows gradients, set by a rule before any run: such
+    that a tenth of its updates may lead from the start to the edge of the box.
+
+    >>> [round(rate(name, 100, Config()), 3) for name in ("one_step", "reverse", "hyperdistill")]
+    [0.016, 0.484, 0.04]
+    """
     method = method_of(chosen(name), config.steps)("scan")
     price = as_gradients(method.cost(config.steps, size, episodes=1))
-    updates = config.budget / price * config.steps / (method.unroll_steps or config.steps)
+    updates = config.budget / price * config.steps / method.unroll_steps
     return WIDTH / (updates / 10)
 
 
