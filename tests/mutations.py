@@ -366,6 +366,13 @@ FAULTS = [
         "while self._position <= wanted:",
         "tests/datasets/test_loaders.py",
     ),
+    Fault(
+        "crossover: a group is every H-th weight",
+        "studies/crossover/problem.py",
+        "np.arange(flat.size) * len(lam) // flat.size",
+        "np.arange(flat.size) % len(lam)",
+        "tests/studies/test_crossover.py::test_groups_are_of_neighbours_and_as_even_as_can_be[10]",
+    ),
 ]
 
 

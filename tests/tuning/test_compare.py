@@ -12,7 +12,7 @@ import gradhpo as gh
 from gradhpo.report import read, table
 from gradhpo.tuning import compare, load_task
 from gradhpo.tuning.comparing import by_hypergradients, by_search
-from gradhpo.tuning.methods import chosen
+from gradhpo.tuning.methods import chosen, method_of
 from gradhpo.tuning.target import load
 from gradhpo.tuning.training import Length
 
@@ -49,6 +49,13 @@ def test_hyperparameters_go_on_from_training_to_training_and_weights_do_not(make
                 lam, inner = optax.apply_updates(lam, updates), got.inner
         np.testing.assert_allclose(each.trial.state.params, inner.params, rtol=1e-5)
         np.testing.assert_allclose(each.trial.hyperparams["rate"], np.exp(lam["rate"]), rtol=1e-5)
+
+
+def test_a_method_is_one_object_so_that_seeds_share_its_programs():
+    """Bound methods of two equal optimizers are not equal."""
+    words = ("reverse", "hyperdistill:gamma=0.9")
+    first, again = ([method_of(chosen(word), 5) for word in words] for _ in range(2))
+    assert first == again and first[0] != method_of(chosen("reverse"), 6)
 
 
 @pytest.mark.parametrize("name", ["random", "tpe", "cmaes"])

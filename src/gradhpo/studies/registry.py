@@ -35,6 +35,10 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.mixed",
         "activation, width, rates, penalties and dropout together, beside random search and TPE",
     ),
+    "crossover": Study(
+        "gradhpo.studies.crossover",
+        "from how many hyperparameters on gradients win over random search, TPE and CMA-ES",
+    ),
     "feature_selection": Study(
         "gradhpo.studies.feature_selection",
         "a penalty per feature and an L1 price on each: which of many features say nothing",
@@ -133,7 +137,7 @@ def load(name: str) -> ModuleType:
     Traceback (most recent call last):
     ...
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, \
-hyper_cleaning_projected, mixed, feature_selection, \
+hyper_cleaning_projected, mixed, crossover, feature_selection, \
 sparse, meta_weight_net, regularisation, learning_rate, augmentation, \
 single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, chaos, sinusoid, \
 maml, omniglot, cosine, toy, many_shot, two_stage, cost, check.

@@ -22,11 +22,12 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import init_state
 from gradhpo.core.task import Task
 from gradhpo.core.types import Hyper
+from gradhpo.driver.caches import kept
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.plots import curves
 from gradhpo.tuning.methods import Chosen, chosen, method_of
-from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna, search
+from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna, search_box
 from gradhpo.tuning.target import check_begins_anew
 from gradhpo.tuning.training import (
     Length,
@@ -174,11 +175,19 @@ def _trainings(
 ) -> Iterable[Training]:
     name = method.name
     if name not in SEARCHES:
-        outer = by(method.outer_rate or rate)
+        outer = _outer(by, method.outer_rate or rate)
         return by_hypergradients(make, method, outer, length, budget, seed)
     price = length.episodes * length.steps
     _check_paid(budget // price, price, budget, name)
     return by_search(make, name, length, int(budget // price), seed, width)
+
+
+@kept
+def _outer(
+    by: Callable[[float], optax.GradientTransformation], rate: float
+) -> optax.GradientTransformation:
+    """One object for all seeds, so that they share a program."""
+    return by(rate)
 
 
 def by_hypergradients(
@@ -230,18 +239,10 @@ def by_search(
     first, price = make(seed), length.episodes * length.steps
     stored = first.stored.hyperparams
     flat, back = ravel_pytree(stored)
-    center = np.asarray(flat, float)
-    names = [f"x{i}" for i in range(center.size)]
     done: list[Training] = []
 
-    def suggest(trial: Any) -> dict[str, float]:
-        return {
-            key: trial.suggest_float(key, x - width, x + width)
-            for key, x in zip(names, center.tolist(), strict=True)
-        }
-
-    def judge(setting: dict[str, float]) -> float:
-        task, drawn = make(seed), back(jnp.asarray([setting[key] for key in names], flat.dtype))
+    def judge(setting: np.ndarray) -> float:
+        task, drawn = make(seed), back(jnp.asarray(setting, flat.dtype))
         if task.declared is not None:
             drawn = task.declared.project(drawn)
         trial = _whole(left_alone(holding(task, task.settled(drawn)), length, seed=seed))
@@ -249,8 +250,7 @@ def by_search(
         seen(done[-1])
         return done[-1].judged["val_loss"]
 
-    start = dict(zip(names, center.tolist(), strict=True))
-    search(name, suggest, judge, trials, seed, start)
+    search_box(name, np.asarray(flat, float), width, judge, trials, seed)
     return done
 
 

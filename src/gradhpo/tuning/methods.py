@@ -7,6 +7,7 @@ import optax
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.algorithms.registry import METHODS
+from gradhpo.driver.caches import kept
 from gradhpo.tuning.searches import SEARCHES
 from gradhpo.tuning.target import setting
 from gradhpo.tuning.training import Method
@@ -49,7 +50,9 @@ def chosen(word: str) -> Chosen:
 
 
 def method_of(method: Chosen, steps: int) -> Method:
-    """The method, in windows that fit an episode of T steps; equal for equal arguments.
+    """The method, in windows that fit an episode of T steps.
+
+    One object for equal arguments, so that its programs are found again.
 
     Args:
         steps: T.
@@ -68,8 +71,13 @@ def method_of(method: Chosen, steps: int) -> Method:
     if missing := [setting for setting in entry.needs if setting not in settings]:
         needed = ",".join(f"{setting}=..." for setting in missing)
         raise ValueError(f"the method {name} needs {name}:{needed}, which has to fit the task.")
-    settings["inner_optimizer"] = STEP
-    return entry.over(steps, **settings).method
+    return _one_object(entry.over(steps, inner_optimizer=STEP, **settings))
+
+
+@kept
+def _one_object(optimizer: EstimatorOptimizer) -> Method:
+    """Bound methods are equal only if they are of one object."""
+    return optimizer.method
 
 
 STEP = optax.identity()  # stands for the training step of the task, which the method is given
