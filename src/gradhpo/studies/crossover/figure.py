@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from gradhpo.report.drawing import COLORS, FAINT, INK, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import (
+    FAINT,
+    INK,
+    label_ends,
+    new_axes,
+    new_figure,
+    save,
+    styles,
+)
 from gradhpo.studies.crossover.reaching import Cells, all_reached, middle
+from gradhpo.utils._styles import Style
 
 __all__ = ["draw"]
 
@@ -23,18 +32,18 @@ def draw(cells: Cells, budget: float, path: Path) -> None:
     took = {(size, name): middle(values) for size, name, values in all_reached(cells, budget)}
     figure = new_figure(13.4, 4.0)
     panels = figure.subfigures(1, 3 if took else 2, squeeze=False).ravel()
-    colors = dict(zip(dict.fromkeys(name for _, name in cells), COLORS, strict=False))
+    looks = styles(dict.fromkeys(name for _, name in cells))
     for panel, metric, title in zip(
         panels, ("val_loss", "test_loss"), ("Validation loss", "Test loss"), strict=False
     ):
         summaries = {key: cell.method.metrics[metric] for key, cell in cells.items()}
         found = {key: (float(each.mean), *each.ci95) for key, each in summaries.items()}
-        _panel(panel, title, _lines(found), colors)
+        _panel(panel, title, _lines(found), looks)
     if took:
         shares = {key: np.minimum(np.array(each) / budget, NEVER) for key, each in took.items()}
         lines = _lines(shares)
         del lines["random"]
-        axes = _panel(panels[2], "Share of the gradients until random's end", lines, colors, True)
+        axes = _panel(panels[2], "Share of the gradients until random's end", lines, looks, True)
         axes.axhline(0.1, color=INK, linewidth=1, linestyle=":")
         axes.axhline(1.0, color=FAINT, linewidth=1)
     save(figure, path)
@@ -49,19 +58,19 @@ def _lines(found: Mapping[tuple[int, str], Any]) -> Lines:
 
 
 def _panel(
-    panel: Any, title: str, lines: Lines, colors: Mapping[str, str], shares: bool = False
+    panel: Any, title: str, lines: Lines, looks: Mapping[str, Style], shares: bool = False
 ) -> Any:
     axes = new_axes(panel, title, "hyperparameters", "")
     axes.set_xscale("log")
     ends, last = [], max(sizes[-1] for sizes, _ in lines.values())
     for name, (sizes, values) in lines.items():
-        centre, low, high = values.T
-        axes.plot(sizes, centre, "o-", markersize=3.5, linewidth=1.6, color=colors[name])
-        axes.fill_between(sizes, low, high, color=colors[name], alpha=0.12, linewidth=0)
+        (centre, low, high), (color, dash, marker) = values.T, looks[name]
+        axes.plot(sizes, centre, dash, marker=marker, markersize=5, linewidth=1.6, color=color)
+        axes.fill_between(sizes, low, high, color=color, alpha=0.12, linewidth=0)
         if sizes[-1] == last:
-            ends.append((name, colors[name], np.array(sizes[-1:]), centre[-1:]))
+            ends.append((name, color, np.array(sizes[-1:]), centre[-1:]))
         else:  # a line from here to the margin would look like a result
-            axes.text(sizes[-1], centre[-1], f"  {name}", color=colors[name], fontsize=9)
+            axes.text(sizes[-1], centre[-1], f"  {name}", color=color, fontsize=9)
     if shares:
         axes.set_yscale("log")
         ticks = {0.025: "1/40", 0.1: "1/10", 0.5: "1/2", 1.0: "all", NEVER: "never"}
