@@ -120,5 +120,5 @@ def test_equal_gradients_and_nobody_is_worse_than_the_start_that_all_share(ran):
     assert spent["fixed"] == SIZES.steps
     assert spent["reverse"] - SIZES.steps < spent["tpe"] <= spent["reverse"]
     losses = {name: each.metrics["val_loss"].seeds for name, each in result.methods.items()}
-    assert (losses["reverse"] <= losses["fixed"]).all()
-    assert (losses["tpe"] <= losses["fixed"]).all()
+    for name in ("reverse", "tpe"):  # another program rounds otherwise
+        assert (losses[name] <= losses["fixed"] + 1e-5).all()

@@ -35,12 +35,13 @@ from gradhpo.tuning.training import Length, judged, left_alone
 __all__ = ["BY_HAND", "GRID", "TUNING_SEEDS", "Config", "run"]
 
 SIDE = 16  # pixels of an image, each the mean of four
-# By hand: what has the lowest mean validation loss in a grid, on seeds that nothing else uses.
+# By hand: the lowest mean validation loss of the grid, on seeds that the comparison does not use.
+# It lies on an edge; strengths of 0.3 and a peak of 0.024, looked at beside it, were worse.
 GRID = ByHand(
-    peak=(6e-3, 1.2e-2, 2.4e-2),
+    peak=(3e-3, 6e-3, 1.2e-2),
     decay=(1e-2, 1e-1),
     smoothing=(0.02, 0.1),
-    strength=(0.1, 0.2, 0.3),
+    strength=(0.05, 0.1, 0.2),
 )
 TUNING_SEEDS = (1000, 1001, 1002)
 BY_HAND = ByHand(peak=1.2e-2, decay=1e-1, smoothing=0.1, strength=0.2)
