@@ -5,6 +5,8 @@ of its batch; a strength says how far. So the same batch is the same numbers wha
 and a strength acts through a product alone.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -15,7 +17,7 @@ STRENGTHS = ("shift", "zoom", "light", "contrast", "tint")
 DRAWS = 2 + 1 + 1 + 1 + 3  # numbers of an image: down and right, and three colours for the tint
 
 
-def augmented(images: jax.Array, draws: jax.Array, strength: dict[str, ArrayLike]) -> jax.Array:
+def augmented(images: jax.Array, draws: jax.Array, strength: Mapping[str, ArrayLike]) -> jax.Array:
     """Every image by its own draws.
 
     Args:
