@@ -150,7 +150,12 @@ def _maker(data: Dataset, config: Config, by_hand: ByHand) -> Callable[[int], Ta
 
 
 def _trainings(
-    make, config: Config, budget: float, outer: Any, name: str, seed: int
+    make: Callable[[int], Task],
+    config: Config,
+    budget: float,
+    outer: optax.GradientTransformation,
+    name: str,
+    seed: int,
 ) -> list[Training]:
     """Those of one contestant."""
     length = Length(1, config.steps)
