@@ -36,7 +36,8 @@ def augmented(images: jax.Array, draws: jax.Array, strength: Mapping[str, ArrayL
     True
     """
     places, zoom, light, contrast, tint = jnp.split(draws, (2, 3, 4, 5), axis=1)
-    places, zoom = strength["shift"] * places, jnp.exp(strength["zoom"] * zoom)
+    places = jnp.asarray(strength["shift"] * places)
+    zoom = jnp.exp(strength["zoom"] * zoom)
     rows, columns = (
         jax.vmap(_resampling, (0, 0, None))(places[:, i], zoom[:, 0], side)
         for i, side in enumerate(images.shape[1:3])

@@ -12,7 +12,7 @@ The validation loss is the cross-entropy of plain images at the end. A convoluti
 matrices, which is fast on CPU inside of compiled loops as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -143,7 +143,7 @@ def _optimizer(steps: int) -> Callable[[Any], optax.GradientTransformation]:
     at = steps * np.array(KNOTS, np.float32)
 
     def optimizer(lam: Any) -> optax.GradientTransformation:
-        each = {
+        each: dict[Hashable, optax.GradientTransformation] = {
             name: optax.adamw(
                 piecewise(lam["rate"][name], at),
                 b2=0.99,  # of a short training
