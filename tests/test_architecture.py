@@ -33,7 +33,7 @@ ALLOWED = {
     # Examples state a problem, studies measure it.
     "examples": USER | {"gradhpo", "schedules"},
     "report": {"utils", "core", "algorithms", "gradhpo"},
-    "studies": USER | {"gradhpo", "examples", "report", "testing", "tuning"},
+    "studies": USER | {"gradhpo", "examples", "report", "schedules", "testing", "tuning"},
     "tuning": USER | {"gradhpo", "report"},
     "schedules": set(),
     "doctor": USER | {"gradhpo", "report", "tuning"},

@@ -63,6 +63,10 @@ STUDIES: dict[str, Study] = {
         "gradhpo.studies.augmentation",
         "the strength of data augmentation, learned from the validation loss",
     ),
+    "image_training": Study(
+        "gradhpo.studies.image_training",
+        "schedule, decay, smoothing and augmentation of a small network on photographs, beside TPE",
+    ),
     "single_loop": Study(
         "gradhpo.studies.single_loop",
         "a penalty per feature of a logistic regression, by single-loop methods on mini-batches",
@@ -139,8 +143,8 @@ def load(name: str) -> ModuleType:
     ValueError: unknown study 'tutorials'; known: tutorial, hyper_cleaning, \
 hyper_cleaning_projected, mixed, crossover, feature_selection, \
 sparse, meta_weight_net, regularisation, learning_rate, augmentation, \
-single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, chaos, sinusoid, \
-maml, omniglot, cosine, toy, many_shot, two_stage, cost, check.
+image_training, single_loop, hypergradient_descent, schedule, distill_data, regularisation_map, \
+chaos, sinusoid, maml, omniglot, cosine, toy, many_shot, two_stage, cost, check.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}.")

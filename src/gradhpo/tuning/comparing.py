@@ -47,8 +47,10 @@ __all__ = [
     "by_hypergradients",
     "by_search",
     "compare",
+    "cost",
     "figure",
     "lowest",
+    "so_far",
 ]
 
 OUTER = {"adam": optax.adam, "sgd": optax.sgd}
@@ -151,8 +153,8 @@ def compare(
             found: dict[str, dict[str, Any]] = {}
             for name in names:
                 done = list(_trainings(make, chosen(name), by, rate, length, budget, seed, width))
-                best, costs[name] = lowest(done), _cost(done)
-                found[name] = best.judged | {"val_loss_by_epoch": _so_far(done, budget)}
+                best, costs[name] = lowest(done), cost(done)
+                found[name] = best.judged | {"val_loss_by_epoch": so_far(done, budget)}
                 at_end = "  ".join(f"{key} {value:.4g}" for key, value in best.judged.items())
                 progress(f"seed {seed}, {name}: {at_end}  ({len(done)} trainings)")
             values.append(found)
@@ -312,7 +314,7 @@ def _whole(trial: Trial) -> Trial:
     return trial
 
 
-def _cost(done: list[Training]) -> tuple[float, float]:
+def cost(done: list[Training]) -> tuple[float, float]:
     """Gradients and second-order products of all trainings."""
     each = [training.trial.cost for training in done]
     return sum(cost.gradients for cost in each), sum(cost.products for cost in each)
@@ -322,7 +324,7 @@ def _loss(value: float) -> float:
     return value if np.isfinite(value) else np.inf
 
 
-def _so_far(done: list[Training], budget: float) -> np.ndarray:
+def so_far(done: list[Training], budget: float) -> np.ndarray:
     """The lowest loss of the trainings that have ended at each part of the budget."""
     spent = np.array([each.spent for each in done])
     lowest = np.minimum.accumulate([_loss(each.judged["val_loss"]) for each in done])
