@@ -29,6 +29,7 @@ from gradhpo.core.estimator import Cost
 from gradhpo.core.status import Status
 from gradhpo.diagnostics import check_hypergradient, discrete_gap, episode, known_methods
 from gradhpo.diagnostics.flops import arithmetic
+from gradhpo.doctor import doctor
 from gradhpo.testing import assert_trees_close, relative_error
 from gradhpo.testing.problems import (
     batch_norm,
@@ -138,6 +139,18 @@ def test_convolutions_are_not_looped_over_in_a_program(convolving, monkeypatch):
         assert other.temp_bytes is not None
         assert relative_error(one.hypergrad, other.hypergrad) < 1e-12
         assert one.flops == other.flops and one.info.keys() == other.info.keys()
+
+
+def test_a_loss_that_is_no_number_is_named():
+    problem = BilevelProblem(
+        from_optax(lambda w, lam, batch: (w - batch) ** 2 * lam, optax.sgd(0.1)),
+        lambda w, lam, batch: jnp.sum(w),
+    )
+    batches = InOrder(jnp.ones((2, 3)))
+    task = Task(problem, jnp.zeros(3), 1.0, batches, batches)
+    for look in (lambda: check_hypergradient(task, 2, ["reverse"]), lambda: doctor(task, 2)):
+        with pytest.raises(TypeError, match="train_loss_fn must return one floating-point scalar"):
+            look()
 
 
 def test_refusals_are_rows(checked):

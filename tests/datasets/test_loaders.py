@@ -316,13 +316,50 @@ def test_an_epoch_that_broke_off_is_not_taken_for_a_whole_one():
     first = source()
     with pytest.raises(OSError, match="a worker is gone"):
         source()
-    with pytest.raises(ValueError, match=r"batch 1 of epoch 0, .* go_to\(\(0, 1\)\)"):
+    with pytest.raises(ValueError, match=r"at batch 1 of epoch 0, .* go_to\(\(0, 1\)\)"):
         source()
     broken.clear()
     source.go_to((0, 1))
     np.testing.assert_array_equal(source()[0], X[3:6])
     source.go_to(0)
     np.testing.assert_array_equal(source()[0], first[0])
+
+
+def test_a_batch_that_nobody_got_is_not_passed_over():
+    """Neither where the look whether it was the last one fails, nor where its size is refused."""
+
+    def short_then_broken():
+        yield np.zeros(3)
+        yield np.ones(2)
+        raise OSError("disk")
+
+    sources = [
+        (from_loader(short_then_broken), OSError),
+        (from_loader([np.full(n, n) for n in (3, 2, 3, 3)]), ValueError),
+        (from_loader([np.full(n, n) for n in (3, 4, 3)]), ValueError),
+        (from_loader([np.zeros((3, 1)), np.zeros((0, 1))], pad=True), ValueError),
+    ]
+    for source, error in sources:
+        source()
+        with pytest.raises(error):
+            source()
+        with pytest.raises(ValueError, match=r"go_to\(\(0, 1\)\)"):
+            source()
+        assert source.position == (0, 1)
+
+
+@pytest.mark.parametrize("data", [(X, Y), DATA, {"x": X}, X, jnp.asarray(X), "train"])
+def test_data_are_no_loader(data):
+    with pytest.raises(TypeError, match="holds data: datasets.batches"):
+        from_loader(data)
+
+
+def test_a_parameter_called_epoch_gets_its_number():
+    seen = []
+    source = from_loader(lambda epoch=0: seen.append(epoch) or [np.zeros(2)])
+    for _ in range(3):
+        source()
+    assert seen == [0, 1, 2]
 
 
 def test_padding_takes_what_leaving_out_refuses():

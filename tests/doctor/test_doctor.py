@@ -11,7 +11,7 @@ import pytest
 
 import gradhpo as gh
 from gradhpo import cli, spaces
-from gradhpo.datasets import batches
+from gradhpo.datasets import Masked, batches
 from gradhpo.doctor import doctor
 from gradhpo.doctor.examine import Measured, _advice
 from gradhpo.doctor.faults import Unseen
@@ -25,8 +25,9 @@ LAM = {"decay": np.float32(0.01), "rate": np.float32(0.1)}
 
 
 def error(w, batch):
-    x, y = batch
-    return jnp.mean((jnp.tanh(x @ w) - y) ** 2)
+    batch, mask = batch if isinstance(batch, Masked) else (batch, None)
+    x, y, *_ = batch
+    return jnp.mean((jnp.tanh(x @ w) - y) ** 2, where=mask)
 
 
 def train_loss(w, lam, batch):
@@ -302,12 +303,20 @@ def test_batches_that_no_seed_decides():
     assert fault.name.startswith("batches that differ") and "train source" in fault.says
     assert not fault.sure
     assert not list(same_batches(lambda: made.replace(train=in_order(DATA[0], 40))))
-    (unseen,) = shared_rows(
-        patient_of(lambda: made.replace(val=lambda: (X[:9], Y[:9, None] * X[:9])), 2)
-    )
-    assert "no shape in common" in unseen.why
+    other = task(val_loss=lambda w, lam, batch: jnp.sum(w**2))
+    other = other.replace(val=lambda: (X[:9, :1], Y[:9].astype(np.int8)))
+    (unseen,) = shared_rows(patient_of(lambda: other, 2))
+    assert "no part of one shape and type" in unseen.why
     (unseen,) = same_batches(lambda: source_that_goes_on)
     assert "the train source goes on" in unseen.why
+
+
+def test_training_may_bring_more_than_inputs_and_labels():
+    """Row numbers, say: what both sides have is compared."""
+    x, y = (a[:12] for a in DATA[0])
+    made = task().replace(train=lambda: (x, y, np.arange(12)), val=lambda: (x[:6], y[:6]))
+    (found,) = shared_rows(patient_of(lambda: made, 2))
+    assert found.name == "the validation set is the training set"
 
 
 def test_a_problem_made_for_every_seed():

@@ -341,6 +341,15 @@ def decay(count):
     return 0.1 / (1.0 + count)
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (3,), (1, 2)])
+def test_a_number_that_does_not_broadcast_is_named(shape):
+    """In silence it would change the shape of the parameter."""
+    params = {"layer": {"bias": jnp.ones(2)}}
+    opt = scale_by_tree({"layer": jnp.ones(shape)})
+    with pytest.raises(ValueError, match=r"layer/bias have the shape .*, which does not broadcast"):
+        opt.update(params, opt.init(params))
+
+
 @pytest.mark.parametrize("rate", [0.1, decay], ids=["number", "schedule"])
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_steps_are_those_of_optax_and_can_be_told_from_the_slots(name, rate, x64):

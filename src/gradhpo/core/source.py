@@ -258,7 +258,8 @@ def fetch(resident: Window, window: Window) -> Window:
 
 def gather(data: PyTree, indices: PyTree) -> PyTree:
     """The examples of a resident data set named by an index array of any shape, by `Picked` or
-    by `Whole`, which repeats the set: the compiler makes no copy of what is taken out again.
+    by `Whole`, which repeats the set: inside of a program that takes single batches out again, the
+    compiler makes no copies.
 
     >>> print(gather(jnp.array([10, 20, 30]), jnp.array([2, 0])))
     [30 10]

@@ -6,7 +6,7 @@ imported: what they give is turned into NumPy arrays.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,11 @@ class Endless:
     def __init__(self, loader: Any, pad: bool, start: int | tuple[int, int]):
         self._loader, self._pad = loader, pad
         self._function = callable(loader) and not hasattr(loader, "__iter__")
+        if _is_data(loader):
+            raise TypeError(
+                f"a loader gives batches in a for loop, but {type(loader).__name__} holds data: "
+                "datasets.batches((inputs, targets), batch_size, seed) makes batches of it."
+            )
         if not self._function and not hasattr(loader, "__iter__"):
             raise TypeError(
                 f"a loader gives batches in a for loop, but {type(loader).__name__} has no "
@@ -82,10 +87,12 @@ class Endless:
         if self._once:
             raise ValueError(f"the loader is an iterator, {_REMEDY}")
         self._iterator, self._position, self._failed = None, Position(0, 0), False
-        if not isinstance(position, tuple | list):
+        if np.ndim(position) == 0:
             for _ in range(check_count("start", position, minimum=0)):
                 self()
             return
+        if np.shape(position) != (2,):
+            raise ValueError(f"a position is (epoch, batch), got {position!r}.")
         wanted = Position(*(check_count("a position", x, minimum=0) for x in position))
         if self._numbered:
             self._position = Position(wanted.epoch, 0)
@@ -112,11 +119,21 @@ class Endless:
         """The next batch, or `_END` of an epoch."""
         if self._iterator is None:
             self._iterator = self._epoch()
-        failed, self._failed = self._failed, True
+        failed, self._failed = self._failed, True  # until this call has ended well
         batch = next(self._iterator, _END)
-        self._failed = failed and batch is _END
+        if batch is _END and failed:
+            epoch, number = self._position
+            raise ValueError(
+                f"the loader failed at batch {number} of epoch {epoch}, and gives no more of this "
+                f"epoch: mend it, and go on with go_to({tuple(self._position)})."
+            )
         if batch is not _END:
-            batch = self._sized(as_arrays(batch))
+            try:
+                batch = self._sized(as_arrays(batch))
+            except BaseException:
+                self._iterator = iter(())  # what it has given is lost: nobody is to pass it over
+                raise
+        self._failed = False
         if batch is _END:
             self._end_epoch()
         else:
@@ -133,11 +150,6 @@ class Endless:
 
     def _end_epoch(self) -> None:
         epoch, batch = self._position
-        if self._failed:
-            raise ValueError(
-                f"the loader failed before batch {batch} of epoch {epoch}, and gives no more of "
-                f"this epoch: mend it, and go on with go_to({tuple(self._position)})."
-            )
         if self._once:
             raise ValueError(
                 f"the loader is an iterator that ended after {batch} batches, {_REMEDY}"
@@ -161,6 +173,8 @@ class Endless:
                     f"{[np.shape(x) for x in jax.tree.leaves(batch)]}."
                 )
             return batch
+        if not size:
+            raise ValueError(f"{where} has no examples: leave such batches out of the loader.")
         self._size = wanted = self._size or size
         if size > wanted:
             raise ValueError(
@@ -198,8 +212,8 @@ def from_loader(
     Args:
         loader: What gives the batches of an epoch in a `for` loop, as often as one asks; or a
             function that makes such a thing for every epoch, of no argument or of the number of
-            the epoch, from 0. A batch is any tree of arrays; tensors on the host become NumPy
-            arrays of the same dtype.
+            the epoch, from 0 (a parameter without a default, or called `epoch`). A batch is any
+            tree of arrays; tensors on the host become NumPy arrays of the same dtype.
         pad: What happens to a last batch that is smaller than the first one. False: it is left
             out. True: it is filled up, and every batch is a `Masked`.
         start: Where to begin: the `position` of an earlier source, or how many batches were taken.
@@ -236,4 +250,13 @@ def _takes_a_number(function: Callable[..., Any]) -> bool:
     except ValueError:  # of a built-in function nothing may be known
         return False
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.default is p.empty and p.kind in by_position for p in parameters)
+    return any(
+        p.kind in by_position and (p.default is p.empty or p.name == "epoch") for p in parameters
+    )
+
+
+def _is_data(loader: Any) -> bool:
+    """An array, a tree of arrays or a string; a list of arrays is a list of batches."""
+    if isinstance(loader, tuple):
+        return any(hasattr(x, "shape") for x in loader)
+    return isinstance(loader, Mapping | str) or hasattr(loader, "shape")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gradhpo.core.dynamics import Dynamics, InnerState
 from gradhpo.core.estimator import fold, whole
-from gradhpo.core.inspect import has_convolution, started_hyperparams
+from gradhpo.core.inspect import check_problem, has_convolution, started_hyperparams
 from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin, begin_episode
@@ -38,6 +38,9 @@ def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any)
 
     Args:
         inner: A state to go on from, which then is a constant; None: a fresh start.
+
+    Raises:
+        TypeError, ValueError: losses or training step are not what they have to be.
     """
     problem = task.problem
     dynamics = problem.dynamics
@@ -56,6 +59,7 @@ def begin_in_float64(task: Task, steps: int, inner: InnerState | None, key: Any)
     else:
         inner = _as_wide_as(fresh, inner)
     start, window = strengthen(inner), _wide(window)
+    check_problem(problem, start, lam, window)
     loop = loop_for(problem, start, lam, window)
     return Episode(problem, start, lam, window, origin, steps, loop)
 

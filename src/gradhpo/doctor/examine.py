@@ -58,7 +58,7 @@ class Diagnosis(NamedTuple):
         if self.methods:
             lines += ["", *_table(self)]
         if self.skipped:
-            lines += ["", f"no time was left for {', '.join(self.skipped)}"]
+            lines += ["", f"no time was left for {', '.join(self.skipped)}; --limit gives more"]
         lines += ["", self.advice] if self.advice else []
         return "\n".join(lines)
 

@@ -89,9 +89,13 @@ def problems(make: Make) -> Found:
 
 def shared_rows(patient: Patient) -> Found:
     """Are validation examples training examples?"""
-    train, val = _rows(patient, "train"), _rows(patient, "val")
-    if not train or not val or len(train[0]) != len(val[0]):
-        yield Unseen("examples are drawn with the start of an episode, or have no shape in common")
+    columns = _columns(patient, "train"), _columns(patient, "val")
+    if not all(columns):
+        yield Unseen("examples are drawn with the start of an episode")
+        return
+    train, val = (_bytes(side) for side in _alike(*columns))
+    if not train:
+        yield Unseen("training and validation examples have no part of one shape and type")
         return
     once = _first_pass(train)
     if len(set(once)) < DISTINCT * len(once):
@@ -157,8 +161,8 @@ def company(patient: Patient) -> Found:
         )
 
 
-def _rows(patient: Patient, side: str) -> list[bytes]:
-    """The examples of a side that are seen, inputs and labels, by their bytes."""
+def _columns(patient: Patient, side: str) -> list[np.ndarray]:
+    """The parts of the examples of a side that are seen, such as inputs and labels, (n, ...)."""
     source = getattr(patient.task, side)
     if isinstance(source, Pool) or source is None:
         return []  # who is in which part is drawn with the episode
@@ -172,16 +176,25 @@ def _rows(patient: Patient, side: str) -> list[bytes]:
     if not sizes:
         return []
     common = max(set(sizes), key=sizes.count)
-    arrays = [np.asarray(x) for x in arrays if np.shape(x)[:lead] == common]
-    plain = [
-        (x.astype(np.float32) if x.dtype.kind == "f" else x).reshape(int(np.prod(common)), -1)
-        for x in arrays
-    ]
-    counts = [True] * len(plain[0]) if mask is None else np.ravel(mask)
-    rows = zip(*plain, strict=True)
-    return [
-        b"".join(x.tobytes() for x in row) for row, there in zip(rows, counts, strict=True) if there
-    ]
+    rows = slice(None) if mask is None else np.ravel(mask)
+    found = [np.asarray(x) for x in arrays if np.shape(x)[:lead] == common]
+    found = [x.reshape(-1, *x.shape[lead:])[rows] for x in found]
+    return [x.astype(np.float32) if x.dtype.kind == "f" else x for x in found]
+
+
+def _alike(one: list[np.ndarray], other: list[np.ndarray]) -> tuple[list, list]:
+    """The parts that both have, by shape and type: training may bring row numbers or draws too."""
+    pairs, left = [], list(other)
+    for x in one:
+        kind = x.shape[1:], x.dtype
+        match = next((i for i, y in enumerate(left) if (y.shape[1:], y.dtype) == kind), None)
+        if match is not None:
+            pairs.append((x, left.pop(match)))
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _bytes(columns: list[np.ndarray]) -> list[bytes]:
+    return [b"".join(x.tobytes() for x in row) for row in zip(*columns, strict=True)]
 
 
 def _first_pass(rows: list[bytes]) -> list[bytes]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gradhpo.core.dynamics import InnerState
+from gradhpo.core.inspect import check_problem
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin
 from gradhpo.core.task import Task
@@ -48,5 +49,6 @@ def patient_of(make: Make, steps: int) -> Patient:
     stored = task.stored
     inner, window = stored.begin(steps)
     lam: Any = jax.tree.map(jax.numpy.asarray, stored.hyperparams)
+    check_problem(stored.problem, inner, lam, window)
     loop = loop_for(stored.problem, inner, lam, window)
     return Patient(make, task, stored.problem, inner, lam, window, stored.origin(), steps, loop)

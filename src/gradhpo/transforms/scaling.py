@@ -7,6 +7,7 @@ of `params["hidden"]`, `params.hidden` or an NNX state's `hidden`, whatever the 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gradhpo.core.types import PyTree
@@ -87,16 +88,27 @@ def _for_each(what: str, tree: PyTree, updates: PyTree) -> PyTree:
     """
     given = {_names(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
-    def find(path: tuple, _: Any) -> Any:
+    def find(path: tuple, update: Any) -> Any:
         names = _names(path)
         for n in range(len(names) + 1):
             if names[:n] in given:
-                return given[names[:n]]
+                return _fitting(given[names[:n]], update, names)
         there = ", ".join("/".join(key) for key in given) or "nothing"
         raise ValueError(
             f"{what} has nothing for the parameter {'/'.join(names) or 'itself'}: give a leaf for "
             f"it, or for a layer above it. There is {there}."
         )
+
+    def _fitting(number: Any, update: Any, names: tuple[str, ...]) -> Any:
+        shape, wanted = jnp.shape(number), jnp.shape(update)
+        tail = wanted[len(wanted) - len(shape) :]
+        fits = (size in (1, of) for size, of in zip(shape, tail, strict=False))
+        if len(shape) > len(wanted) or not all(fits):
+            raise ValueError(
+                f"{what} for the parameter {'/'.join(names) or 'itself'} have the shape {shape}, "
+                f"which does not broadcast to {wanted}, that of the parameter."
+            )
+        return number
 
     return jax.tree_util.tree_map_with_path(find, updates)
 

@@ -39,8 +39,8 @@ def task(seed=0):
     return gh.Task(
         PROBLEM,
         jax.tree.map(np.float32, params),
-        np.full(800, 0.5, np.float32),
-        train=gh.Resident((train.inputs, labels, np.arange(800)), 50, seed=2 * seed),
+        np.full(len(labels), 0.5, np.float32),
+        train=gh.Resident((train.inputs, labels, np.arange(len(labels))), 50, seed=2 * seed),
         val=gh.Resident(val, 100, seed=2 * seed + 1),
         space=spaces.probability(),
         test=test,

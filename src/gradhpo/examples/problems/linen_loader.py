@@ -48,7 +48,9 @@ PROBLEM = gh.BilevelProblem(gh.from_optax(train_loss, optimizer), val_loss)
 
 def epoch(data, size, rng):
     """The batches of an epoch; a DataLoader of PyTorch would do."""
-    for rows in np.split(rng.permutation(len(data.targets)), len(data.targets) // size):
+    order = rng.permutation(len(data.targets))
+    for first in range(0, len(order) - size + 1, size):
+        rows = order[first : first + size]
         shift = tuple(rng.integers(-1, 2, 2))
         yield np.roll(data.inputs[rows], shift, (1, 2)), data.targets[rows]
 
