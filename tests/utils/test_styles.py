@@ -31,6 +31,10 @@ def lab(color, seen):
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+def test_no_two_methods_look_alike():
+    assert len(set(STYLES.values())) == len(STYLES)
+
+
 def test_every_method_has_a_look_of_its_own():
     known = [*METHODS, *SEARCHES, "fixed"]
     assert set(known) <= set(STYLES)

@@ -44,7 +44,8 @@ def draw_rows(rows: Mapping[str, "Row"], axes: "Axes") -> None:
     cosines = [row.cosine for row in rows.values() if math.isfinite(row.cosine)]
     lowest = max(-1.0, min([0.5, *cosines]) - 0.2)
     axes.set_xlim(lowest, 1)
-    ticks = [c for c in (1, 0.9, 0.5, 0, -0.5, -0.9) if c >= lowest]
+    below = -0.9 if lowest < -0.9 else -0.5  # both would touch
+    ticks = [c for c in (1, 0.9, 0.5, 0, below) if c >= lowest]
     axes.set_xticks(ticks, [f"{c:g}" for c in ticks])
     beside = axes.get_yaxis_transform()  # x in parts of the axes, y in rows
 

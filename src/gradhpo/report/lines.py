@@ -57,7 +57,7 @@ def draw_lines(
         if log:
             y = shown[name] = np.where(y > 0, y, np.nan)
         every = min(max(len(lines), len(y) // MARKERS), len(y))
-        solid, filled = look.dash == "-", look.marker not in "x+1"
+        solid, filled = look.dash == "-", look.marker not in "x+1."
         axes.plot(
             x,
             y,
@@ -103,6 +103,8 @@ def _coincident(
     same: dict[str, list[str]] = {}
     for name, height in heights.items():
         for first, group in same.items():
+            if not np.isfinite(height).any():  # no line
+                continue
             if np.array_equal(lines[first].x, lines[name].x) and np.allclose(
                 height, heights[first], rtol=0, atol=APART, equal_nan=True
             ):

@@ -157,8 +157,9 @@ def _numbers(checks: Mapping[str, list[HypergradientCheck]]) -> tuple[dict, dict
 def _draw(checks: Mapping[str, list[HypergradientCheck]], path: Path) -> Path:
     """A panel per problem, a row per method; the other starting points are small dots."""
     rows = next(iter(checks.values()))[0].rows
-    figure = new_figure(1.4 + 1.85 * len(checks), 1.5 + 0.22 * len(rows))
-    panels = figure.subplots(1, len(checks), squeeze=False).ravel()
+    figure = new_figure(1.4 + 2.1 * len(checks), 1.5 + 0.22 * len(rows))
+    apart = {"wspace": 0.25}  # a panel's column of costs is nearer to it than to the next one
+    panels = figure.subplots(1, len(checks), squeeze=False, gridspec_kw=apart).ravel()
     for axes, (problem, seeds) in zip(panels, checks.items(), strict=True):
         seeds[0].draw(axes)
         for check in seeds[1:]:

@@ -25,7 +25,8 @@ from gradhpo.core.types import Hyper
 from gradhpo.driver.caches import kept
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, silent
-from gradhpo.report.plots import curves
+from gradhpo.report.drawing import new_axes, new_figure, save
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.tuning.methods import Chosen, chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna, search_box
 from gradhpo.tuning.target import check_begins_anew
@@ -286,12 +287,15 @@ def _restarted(task: Task, method: Method, outer: Any, state: BilevelState) -> B
 
 def figure(result: StudyResult, path: Path) -> Path:
     """The lowest validation loss so far against the gradients spent."""
-    curves_by_method = {
-        name: method.metrics["val_loss_by_epoch"].seeds for name, method in result.methods.items()
-    }
-    budget = result.settings["budget"]
+    spent = result.settings["budget"] * np.arange(1, PARTS + 1) / PARTS
+    lines = {}
+    for name, method in result.methods.items():
+        lowest = method.metrics["val_loss_by_epoch"]
+        lines[name] = Line(spent, lowest.mean, *lowest.ci95)
+    drawn = new_figure(6.4, 4.0)
     title = "Lowest validation loss of the trainings so far"
-    return curves(curves_by_method, path, f"1/{PARTS} of {budget:,.0f} gradients", "", title)
+    draw_lines(new_axes(drawn, title, "gradients spent", ""), lines)
+    return save(drawn, path)
 
 
 def _price(task: Task, method: Method, length: Length) -> float:

@@ -61,8 +61,8 @@ STYLES: dict[str, Style] = {
     "tpe": Style("#444444", "-.", "+"),
     "cmaes": Style("#9A9A9A", ":", "1"),
     # rules without a hypergradient, and what moves their rates
-    "sgd": Style("#0072B2", ":", "o"),
-    "sgd_hd": Style("#0072B2", "-", "o"),
+    "sgd": Style("#0072B2", ":", "^"),
+    "sgd_hd": Style("#0072B2", "-", "^"),
     "sgdn": Style("#009E73", ":", "s"),
     "sgdn_hd": Style("#009E73", "-", "s"),
     "adam": Style("#D55E00", ":", "D"),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gradhpo.report.drawing import COLORS, INK, label_ends, new_axes, new_figure, save
+from gradhpo.report.drawing import new_axes, new_figure, save
 from gradhpo.report.intervals import interval
+from gradhpo.report.lines import Line, draw_lines
 from gradhpo.studies.image_training.problem import KNOTS, LAYERS
 
 __all__ = ["draw"]
@@ -27,33 +28,27 @@ def draw(
     """
     figure = new_figure(10.4, 4.0)
     left, right = figure.subfigures(1, 2, squeeze=False).ravel()
-    axes = new_axes(left, "Lowest validation loss so far", "thousand gradients", "")
-    ends = []
-    for color, (method, each) in zip(COLORS, losses.items(), strict=False):
+    axes = new_axes(left, "Lowest validation loss so far", "gradients", "")
+    lines = {}
+    for method, each in losses.items():
         summary = interval(each)
-        mean, (low, high) = summary.mean, summary.ci95
-        x = budget / 1000 * np.arange(1, len(mean) + 1) / len(mean)
-        axes.plot(x, mean, color=color, linewidth=1.8)
-        if len(each) > 2:
-            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        ends.append((method, color, x[-1:], mean[-1:]))
-    axes.margins(x=0)
-    label_ends(axes, ends)
+        spent = budget * np.arange(1, each.shape[1] + 1) / each.shape[1]
+        lines[method] = Line(spent, summary.mean, *(summary.ci95 if len(each) > 2 else ()))
+    draw_lines(axes, lines)
 
     method, runs = next(iter(used.items()))
     title = f"Rates found by {method}, geometric means over seeds"
     axes = new_axes(right, title, "part of the training", "")
     axes.set_yscale("log")
-    ends = []
-    for color, layer in zip(COLORS, LAYERS, strict=False):
-        rates = [[each[f"rate/{layer}/{i}"] for i in range(len(KNOTS))] for each in runs]
-        mean = np.exp(np.log(rates).mean(0))
-        axes.plot(KNOTS, mean, color=color, linewidth=1.8, marker=".")
-        ends.append((layer, color, np.array(KNOTS[-1:]), mean[-1:]))
+    lines = {
+        layer: Line(KNOTS, np.exp(np.mean([np.log(_rates(each, layer)) for each in runs], 0)))
+        for layer in LAYERS
+    }
     if "fixed" in used:
-        by_hand = [used["fixed"][0][f"rate/{LAYERS[0]}/{i}"] for i in range(len(KNOTS))]
-        axes.plot(KNOTS, by_hand, color=INK, linewidth=1, linestyle=":")
-        ends.append(("by hand", INK, np.array(KNOTS[-1:]), np.array(by_hand[-1:])))
-    axes.margins(x=0)
-    label_ends(axes, ends)
+        lines["by hand"] = Line(KNOTS, _rates(used["fixed"][0], LAYERS[0]))
+    draw_lines(axes, lines)
     save(figure, path)
+
+
+def _rates(used: Mapping[str, float], layer: str) -> list[float]:
+    return [used[f"rate/{layer}/{i}"] for i in range(len(KNOTS))]
