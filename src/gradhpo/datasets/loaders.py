@@ -93,7 +93,7 @@ class Endless:
             return
         if np.shape(position) != (2,):
             raise ValueError(f"a position is (epoch, batch), got {position!r}.")
-        wanted = Position(*(check_count("a position", x, minimum=0) for x in position))
+        wanted = Position(*(check_count("a position", x, minimum=0) for x in np.asarray(position)))
         if self._numbered:
             self._position = Position(wanted.epoch, 0)
         while self._position < wanted:
