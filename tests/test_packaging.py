@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USED = {name: each for name, each in EXTRAS.items() if name not in ("all", "docs", "test")}
+# What the library imports: not what builds, tests or opens something (an editor for notebooks).
+OTHERS = ("all", "docs", "notebook", "test")
+USED = {name: each for name, each in EXTRAS.items() if name not in OTHERS}
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # where it is not the name of the package
 IMPORTED_BY_OTHERS = {"cmaes": "by Optuna, for `gradhpo compare --method cmaes`"}
 

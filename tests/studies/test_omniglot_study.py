@@ -135,7 +135,8 @@ def test_layers_by_turns():
     model = Alternating(28, ways=5)
     w, lam = model.init(jax.random.key(0))
     assert [w["layers"][i]["conv"]["kernel"].shape[2] for i in range(3)] == [1, 32, 32]
-    assert [lam[i]["conv"]["kernel"].shape for i in range(3)] == [(3, 3, 32, 32)] * 3
+    shared = lam["layers"]
+    assert [shared[i]["conv"]["kernel"].shape for i in range(3)] == [(3, 3, 32, 32)] * 3
     assert w["linear"]["kernel"].shape == (4 * 4 * 32, 5)
     images = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
 
@@ -149,7 +150,7 @@ def test_layers_by_turns():
 
     x = images
     for i, stride in enumerate((2, 2, 1, 1, 2, 1)):
-        x = layer(x, (lam if i % 2 else w["layers"])[i // 2], stride)
+        x = layer(x, (shared if i % 2 else w["layers"])[i // 2], stride)
     want = x.reshape(3, -1) @ w["linear"]["kernel"] + w["linear"]["bias"]
     np.testing.assert_allclose(model.logits(w, lam, images), want, atol=1e-4)
 

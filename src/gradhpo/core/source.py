@@ -118,6 +118,11 @@ class Resident:
         generator = np.random.default_rng((self.seed, first))
         return generator.integers(0, self.length, (steps, self.batch_size), dtype=np.int32)
 
+    @property
+    def bytes_per_step(self) -> int:
+        """What crosses from the host for a batch."""
+        return 1 if self.whole else 4 * self.batch_size
+
     def steps(self, first: int, count: int) -> np.ndarray | Whole:
         """What stands for the batches of these steps in a window, until `fetch`."""
         return Whole(np.zeros(count, np.int8)) if self.whole else self.indices(first, count)

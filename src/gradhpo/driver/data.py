@@ -78,7 +78,7 @@ class Data(NamedTuple):
             return AT_ONCE
         if not (isinstance(self.train, Resident) and isinstance(self.val, Resident)):
             return 1
-        each = sum(x.nbytes for x in jax.tree.leaves(draw(self.train, self.val, 0, T)))
+        each = T * (self.train.bytes_per_step + self.val.bytes_per_step)
         return max(1, min(AT_ONCE, INDEX_BYTES // each))
 
     def draw(self, first: int, T: int | None) -> Drawn:
