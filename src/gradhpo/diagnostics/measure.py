@@ -12,7 +12,7 @@ from jax import lax
 
 from gradhpo.algorithms.registry import METHODS
 from gradhpo.core.delay import delayed
-from gradhpo.core.estimator import Estimator, fold
+from gradhpo.core.estimator import Estimator
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.status import Status
 from gradhpo.core.step import strengthen
@@ -103,10 +103,13 @@ def _run(problem: BilevelProblem, estimator: Estimator, loop: Loop = "scan") -> 
     def piece(window, i):  # windows made beforehand would be a copy of all the data
         return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * steps, steps), window)
 
-    def body(problem, consts, carry, i, origin=None):
+    def update(consts, carry, i, origin=None):
         (lam, window), (memory, inner, _) = consts, carry
         got = estimator.estimate(problem, memory, inner, lam, piece(window, i), origin)
         return (got.memory, got.inner, got.hypergrad), dict(got.info)
+
+    if loop == "host" and not estimator.hosted:  # whose windows are loops over programs
+        update = jax.jit(update)
 
     def run(inner, lam, window, origin):
         pieces = jax.tree.leaves(window)[0].shape[0] // steps
@@ -116,15 +119,14 @@ def _run(problem: BilevelProblem, estimator: Estimator, loop: Loop = "scan") -> 
             memory = estimator.start(problem, memory, inner, lam, window)
         carry = strengthen((memory, inner, optax.tree.zeros_like(lam)))
         infos = []
-        whole = loop == "host" and estimator.hosted  # its windows are loops over programs
-        alone = pieces if whole else int(origin is not None and estimator.starts)
+        alone = pieces if loop == "host" else int(origin is not None and estimator.starts)
         for i in range(alone):  # the first window alone looks back at the start
-            carry, info = body(problem, consts, carry, i, None if i else origin)
+            carry, info = update(consts, carry, i, None if i else origin)
             infos.append(jax.tree.map(lambda x: x[None], info))
         if alone < pieces:
-            xs = jnp.arange(alone, pieces)
-            carry, rest = fold(body, problem, consts, carry, xs, loop=loop)
-            infos.append(rest)
+            rest = jnp.arange(alone, pieces)
+            carry, info = lax.scan(lambda carry, i: update(consts, carry, i), carry, rest)
+            infos.append(info)
         return carry[2], jax.tree.map(lambda *x: jnp.concatenate(x), *infos)
 
     return run

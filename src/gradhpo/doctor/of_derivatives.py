@@ -124,28 +124,27 @@ def _hypergradient(got: Any) -> list[tuple[str, np.ndarray]]:
 
 def _dead(patient: Patient) -> str:
     """Leaves of the weights some of whose gradients are exactly zero in all of the window."""
-    loss = patient.problem.reported_loss
-    if loss is None:
+    if patient.problem.reported_loss is None:
         return ""
-
-    def gradient(problem, consts, carry, batch):
-        inner, lam = consts
-        floating, rest = split(inner.params)
-
-        def value(w):
-            weights, state = merge(w, rest), inner.model_state
-            return losses.train(loss, weights, lam, batch, state).value
-
-        return carry, jax.grad(value)(floating)
-
     consts, batches = (patient.inner, patient.lam), patient.window.train
-    grads = fold(gradient, patient.problem, consts, (), batches, loop=patient.loop)[1]
+    grads = fold(_gradient, patient.problem, consts, (), batches, loop=patient.loop)[1]
     zero = jax.tree.map(lambda g: np.all(np.asarray(g) == 0, axis=0), grads)
     return ", ".join(
         f"{name} ({int(np.sum(x))} of {np.size(x)} numbers)"
         for name, x in leaves_with_names(zero)
         if np.any(x)
     )
+
+
+def _gradient(problem, consts, carry, batch):
+    inner, lam = consts
+    floating, rest = split(inner.params)
+
+    def value(w):
+        weights, state = merge(w, rest), inner.model_state
+        return losses.train(problem.reported_loss, weights, lam, batch, state).value
+
+    return carry, jax.grad(value)(floating)
 
 
 def _second_moments(patient: Patient) -> str:
