@@ -308,6 +308,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         logger: MetricLogger | None = None,
         natural: Callable[[Hyper], Any] | None = None,
         progress: bool | None = None,
+        checkpoint: Any = None,
     ) -> BilevelState:
         """M episodes of T inner steps, the hyperparameters tuned all along.
 
@@ -331,7 +332,7 @@ class EstimatorOptimizer(BilevelOptimizer):
                 this or `outer_optimizer`, which is never decayed.
             callback: `callback(episode, state)` after every episode, with `state.params = w_T`;
                 False ends the run.
-            get_task, logger, natural, progress: See `gradhpo.tune`.
+            get_task, logger, natural, progress, checkpoint: See `gradhpo.tune`.
 
         Returns:
             The final state; its `params` are phi (equal to w_T at `lr_reptile=1`).
@@ -352,6 +353,7 @@ class EstimatorOptimizer(BilevelOptimizer):
             logger=logger,
             natural=natural,
             progress=progress,
+            checkpoint=checkpoint,
         )
 
     def _episode_length(self, T: int) -> int:
