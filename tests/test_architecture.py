@@ -56,8 +56,8 @@ CORE = (
     "transforms",
 )
 OPTIONAL = set(
-    "PIL chex cmaes equinox filelock flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm"
-    " tyro".split()
+    "PIL chex cmaes equinox filelock flax matplotlib optuna orbax pooch scipy sklearn"
+    " tensorboardX tqdm tyro".split()
 )
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

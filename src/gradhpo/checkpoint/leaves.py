@@ -79,7 +79,7 @@ def _leaf(path: str, array: np.ndarray, key: str | None) -> Leaf:
 
 def digest(array: np.ndarray) -> str:
     """SHA-256 of the elements of a contiguous array, row by row."""
-    return hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def packed(array: np.ndarray) -> np.ndarray:

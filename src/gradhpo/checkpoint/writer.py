@@ -73,7 +73,7 @@ class Found(NamedTuple):
         return beside their values, and `init` does not know of them."""
         first = ".metadata"
         kinds = {leaf.path: leaf for leaf in self.manifest.leaves if leaf.path.startswith(first)}
-        metadata = dict(state.metadata)
+        metadata: dict[str, Any] = dict(state.metadata)
         for name in self.manifest.metrics:
             leaf = kinds.get(f"{first}[{name!r}]")
             if leaf is not None and name not in metadata:
@@ -113,8 +113,8 @@ class Writer:
         """
         self.wait()
         number = int(state.step) if step is None else check_count("step", step, minimum=0)
-        about, position = as_json(about or {}), as_json(position or {})
-        self._pending = self._pool.submit(self._write, state, number, about, position)
+        facts = as_json(about or {}), as_json(position or {})
+        self._pending = self._pool.submit(self._write, state, number, *facts)
 
     @property
     def busy(self) -> bool:

@@ -1,10 +1,13 @@
 """A run that ends early hands back its last good state."""
 
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 
@@ -12,6 +15,7 @@ from gradhpo.core.state import BilevelState
 
 __all__ = ["Kept", "Signals", "Terminated", "handing_back", "patient_signals"]
 
+GRACE = 0.5  # seconds
 TERMINATED = 143
 """The exit status of a program that was terminated: 128 + SIGTERM, as shells have it."""
 
@@ -39,22 +43,35 @@ class Kept:
         """Until the newest state is there, or its error is raised."""
         self.good = jax.block_until_ready(self.newest)
 
-    def rescue(self) -> BilevelState:
-        """The newest state that can be had."""
-        with suppress(Exception):
-            self.wait()
+    def rescue(self, grace: float = math.inf) -> BilevelState:
+        """The newest state that can be had, in so many seconds."""
+        end = time.monotonic() + grace
+        while not _is_ready(self.newest) and time.monotonic() < end:
+            time.sleep(0.01)
+        if _is_ready(self.newest):
+            with suppress(Exception):
+                self.wait()
         return self.good
+
+
+def _is_ready(state: BilevelState) -> bool:
+    """Whether it has been computed, or has failed."""
+    try:
+        # Typed PRNG keys do not say it; they come from the same program as the others.
+        return all(x.is_ready() for x in jax.tree.leaves(state) if hasattr(x, "is_ready"))
+    except RuntimeError:  # donated by the user
+        return True
 
 
 @contextmanager
 def handing_back(kept: Kept, signals: "Signals") -> Iterator[None]:
     """Attach the last good state to whatever is raised within, as `error.state`; after a second
-    signal without waiting for what still runs."""
+    signal without waiting long for what still runs."""
     try:
         yield
     except BaseException as error:
         with suppress(AttributeError):  # an exception with slots
-            error.state = state = kept.good if signals.twice else kept.rescue()  # type: ignore[attr-defined]
+            error.state = state = kept.rescue(GRACE if signals.twice else math.inf)  # type: ignore[attr-defined]
             if state is not kept.first:
                 error.add_note(
                     f"gradhpo: the state after episode {int(state.episode)} is in error.state; "
@@ -94,7 +111,9 @@ def patient_signals(terminations: bool = False) -> Iterator[Signals]:
     that has another handler already.
     """
     signals = Signals()
-    own = {signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt)}
+    own: dict[signal.Signals, Any] = {
+        signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt)
+    }
     if terminations:
         own[signal.SIGTERM] = (signal.SIG_DFL, Terminated)
     in_main = threading.current_thread() is threading.main_thread()
