@@ -7,8 +7,9 @@ from typing import Any
 
 from gradhpo.checkpoint.errors import CheckpointError, CheckpointMismatch
 from gradhpo.checkpoint.manifest import as_json
+from gradhpo.checkpoint.reader import check_about, compare_environments
 from gradhpo.checkpoint.settings import Checkpoints
-from gradhpo.checkpoint.writer import Writer, check_about, compare_environments, writing
+from gradhpo.checkpoint.writer import Writer, writing
 from gradhpo.core.state import BilevelState
 from gradhpo.driver.data import Data
 from gradhpo.driver.interruption import Signals
