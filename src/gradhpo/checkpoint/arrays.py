@@ -39,9 +39,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _checkpointer() -> Any:
     """Of this process alone: others of the same program may be at other work."""
     orbax = require_orbax()
-    process = jax.process_index()
     alone = orbax.options.MultiprocessingOptions(
-        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"{process}"
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
     )
     handler = orbax.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
     return orbax.Checkpointer(handler, multiprocessing_options=alone)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from gradhpo.checkpoint import directory as folder
@@ -157,6 +158,7 @@ def writing(
         DirectoryBusy: another process writes there.
         OSError: the directory cannot be written to.
         CheckpointError: the last save has failed.
+        ValueError: the path is none for Orbax; or this is not the first process of its program.
         ImportError: Orbax or filelock is missing.
 
     >>> import tempfile, jax.numpy as jnp
@@ -167,6 +169,11 @@ def writing(
     {'w': Array([0., 1., 2.], dtype=float32)}
     """
     require_orbax()
+    if jax.process_index() != 0:
+        raise ValueError(
+            f"process {jax.process_index()} of {jax.process_count()} cannot write checkpoints: "
+            "Orbax writes arrays of the host from process 0 alone. Save there."
+        )
     keep, path = check_count("keep", keep), folder.prepare(directory)
     with only_writer(path, takeover), ThreadPoolExecutor(1, "gradhpo-checkpoint") as pool:
         folder.sweep(path)
