@@ -126,6 +126,7 @@ def verify(path: Path) -> None:
     for name in sorted(said.keys() | found.keys()):
         if said.get(name) != found.get(name):
             what = "is missing" if name not in found else "is not the file that was written"
+            what = what if name in said else f"is not in {SUMS}"
             shown = ascii(os.fsdecode(name))[1:-1]
             raise CheckpointDamaged(f"{shown} {what}")
     raise CheckpointDamaged(f"{SUMS} is not the file that was written")

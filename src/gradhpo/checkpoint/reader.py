@@ -136,7 +136,7 @@ def newest(directory: Path, *, set_aside: bool) -> Found | None:
                 moved = f" It is now {folder.set_aside(directory, step).name}."
             except OSError as refused:
                 moved = f" It cannot be renamed: {refused.strerror}."
-        complain(f"checkpoint {error}{moved} An earlier one is taken.", strict=False)
+        complain(f"checkpoint {error}.{moved} An earlier one is taken.", strict=False)
     return found
 
 
