@@ -1,7 +1,13 @@
-"""Two checkpoints, made once; every test works on a copy of them."""
+"""The small problem and the methods on it are those of the tests of the classes; two checkpoints
+are made once, and every test works on a copy of them."""
+
+import sys
+from pathlib import Path
 
 import pytest
 from checkpoint_cases import copied, saved
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "algorithms"))
 
 
 @pytest.fixture(scope="session")

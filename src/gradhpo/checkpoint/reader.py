@@ -10,7 +10,7 @@ import numpy as np
 
 from gradhpo.checkpoint import directory as folder
 from gradhpo.checkpoint.arrays import read_arrays
-from gradhpo.checkpoint.environment import differences, environment
+from gradhpo.checkpoint.environment import PACKAGES, differences, environment
 from gradhpo.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
 from gradhpo.checkpoint.leaves import check_matches, decoded, digest, packed, unpacked
 from gradhpo.checkpoint.manifest import Manifest, as_json, read_manifest
@@ -236,10 +236,15 @@ def _found(directory: Path, step: int | None) -> Found:
 def check_about(found: Found, about: dict[str, Any]) -> None:
     """A checkpoint of this very run.
 
+    Programs are compared within one version of JAX and of the packages that trace them.
+
     Raises:
         CheckpointMismatch: lists all that differs, old -> new.
     """
-    differing = differences(found.manifest.about, about)
+    then, now, before = found.manifest.environment, environment(), found.manifest.about
+    if any(then.get(name) != now[name] for name in ("python", *PACKAGES)):
+        before, about = ({k: v for k, v in x.items() if k != "programs"} for x in (before, about))
+    differing = differences(before, about)
     if differing:
         raise CheckpointMismatch(
             f"{found.path} is of another run: {'; '.join(differing)}. Go on with what it was made "

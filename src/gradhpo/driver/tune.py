@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from gradhpo.checkpoint.settings import as_settings
+from gradhpo.checkpoint.settings import CheckpointArgument, as_settings
 from gradhpo.core.declared import Declared
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import check_outer, check_outer_step
@@ -14,7 +14,7 @@ from gradhpo.core.types import Hyper
 from gradhpo.driver._recompilation import note_compilation
 from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
-from gradhpo.driver.hooks import Hook, log_to
+from gradhpo.driver.hooks import Hook, Log
 from gradhpo.driver.run import Plan, run
 from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
@@ -48,7 +48,7 @@ def tune(
     progress: bool | None = None,
     loop: str = "auto",
     strict: bool = False,
-    checkpoint: Any = None,
+    checkpoint: CheckpointArgument = None,
 ) -> BilevelState:
     """Tune the hyperparameters of a task while its model trains: so many episodes of T steps.
 
@@ -200,7 +200,7 @@ def checked_run(
     logger: MetricLogger | None = None,
     natural: Callable[[Hyper], Any] | None = None,
     progress: bool | None = None,
-    checkpoint: Any = None,
+    checkpoint: CheckpointArgument = None,
 ) -> BilevelState:
     """`run` with arguments as users give them; see `tune`."""
     episodes = check_count("episodes" if setup.name == "tune" else "M", plan.episodes)
@@ -233,7 +233,7 @@ def checked_run(
                 f"this run would end after episode {end}, beyond of={plan.of}, where the outer "
                 "rate has decayed to zero."
             )
-    hooks = [] if logger is None else [log_to(logger, natural)]
+    hooks = [] if logger is None else [Log(logger, natural)]
     hooks += [] if callback is None else [callback]
     settings = as_settings(checkpoint)
     return run(setup, state, plan, data, tuple(hooks), progress, natural, settings)
