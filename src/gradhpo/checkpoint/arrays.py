@@ -1,6 +1,9 @@
 """Arrays in a directory, by Orbax."""
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     that of what it holds, and `read_arrays` may rely on it."""
     if not arrays:  # Orbax refuses a checkpoint of nothing
         return
-    with _checkpointer() as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         checkpointer.save(path, arrays)
 
 
@@ -44,6 +47,21 @@ def _checkpointer() -> Any:
     )
     handler = orbax.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
     return orbax.Checkpointer(handler, multiprocessing_options=alone)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs every error that it raises, with its call stack, and one more on the way."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def read_arrays(path: Path, avals: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
@@ -61,7 +79,7 @@ def read_arrays(path: Path, avals: dict[str, tuple[tuple[int, ...], str]]) -> di
     declared = sum(_bytes(*aval) for aval in avals.values())
     if declared > there:
         raise CheckpointDamaged(f"declares {declared} bytes of arrays, but its files have {there}")
-    with _checkpointer() as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         found = checkpointer.metadata(path).item_metadata.tree
         for name in sorted(found.keys() | avals.keys()):
             seen = found.get(name)

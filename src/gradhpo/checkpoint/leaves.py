@@ -56,7 +56,8 @@ def held(tree: Any) -> Any:
 
     Raises:
         TypeError: a leaf is no array and no number; names it, as the others do.
-        ValueError: a leaf has been donated, or lies in part in other processes.
+        ValueError: a leaf has been donated, lies in part in other processes, or is too large a
+            number.
     """
     for path, leaf in leaves_with_names(tree):
         _check(path, leaf)
@@ -77,7 +78,11 @@ def _check(path: str, leaf: Any) -> None:
     elif isinstance(leaf, np.ndarray | np.generic):
         if not is_storable(leaf.dtype):
             raise TypeError(f"leaf {path} has the dtype {leaf.dtype}, which JAX does not know.")
-    elif not isinstance(leaf, bool | int | float | complex):
+    elif isinstance(leaf, int):
+        dtype = jnp.result_type(int)
+        if not jnp.iinfo(dtype).min <= leaf <= jnp.iinfo(dtype).max:
+            raise ValueError(f"leaf {path} is {leaf}, which {dtype.name} cannot hold.")
+    elif not isinstance(leaf, float | complex):
         raise TypeError(
             f"leaf {path} is a {type(leaf).__name__}, and a checkpoint holds arrays and numbers: "
             "keep it beside the state, in about=."
@@ -156,7 +161,7 @@ def decoded(template: Any, leaves: list[Leaf], arrays: list[np.ndarray]) -> Any:
 
 def _filled(place: Any, leaf: Leaf, array: np.ndarray) -> Any:
     if isinstance(place, np.ndarray | np.generic):
-        return array
+        return array if isinstance(place, np.ndarray) else array[()]
     value = jnp.array(array)
     if leaf.key is not None:
         value = jax.random.wrap_key_data(value, impl=leaf.key)

@@ -109,8 +109,9 @@ def _stored(leaf: Any) -> str:
 
 
 def line(error: BaseException) -> str:
-    """An error on a line."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    """An error on a line: how it begins, and its end, where the reason is."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-200:]}"
 
 
 def newest(directory: Path, *, set_aside: bool) -> Found | None:
