@@ -17,12 +17,12 @@ ABOUT = {"method": "none", "T": 3}
 def tree(step):
     """Something of every kind, other bits for every step."""
     return {
-        "w": jnp.arange(6.0).reshape(2, 3) + step,
+        "w": jnp.arange(6, dtype=jnp.float32).reshape(2, 3) + step,
         "half": jnp.full(5, step, jnp.bfloat16),
         "key": jax.random.key(step),
         "legacy": jax.random.PRNGKey(step),
         "host": np.arange(4) + step,
-        "empty": jnp.zeros((0, 3)),
+        "empty": jnp.zeros((0, 3), jnp.float32),
         "nothing": None,
     }
 

@@ -19,15 +19,15 @@ MUSEUM = Path(__file__).parent / "museum"
 
 
 @pytest.mark.parametrize("change, match", [
-    ({"w": jnp.zeros((3, 2))}, r"leaf \['w'\] is float32\[2, 3\] in .*0040, but float32\[3, 2\]"),
+    ({"w": jnp.zeros((3, 2), "f4")}, r"leaf \['w'\] is float32\[2, 3\] in .*0040, but float32\[3, 2\]"),
     ({"w": jnp.zeros((2, 3), jnp.int32)}, r"float32\[2, 3\] in .*, but int32\[2, 3\]"),
     ({"w": jnp.zeros((2, 3), jnp.bfloat16)}, "but bfloat16"),
-    ({"half": jnp.zeros(5)}, r"bfloat16\[5\] in .*, but float32\[5\]"),
+    ({"half": jnp.zeros(5, "f4")}, r"bfloat16\[5\] in .*, but float32\[5\]"),
     ({"host": np.zeros(4, np.int32)}, r"int64\[4\] in .*, but int32\[4\] in the template"),
     ({"key": jax.random.PRNGKey(0)}, r"leaf \['key'\] is key<.*, but uint32\[2\]"),
     ({"key": jax.random.key(0, impl="rbg")}, r"but key<rbg>"),
     ({"legacy": jax.random.key(0)}, r"leaf \['legacy'\] is uint32\[2\] in .*, but key<"),
-    ({"empty": jnp.zeros((0, 4))}, r"float32\[0, 3\] in .*, but float32\[0, 4\]"),
+    ({"empty": jnp.zeros((0, 4), "f4")}, r"float32\[0, 3\] in .*, but float32\[0, 4\]"),
     ({"zzz": 1.0}, r"step-0000000040 has no leaf \['zzz'\]"),
     ({"aaa": 1.0}, r"holds leaf \['empty'\] .* where the template has \['aaa'\]"),
     ({"nothing": jnp.zeros(1)}, r"has \['nothing'\]"),

@@ -80,7 +80,10 @@ def read_arrays(path: Path, avals: dict[str, tuple[tuple[int, ...], str]]) -> di
     if declared > there:
         raise CheckpointDamaged(f"declares {declared} bytes of arrays, but its files have {there}")
     with _quiet(), _checkpointer() as checkpointer:
-        found = checkpointer.metadata(path).item_metadata.tree
+        described = checkpointer.metadata(path).item_metadata
+        if described is None:
+            raise CheckpointDamaged("what says where its arrays are cannot be read")
+        found = described.tree
         for name in sorted(found.keys() | avals.keys()):
             seen = found.get(name)
             if seen is None or (tuple(seen.shape), np.dtype(seen.dtype).name) != avals.get(name):
