@@ -1,9 +1,9 @@
 """What a checkpoint of 40 MB costs its run: the time that it stands still, and how much slower its
 steps are while the checkpoint is written beside them.
 
-`Saver.after` is what `run(checkpoint=...)` calls after every episode; here it is called so by a loop
-whose steps are timed one by one, those during a save apart from the others. The state is there
-before the call, so that nothing of a step's own time counts.
+`Saver.after` is what `run(checkpoint=...)` calls after every episode; here a loop calls it, whose
+steps are timed one by one, those during a save apart from the others. The state is there before
+the call, so that nothing of a step's own time counts.
 
     python benchmarks/saving.py
 """
