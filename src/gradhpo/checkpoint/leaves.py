@@ -59,34 +59,37 @@ def held(tree: Any) -> Any:
         ValueError: a leaf has been donated, lies in part in other processes, or is too large a
             number.
     """
-    for path, leaf in leaves_with_names(tree):
-        _check(path, leaf)
-    return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    for i, leaf in enumerate(leaves):
+        if (error := _refused(leaf)) is not None:  # names take long, so there is one here alone
+            raise type(error)(f"leaf {leaves_with_names(tree)[i][0]} {error}")
+    return structure.unflatten(np.array(x) if isinstance(x, np.ndarray) else x for x in leaves)
 
 
-def _check(path: str, leaf: Any) -> None:
+def _refused(leaf: Any) -> Exception | None:
     if isinstance(leaf, Tracer):
-        raise TypeError(f"leaf {path} is being traced: save outside of jit, scan and vmap.")
+        return TypeError("is being traced: save outside of jit, scan and vmap.")
     if isinstance(leaf, jax.Array):
         if leaf.is_deleted():
-            raise ValueError(f"leaf {path} has been donated: save the state before that, and wait.")
+            return ValueError("has been donated: save the state before that, and wait.")
         if not leaf.is_fully_addressable:
-            raise ValueError(
-                f"leaf {path} lies in part in other processes; gather it first "
+            return ValueError(
+                "lies in part in other processes; gather it first "
                 "(jax.experimental.multihost_utils.process_allgather), and save in one of them."
             )
     elif isinstance(leaf, np.ndarray | np.generic):
         if not is_storable(leaf.dtype):
-            raise TypeError(f"leaf {path} has the dtype {leaf.dtype}, which JAX does not know.")
+            return TypeError(f"has the dtype {leaf.dtype}, which JAX does not know.")
     elif isinstance(leaf, int):
         dtype = jnp.result_type(int)
         if not jnp.iinfo(dtype).min <= leaf <= jnp.iinfo(dtype).max:
-            raise ValueError(f"leaf {path} is {leaf}, which {dtype.name} cannot hold.")
+            return ValueError(f"is {leaf}, which {dtype.name} cannot hold.")
     elif not isinstance(leaf, float | complex):
-        raise TypeError(
-            f"leaf {path} is a {type(leaf).__name__}, and a checkpoint holds arrays and numbers: "
-            "keep it beside the state, in about=."
+        return TypeError(
+            f"is a {type(leaf).__name__}, and a checkpoint holds arrays and numbers: keep it "
+            "beside the state, in about=."
         )
+    return None
 
 
 def encoded(tree: Any) -> list[tuple[Leaf, np.ndarray]]:
@@ -99,7 +102,8 @@ def encoded(tree: Any) -> list[tuple[Leaf, np.ndarray]]:
     """
     pairs = []
     for path, leaf in leaves_with_names(tree):
-        _check(path, leaf)
+        if (error := _refused(leaf)) is not None:
+            raise type(error)(f"leaf {path} {error}")
         array, key = _plain(leaf)
         pairs.append((_leaf(path, array, key), array))
     return pairs
