@@ -8,7 +8,7 @@ import pytest
 from checkpoint_cases import bits, copied, files, saved, signed, template, tree
 
 from gradhpo import GradhpoWarning, checkpoint
-from gradhpo.checkpoint import CheckpointDamaged
+from gradhpo.checkpoint import CheckpointDamaged, reader
 from gradhpo.checkpoint.reader import intact
 
 # Orbax opens arrays side by side, and when one fails it does not wait for the others.
@@ -151,8 +151,6 @@ def test_04_a_checkpoint_under_another_number_is_none(run):
 
 def test_06_reader_beside_a_writer_reads_on_with_a_newer_one(run, monkeypatch):
     """Between looking and reading, a writer has saved 60 and 80, and removed 20 and 40."""
-    from gradhpo.checkpoint import reader
-
     real, done = reader.intact, []
 
     def slow(path):
@@ -167,3 +165,17 @@ def test_06_reader_beside_a_writer_reads_on_with_a_newer_one(run, monkeypatch):
 
     monkeypatch.setattr(reader, "intact", slow)
     assert bits(checkpoint.restore(run, template())) == bits(tree(80))
+
+
+def test_06_reader_reads_a_newer_one_when_its_own_is_removed_under_its_hands(run, monkeypatch):
+    real, done = reader.read_arrays, []
+
+    def slow(path, avals):
+        if not done:
+            done.append(path)
+            checkpoint.save(run, tree(60), step=60, keep=1)
+        return real(path, avals)
+
+    monkeypatch.setattr(reader, "read_arrays", slow)
+    assert bits(checkpoint.restore(run, template())) == bits(tree(60))
+    assert len(done) == 1 and checkpoint.steps(run) == [60]
