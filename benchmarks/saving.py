@@ -59,6 +59,11 @@ def main():
                     state = timed(step, state, beside)
                 took.append(time.perf_counter() - start)
                 saver._writer.wait()
+            state = timed(step, state, [])
+            start = time.process_time()
+            saver.after(state, data)
+            saver._writer.wait()
+            processor = time.process_time() - start
     still, took = still[1:], took[1:]  # the first one imports Orbax
     quick, slow = statistics.median(alone), statistics.median(beside)
     lost = sum(max(0.0, x - quick) for x in beside) / (args.rounds + 1)
@@ -68,6 +73,7 @@ def main():
             Row("run(checkpoint=)", "stands still, ms, worst", max(still), BAR),
             Row("", "stands still, ms, median", statistics.median(still)),
             Row("", "is written in, s, median", statistics.median(took)),
+            Row("", "takes of a processor, s", processor),
             Row("a step", "alone, ms", quick),
             Row("", "beside a save, ms, median", slow),
             Row("", "beside a save, ms, 95 %", float(np.quantile(beside, 0.95))),

@@ -106,6 +106,11 @@ def test_09_names_that_mean_another_place_are_refused(tmp_path, name, monkeypatc
     with pytest.raises((ValueError, OSError), match="hoose another|no directory of this machine"):
         checkpoint.save(name, {"w": jnp.arange(3.0)}, step=1)
     assert list(tmp_path.iterdir()) == []
+    if "\\" in name:
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(ValueError, match="a name with a backslash"):
+            checkpoint.save("run", {"w": jnp.arange(3.0)}, step=1)
 
 
 def test_09_file_in_place_of_the_directory(tmp_path):

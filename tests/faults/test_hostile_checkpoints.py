@@ -183,7 +183,7 @@ def test_64_manifest_too_large_is_not_parsed(run, monkeypatch):
     with pytest.raises(checkpoint.CheckpointError, match="leaves are too many for one manifest"):
         checkpoint.save(run, tree(60), step=60)  # nobody could read it
     monkeypatch.setattr("gradhpo.checkpoint.directory.MOST", 1000)
-    with pytest.raises(CheckpointDamaged, match="SHA256SUMS is a link or too large"):
+    with pytest.raises(CheckpointDamaged, match="SHA256SUMS is a link, no file or too large"):
         checkpoint.restore(run, template(), step=40)
 
 
@@ -213,7 +213,7 @@ def test_65_link_in_place_of_a_checkpoint_is_none(run, outside):
     assert (run / "step-0000000010").is_symlink()
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "more", "list"])
+@pytest.mark.parametrize("what", ["file", "folder", "more", "list", "pipe"])
 def test_65_link_within_a_checkpoint_is_damage_and_is_not_followed(run, outside, what):
     newest = run / "step-0000000040"
     if what == "file":
@@ -226,6 +226,9 @@ def test_65_link_within_a_checkpoint_is_damage_and_is_not_followed(run, outside,
         (newest / "arrays").symlink_to(run / "arrays")
     elif what == "more":
         (newest / "arrays" / "more").symlink_to(outside)
+    elif what == "pipe":  # reading it would wait for ever
+        (newest / "SHA256SUMS").unlink()
+        os.mkfifo(newest / "SHA256SUMS")
     else:
         (newest / "SHA256SUMS").rename(run / "copy")
         (newest / "SHA256SUMS").symlink_to(run / "copy")

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ def prepare(path: str | os.PathLike) -> Path:
     if "://" in text:
         raise ValueError(f"{text} is no directory of this machine; mount it, and give its path.")
     absolute = Path(path).absolute()
+    text = str(absolute)
     if ("\\" in text and os.sep != "\\") or text != text.encode("utf-8", "ignore").decode():
         raise ValueError(
             f"cannot write checkpoints to {ascii(text)}: Orbax takes a name with a backslash, or "
@@ -110,8 +112,9 @@ def verify(path: Path) -> None:
     """
     try:
         listed = path / SUMS
-        if listed.is_symlink() or listed.stat().st_size > MOST:
-            raise CheckpointDamaged(f"{SUMS} is a link or too large")
+        about = listed.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MOST:
+            raise CheckpointDamaged(f"{SUMS} is a link, no file or too large")
         said = listed.read_bytes()
         found = os.fsencode(_sums(path))
     except FileNotFoundError:
