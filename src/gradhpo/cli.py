@@ -24,7 +24,8 @@ usage: gradhpo COMMAND ...
 
   gradhpo demo [--out DIR] ...       compare the methods on a small problem
   gradhpo list                       studies and methods, a line each
-  gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files
+  gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files; with --resume
+                                     go on with one that was cut off
   gradhpo report DIR                 print the table of an earlier run again
   gradhpo init [FILE] ...            write a short file with a task, to start from
   gradhpo doctor MODULE:NAME ...     what is wrong with a task of your own, which method suits it
@@ -35,7 +36,7 @@ usage: gradhpo COMMAND ...
 `gradhpo COMMAND --help` and `gradhpo run STUDY --help` show all options.
 
 exit status: 0 done; 1 failed (data, disk, settings that do not fit; doctor found faults); 2 wrong
-command line or a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an
+command line or a missing extra; 130 interrupted; 143 terminated. With GRADHPO_TRACEBACK=1 in the environment an
 error shows where it arose; a bug always does."""
 
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 1 when something failed, 2 for a wrong command line or a missing extra, 130
         when interrupted; one line on stderr says what. What leaves this function as an exception
-        is a bug. Where `argv` is None, as in the installed command, Ctrl-C ends the process itself.
+        is a bug. Where `argv` is None, as in the installed command, Ctrl-C and SIGTERM (status 143)
+        end the process itself.
 
     Raises:
         SystemExit: with status 0 or 2, after the help or an error of a command's options.
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A session or notebook that calls this outlives an interrupt; runs of a task keep what
         # there is.
         at_once = argv is None and arguments[:1] not in (["tune"], ["compare"])
-        own = prompt_interrupts("gradhpo: interrupted") if at_once else nullcontext()
+        own = prompt_interrupts("gradhpo") if at_once else nullcontext()
         with own:
             _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
@@ -135,6 +137,8 @@ def _demo(options: list[str]) -> None:
     tutorial = load("tutorial")
     config = _parse(tutorial.DemoConfig, "gradhpo demo", options)
     again = config.out == tutorial.DemoConfig.out and _is_of_demo(config.out)
+    if config.resume:
+        raise UsageError("the demo takes a minute and keeps no parts: run it again.")
     for each in (config, tutorial.separated(config)):
         report.output_directory(each.out, config.overwrite or again)
     if again:
@@ -169,6 +173,7 @@ def _list(options: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     from gradhpo import report
     from gradhpo.report.drawing import require_matplotlib
+    from gradhpo.report.parts import finished, keeping
     from gradhpo.studies.registry import STUDIES, load
 
     name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
@@ -181,9 +186,17 @@ def _run(arguments: list[str]) -> None:
     study = load(name)
     config = _parse(study.Config, f"gradhpo run {name}", options)
     require_matplotlib()
-    out = report.output_directory(config.out, config.overwrite)
-    result = study.run(config, progress=_show)
-    _print_and_write(replace(result, command=report.command(["run", *arguments])), out)
+    if config.resume and finished(config.out, name, config):
+        print(report.table(report.read(config.out)))
+        print(f"{printable(str(config.out))} holds this run, finished; nothing was computed")
+        return
+    out = report.output_directory(config.out, config.overwrite, resume=config.resume)
+    with keeping(out, name, config, _show, config.resume) as parts:
+        result = study.run(replace(config, overwrite=False, resume=False), progress=_show)
+        seconds = result.wall_seconds + parts.seconds
+        command = report.command(["run", *arguments])
+        _print_and_write(replace(result, wall_seconds=seconds, command=command), out)
+        parts.finish()
 
 
 def _print_and_write(result: "StudyResult", out: Path) -> None:
