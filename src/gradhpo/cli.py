@@ -36,8 +36,8 @@ usage: gradhpo COMMAND ...
 `gradhpo COMMAND --help` and `gradhpo run STUDY --help` show all options.
 
 exit status: 0 done; 1 failed (data, disk, settings that do not fit; doctor found faults); 2 wrong
-command line or a missing extra; 130 interrupted; 143 terminated. With GRADHPO_TRACEBACK=1 in the environment an
-error shows where it arose; a bug always does."""
+command line or a missing extra; 130 interrupted; 143 terminated. With GRADHPO_TRACEBACK=1 in the
+environment an error shows where it arose; a bug always does."""
 
 
 class UsageError(Exception):

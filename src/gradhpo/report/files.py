@@ -87,8 +87,8 @@ def output_directory(
     parts = unfinished_parts(absolute)
     if parts and not (overwrite or resume):
         raise FileExistsError(
-            f"{absolute} holds a run that was cut off, with {len(parts)} finished parts. Go on with "
-            "it with --resume, choose another directory with --out, or begin anew with --overwrite."
+            f"{absolute} holds a run that was cut off, with {len(parts)} finished parts. Go on by "
+            "--resume, choose another directory with --out, or begin anew with --overwrite."
         )
     if results and not (overwrite or parts):
         more = ", ..." if len(results) > 3 else ""

@@ -6,6 +6,7 @@ Nothing is loaded by name: a type that is no standard one comes back only if the
 import base64
 import dataclasses
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def pack(value: Any, types: Iterable[type] = ()) -> Any:
     Args:
         value: None, booleans, numbers, text; arrays of booleans or numbers; lists, tuples,
             mappings, and objects of `types` with these in them.
-        types: NamedTuples and dataclasses that may occur.
+        types: NamedTuples, dataclasses and enumerations that may occur.
 
     Raises:
         TypeError: something else.
@@ -30,19 +31,20 @@ def pack(value: Any, types: Iterable[type] = ()) -> Any:
     """
     types = tuple(types)
     if type(value) in types:
+        if isinstance(value, Enum):
+            return {"enum": type(value).__name__, "name": value.name}
         return {"record": type(value).__name__, "fields": pack(_fields(value), types)}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _pack_array(value)
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
         return {type(value).__name__: [pack(item, types) for item in value]}
     if isinstance(value, Mapping):
         return {"dict": [[pack(key, types), pack(item, types)] for key, item in value.items()]}
-    given = ", ".join(each.__name__ for each in types)
     raise TypeError(
-        f"a part of a run cannot hold a {type(value).__name__} (arrays, numbers, text, lists, "
-        f"tuples, mappings{f', {given}' if given else ''})."
+        f"a part of a run holds arrays, numbers, text, lists, tuples, mappings and the types that "
+        f"are given, not a {type(value).__name__}."
     )
 
 
@@ -58,9 +60,11 @@ def unpack(packed: Any, types: Iterable[type] = ()) -> Any:
     types = tuple(types)
     if not isinstance(packed, dict):
         return packed
+    named: dict[str, Any] = {each.__name__: each for each in types}
+    if "enum" in packed:
+        return named[packed["enum"]][packed["name"]]
     if "record" in packed:
-        kind = {each.__name__: each for each in types}[packed["record"]]
-        return kind(**unpack(packed["fields"], types))
+        return named[packed["record"]](**unpack(packed["fields"], types))
     if "array" in packed:
         return _unpack_array(**packed)
     ((kind, items),) = packed.items()

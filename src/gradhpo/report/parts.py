@@ -1,6 +1,6 @@
 """The finished parts of a run, kept in its directory until all of it is there.
 
-    found = kept("mnist, seed 0, greedy", lambda: train(...), Found)
+    found = once("mnist, seed 0, greedy", train, setting, data, types=(Found,))
 
 A study is a loop over parts that do not depend on each other: a method in a setting, on a seed.
 Within `keeping`, as in `gradhpo run`, each is written to the directory when it is done, and a later
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,27 +29,32 @@ from gradhpo.report.packing import pack, unpack
 from gradhpo.report.provenance import versions
 from gradhpo.report.results import plain
 
-__all__ = ["Parts", "finished", "keeping", "kept"]
+__all__ = ["Parts", "finished", "keeping", "once"]
 
 T = TypeVar("T")
+Types = tuple[type, ...]
 
 WHERE = ("out", "overwrite", "resume")  # settings that no number depends on
 
 
-def kept(name: str, compute: Callable[[], T], *types: type) -> T:
-    """`compute()`, or what it was when an earlier process of the same run computed it.
+def once(name: str, function: Callable[..., T], *arguments: Any, types: Types = ()) -> T:
+    """`function(*arguments)`, or what it was when an earlier process of the same run called it.
 
     Args:
         name: Of the part; no other part of the run has it.
-        compute: Deterministic; depends on the settings of the run alone, and not on whether other
-            parts have been computed before.
-        types: NamedTuples and dataclasses in its result, which consists of these, containers,
-            numbers, text and arrays. Arrays come back as NumPy's, whether they were on disk or not.
+        function: Deterministic; what it returns depends on the settings of the run alone, and not
+            on whether other parts have been computed before. Times may differ.
+        types: NamedTuples and dataclasses in what it returns, which consists of these, containers,
+            numbers, text and arrays. Arrays are NumPy's, whether they were on disk or not.
+
+    >>> import numpy as np
+    >>> once("a sum", np.add, np.ones(2), 1)
+    array([2., 2.])
     """
     parts = _parts.get()
     if parts is None:
-        return unpack(pack(compute(), types), types)
-    return parts.kept(name, compute, types)
+        return unpack(pack(function(*arguments), types), types)
+    return parts.once(name, partial(function, *arguments), types)
 
 
 class Parts:
@@ -63,10 +69,10 @@ class Parts:
         self._run = _digest({key: run[key] for key in ("study", "settings")})
         self._names: set[str] = set()
 
-    def kept(self, name: str, compute: Callable[[], T], types: tuple[type, ...]) -> T:
-        """See the function `kept`."""
+    def once(self, name: str, compute: Callable[[], T], types: Types) -> T:
+        """See the function `once`."""
         if name in self._names:
-            raise ValueError(f"two parts of this run are named {name!r}.")
+            raise ValueError(f"two parts of this run are {name!r}: is a setting given twice?")
         self._names.add(name)
         readable = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")[:80]
         path = self.folder / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
@@ -105,7 +111,7 @@ class Parts:
 def keeping(
     out: Path, study: str, config: Any, tell: Progress, resume: bool = False
 ) -> Iterator[Parts]:
-    """Within it, `kept` keeps the parts of a run, and takes those that are there with `resume`.
+    """Within it, `once` keeps the parts of a run, and takes those that are there with `resume`.
 
     Args:
         out: The directory of the run, see `output_directory`; without `resume`, parts of an earlier

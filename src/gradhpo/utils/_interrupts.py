@@ -15,7 +15,6 @@ INTERRUPTED = 130
 """The exit status of a program that was interrupted: 128 + SIGINT, as shells have it."""
 
 
-
 HEARD = {  # what a line says of them, and the handlers that are replaced
     signal.SIGINT: ("interrupted", signal.default_int_handler),
     signal.SIGTERM: ("terminated", signal.SIG_DFL),
