@@ -4,6 +4,7 @@ All methods of a seed start from the same weights and see the same batches, crop
 inside one compiled program; every method may run from several initial rates side by side.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
