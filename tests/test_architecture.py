@@ -15,7 +15,9 @@ FILES = {
 MODULES = {name.removesuffix(".__init__") for name in FILES}
 
 # Layer -> what it may import besides itself; an entry is a layer or one module of it.
-LOWER = set("utils core solvers estimators driver algorithms diagnostics transforms".split())
+LOWER = set(
+    "utils core checkpoint solvers estimators driver algorithms diagnostics transforms".split()
+)
 USER = LOWER | {"meta", "datasets", "spaces"}
 ALLOWED = {
     "utils": set(),
@@ -25,7 +27,8 @@ ALLOWED = {
     "estimators": {"utils", "core", "solvers"},
     "transforms": {"utils", "core.types", "core.outer", "spaces.projections"},
     "datasets": {"utils", "core.types"},
-    "driver": {"utils", "core"},
+    "checkpoint": {"utils", "core"},
+    "driver": {"utils", "core", "checkpoint"},
     "algorithms": {"utils", "core", "solvers", "estimators", "driver", "transforms"},
     "diagnostics": {"utils", "core", "estimators", "algorithms"},
     "testing": LOWER,
@@ -42,10 +45,19 @@ ALLOWED = {
     "gradhpo": USER | {"outer"},  # the package's own __init__
     "__main__": {"cli"},
 }
-CORE = ("utils", "core", "solvers", "estimators", "driver", "algorithms", "transforms")
+CORE = (
+    "utils",
+    "core",
+    "checkpoint",
+    "solvers",
+    "estimators",
+    "driver",
+    "algorithms",
+    "transforms",
+)
 OPTIONAL = set(
-    "PIL chex cmaes equinox flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm"
-    " tyro".split()
+    "PIL chex cmaes equinox filelock flax matplotlib optuna orbax pooch scipy sklearn"
+    " tensorboardX tqdm tyro".split()
 )
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

@@ -35,7 +35,8 @@ BLOCK = re.compile(
 # Not the digits in a name like float32; 2,000 is one number, 1, 2 are two.
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d*)?(?:e[-+]?\d+)?(?![\w])")
 EXTRAS = set(
-    "PIL equinox flax matplotlib optuna pooch scipy sklearn tensorboardX tqdm tyro".split()
+    "PIL equinox filelock flax matplotlib optuna orbax pooch scipy sklearn tensorboardX tqdm"
+    " tyro".split()
 )
 
 

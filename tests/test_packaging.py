@@ -12,7 +12,11 @@ EXTRAS = PROJECT["optional-dependencies"]
 # What the library imports: not what builds, tests or opens something (an editor for notebooks).
 OTHERS = ("all", "docs", "notebook", "test")
 USED = {name: each for name, each in EXTRAS.items() if name not in OTHERS}
-MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # where it is not the name of the package
+MODULES = {
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "orbax-checkpoint": "orbax",
+}  # where it is not the name of the package
 IMPORTED_BY_OTHERS = {"cmaes": "by Optuna, for `gradhpo compare --method cmaes`"}
 
 

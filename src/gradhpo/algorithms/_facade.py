@@ -11,6 +11,7 @@ import optax
 from jax.core import Tracer
 
 from gradhpo.algorithms._setups import initializer, problem_of, setup_of
+from gradhpo.checkpoint.settings import CheckpointArgument
 from gradhpo.core import episode as episodes
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.delay import update_every, update_last
@@ -308,6 +309,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         logger: MetricLogger | None = None,
         natural: Callable[[Hyper], Any] | None = None,
         progress: bool | None = None,
+        checkpoint: CheckpointArgument = None,
     ) -> BilevelState:
         """M episodes of T inner steps, the hyperparameters tuned all along.
 
@@ -331,7 +333,7 @@ class EstimatorOptimizer(BilevelOptimizer):
                 this or `outer_optimizer`, which is never decayed.
             callback: `callback(episode, state)` after every episode, with `state.params = w_T`;
                 False ends the run.
-            get_task, logger, natural, progress: See `gradhpo.tune`.
+            get_task, logger, natural, progress, checkpoint: See `gradhpo.tune`.
 
         Returns:
             The final state; its `params` are phi (equal to w_T at `lr_reptile=1`).
@@ -352,6 +354,7 @@ class EstimatorOptimizer(BilevelOptimizer):
             logger=logger,
             natural=natural,
             progress=progress,
+            checkpoint=checkpoint,
         )
 
     def _episode_length(self, T: int) -> int:

@@ -12,6 +12,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import init_state
 from gradhpo.core.types import LossFn
 from gradhpo.driver.caches import kept
+from gradhpo.driver.identity import plain_settings
 from gradhpo.driver.setup import Setup
 
 __all__ = ["initializer", "problem_of", "setup_of"]
@@ -40,6 +41,7 @@ def setup_of(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> Setup:
         optimizer.loop,
         optimizer.strict,
         optimizer.remarks,
+        plain_settings(optimizer),
     )
 
 

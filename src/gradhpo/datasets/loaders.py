@@ -74,8 +74,9 @@ class Endless:
     def go_to(self, position: int | tuple[int, int]) -> None:
         """Go on from there; what lies before is read and left out.
 
-        That is this epoch where the loader is a function of the epoch, and all of them otherwise:
-        a loader that draws its shuffles one after the other has to be a new one.
+        That is this epoch where the loader is a function of the epoch; otherwise all from here on,
+        and, for a position behind, all from the first: a loader that draws its shuffles one after
+        the other then has to be a new one.
 
         Args:
             position: As `position` was, or how many batches have been taken.
@@ -84,18 +85,19 @@ class Endless:
             ValueError: no epoch of the loader has this batch, or the loader is an iterator that has
                 begun.
         """
-        if self._once:
-            raise ValueError(f"the loader is an iterator, {_REMEDY}")
-        self._iterator, self._position, self._failed = None, Position(0, 0), False
         if np.ndim(position) == 0:
+            self._restart()
             for _ in range(check_count("start", position, minimum=0)):
                 self()
             return
         if np.shape(position) != (2,):
             raise ValueError(f"a position is (epoch, batch), got {position!r}.")
         wanted = Position(*(check_count("a position", x, minimum=0) for x in np.asarray(position)))
-        if self._numbered:
-            self._position = Position(wanted.epoch, 0)
+        jumps = self._numbered and wanted.epoch != self._position.epoch
+        if jumps or self._failed or wanted < self._position:
+            self._restart()
+            if self._numbered:
+                self._position = Position(wanted.epoch, 0)
         while self._position < wanted:
             self._step()
         if self._position != wanted:
@@ -103,6 +105,11 @@ class Endless:
                 f"the loader has no batch {wanted.batch} in epoch {wanted.epoch}: it is not the "
                 "one, or not with the batch size, that this position is of."
             )
+
+    def _restart(self) -> None:
+        if self._once:
+            raise ValueError(f"the loader is an iterator, {_REMEDY}")
+        self._iterator, self._position, self._failed = None, Position(0, 0), False
 
     def __call__(self) -> Batch:
         """The next batch: what the loader gives, as arrays; with `pad` a `Masked`.

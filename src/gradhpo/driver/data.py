@@ -1,6 +1,6 @@
 """The data of a run, one or more episodes at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +61,11 @@ class Data(NamedTuple):
                 )
 
     @property
+    def sides(self) -> dict[str, BatchSource | None]:
+        """The sources of batches by name."""
+        return {"train": self.train, "val": self.val}
+
+    @property
     def resident(self) -> Window:
         """Data sets that stay on the device."""
         return resident(self.train, self.val)
@@ -80,6 +85,34 @@ class Data(NamedTuple):
             return 1
         each = T * (self.train.bytes_per_step + self.val.bytes_per_step)
         return max(1, min(AT_ONCE, INDEX_BYTES // each))
+
+    def positions(self) -> dict[str, list[int]]:
+        """Where the sources that know it stand, by side."""
+        return {
+            side: [int(x) for x in source.position]  # type: ignore[union-attr]
+            for side, source in self.sides.items()
+            if hasattr(source, "position") and hasattr(source, "go_to")
+        }
+
+    def return_to(self, positions: Mapping[str, Any]) -> None:
+        """Where sources stood, for those that can go there."""
+        now = self.positions()
+        for side, position in positions.items():
+            if side in now and now[side] != position:
+                self.sides[side].go_to(position)  # type: ignore[union-attr]
+
+    def go_on(self, first: int, T: int, episodes: int, positions: Mapping[str, Any]) -> None:
+        """Past what so many episodes have taken, the first of which began with step `first`.
+
+        Sources that know where they stood go there. Other functions are called, and what they give
+        is left out.
+        """
+        calls = {**self.sides, "task": self.task}
+        if all(side in positions for side, source in calls.items() if callable(source)):
+            self.return_to(positions)
+        else:
+            for episode in range(episodes):
+                self.draw(first + episode * T, T)
 
     def draw(self, first: int, T: int | None) -> Drawn:
         """What the episode that begins with inner step `first` takes."""

@@ -1,16 +1,27 @@
 """A run that ends early hands back its last good state."""
 
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 
 from gradhpo.core.state import BilevelState
 
-__all__ = ["Kept", "handing_back", "patient_interrupts"]
+__all__ = ["Kept", "Signals", "Terminated", "handing_back", "patient_signals"]
+
+GRACE = 0.5  # seconds
+TERMINATED = 143
+"""The exit status of a program that was terminated: 128 + SIGTERM, as shells have it."""
+
+
+class Terminated(SystemExit, KeyboardInterrupt):
+    """SIGTERM: what keeps its results after Ctrl-C does so now, and the process ends with 143."""
 
 
 class Kept:
@@ -20,6 +31,10 @@ class Kept:
         self.good = self.newest = state
         self.first = state
 
+    def begin(self, state: BilevelState) -> None:
+        """Go on from another state than the first, one that is there."""
+        self.first = self.good = self.newest = state
+
     def put(self, state: BilevelState) -> None:
         """The state after an episode; its computation may still run, or fail."""
         self.newest = state
@@ -28,21 +43,35 @@ class Kept:
         """Until the newest state is there, or its error is raised."""
         self.good = jax.block_until_ready(self.newest)
 
-    def rescue(self) -> BilevelState:
-        """The newest state that can be had."""
-        with suppress(Exception):
-            self.wait()
+    def rescue(self, grace: float = math.inf) -> BilevelState:
+        """The newest state that can be had, in so many seconds."""
+        end = time.monotonic() + grace
+        while not _is_ready(self.newest) and time.monotonic() < end:
+            time.sleep(0.01)
+        if _is_ready(self.newest):
+            with suppress(Exception):
+                self.wait()
         return self.good
 
 
+def _is_ready(state: BilevelState) -> bool:
+    """Whether it has been computed, or has failed."""
+    try:
+        # Typed PRNG keys do not say it; they come from the same program as the others.
+        return all(x.is_ready() for x in jax.tree.leaves(state) if hasattr(x, "is_ready"))
+    except RuntimeError:  # donated by the user
+        return True
+
+
 @contextmanager
-def handing_back(kept: Kept) -> Iterator[None]:
-    """Attach the last good state to whatever is raised within, as `error.state`."""
+def handing_back(kept: Kept, signals: "Signals") -> Iterator[None]:
+    """Attach the last good state to whatever is raised within, as `error.state`; after a second
+    signal without waiting long for what still runs."""
     try:
         yield
     except BaseException as error:
         with suppress(AttributeError):  # an exception with slots
-            error.state = state = kept.rescue()  # type: ignore[attr-defined]
+            error.state = state = kept.rescue(GRACE if signals.twice else math.inf)  # type: ignore[attr-defined]
             if state is not kept.first:
                 error.add_note(
                     f"gradhpo: the state after episode {int(state.episode)} is in error.state; "
@@ -51,28 +80,59 @@ def handing_back(kept: Kept) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def patient_interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt where it comes.
+class Signals:
+    """What the process has been told while a run was on."""
 
-    Outside of the main thread, the only one that signals reach, and where Ctrl-C has another
-    handler already, nothing changes.
+    def __init__(self) -> None:
+        self.heard: type[KeyboardInterrupt] | None = None
+        self.twice = False
+
+    def obey(self) -> None:
+        """Raise what was put off.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C; `Terminated` after SIGTERM.
+        """
+        if self.heard is Terminated:
+            raise Terminated(TERMINATED)
+        if self.heard is not None:
+            raise self.heard
+
+
+@contextmanager
+def patient_signals(terminations: bool = False) -> Iterator[Signals]:
+    """Note the first Ctrl-C; the second is raised where it comes.
+
+    Args:
+        terminations: Whether that is done with SIGTERM as well, which otherwise ends the process at
+            once: right for a run that saves its state.
+
+    Outside of the main thread, the only one that signals reach, nothing changes, nor for a signal
+    that has another handler already.
     """
-    heard = threading.Event()
+    signals = Signals()
+    own: dict[signal.Signals, Any] = {
+        signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt)
+    }
+    if terminations:
+        own[signal.SIGTERM] = (signal.SIG_DFL, Terminated)
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield heard
-        return
+    ours = [number for number, (handler, _) in own.items() if signal.getsignal(number) is handler]
 
     def handle(number, frame):
-        if heard.is_set():
-            signal.default_int_handler(number, frame)
-        heard.set()
+        del frame
+        signals.twice, signals.heard = signals.heard is not None, own[number][1]
+        if signals.twice:
+            signals.obey()
         if sys.stderr is not None and sys.stderr.isatty():
             print("\nfinishing the episode; Ctrl-C again stops at once", file=sys.stderr)
 
-    signal.signal(signal.SIGINT, handle)
+    if not in_main:
+        ours = []
     try:
-        yield heard
+        for number in ours:
+            signal.signal(number, handle)
+        yield signals
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, own[number][0])

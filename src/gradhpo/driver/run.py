@@ -15,12 +15,13 @@ episodes go into one call where nothing happens on the host between them.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from gradhpo.checkpoint.settings import Checkpoints
 from gradhpo.core import episode as episodes
 from gradhpo.core.problem import Window, check_window
 from gradhpo.core.source import fetch
@@ -33,7 +34,9 @@ from gradhpo.driver._programs import Programs, end_episode, programs
 from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver.data import Data, Drawn, in_one
 from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
-from gradhpo.driver.interruption import Kept, handing_back, patient_interrupts
+from gradhpo.driver.identity import identity
+from gradhpo.driver.interruption import Kept, handing_back, patient_signals
+from gradhpo.driver.saving import Saver, saving
 from gradhpo.driver.setup import Setup, resolve
 from gradhpo.driver.single import as_rate
 from gradhpo.driver.summary import summarise
@@ -72,25 +75,39 @@ def run(
     hooks: tuple[Hook, ...] = (),
     progress: bool | None = None,
     natural: Callable[[Hyper], Any] | None = None,
+    checkpoint: Checkpoints | None = None,
 ) -> BilevelState:
     """The state after `plan.episodes` more episodes; see `gradhpo.tune`."""
     kept = Kept(state)
     line = Progress(plan.episodes, int(state.episode), progress, natural)
-    with patient_interrupts() as interrupted, handing_back(kept), closing(line):
+    with ExitStack() as stack:
+        signals = stack.enter_context(patient_signals(terminations=checkpoint is not None))
+        stack.enter_context(handing_back(kept, signals))
+        saver = stack.enter_context(saving(checkpoint, signals))
+        stack.enter_context(closing(line))
         with suppress(StopRun):
-            for episode, seen in _episodes(setup, kept, plan, data, line, bool(hooks)):
+            for episode, seen in _episodes(setup, kept, plan, data, line, hooks, saver):
                 stopped = [stops(hook(episode, seen)) for hook in (*hooks, line)]
-                if any(stopped) or interrupted.is_set():
+                if saver is not None:
+                    saver.after(kept.newest, data)
+                if any(stopped) or signals.heard is not None:
                     break
         kept.wait()
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-    summarise(setup.name, state, kept.good)
+        if saver is not None:
+            saver.finish()
+        signals.obey()
+    summarise(setup.name, kept.first, kept.good)
     return kept.good
 
 
 def _episodes(
-    setup: Setup, kept: Kept, plan: Plan, data: Data, line: Progress, one_by_one: bool
+    setup: Setup,
+    kept: Kept,
+    plan: Plan,
+    data: Data,
+    line: Progress,
+    hooks: tuple[Hook, ...],
+    saver: Saver | None,
 ) -> Iterator[tuple[int, BilevelState]]:
     """`(episode, state with params = w_T)` after every call; the state to go on from is kept."""
     state, estimator, resident = kept.good, setup.estimator, data.resident
@@ -99,13 +116,28 @@ def _episodes(
     keep_phi = plan.lr_reptile != 1
     ends = keep_phi or estimator.tasks is not None
 
+    if saver is not None:
+        data.return_to(saver.origin(data))
     drawn = [data.draw(position, plan.T)]
     layout, seen = avals(drawn[0]), set()
     shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
     state = _with_room(setup, state, shapes, seen)
     state, T, compiled = _prepare(setup, plan, state, shapes)
-    room = 1 if keep_phi or compiled.episodes is None else data.at_once(T)
     done = 0
+    if saver is not None:
+        about = identity(setup, plan, data, kept.first, shapes.window, drawn[0])
+        found = saver.begin(about, state, first + plan.episodes)
+        if found is not None:
+            kept.begin(found)
+            for hook in hooks:
+                getattr(hook, "resumed", _nobody)(found)
+            state, done = found, int(found.episode) - first
+            if done == plan.episodes:
+                return
+            data.go_on(position + T, T, done - 1, saver.position)
+            position += done * T
+            drawn = [data.draw(position, plan.T)]
+    room = 1 if keep_phi or compiled.episodes is None else data.at_once(T)
     while True:
         called, n, (window, draw) = time.monotonic(), len(drawn), drawn[0]
         with nullcontext() if done else line.compiling():
@@ -131,7 +163,7 @@ def _episodes(
 
         drawn = [data.draw(position, plan.T)]
         kept.wait()  # no more than one call runs, and the next one's data are drawn meanwhile
-        if room > 1 and not one_by_one:
+        if room > 1 and not hooks:
             each = (time.monotonic() - called) / n
             n = min(room, plan.episodes - done, int(PATIENCE / each))
             if estimator.start is not None:
@@ -188,6 +220,10 @@ def _prepare(
     complain_of(setup, findings)
     state = with_metrics(strengthen(state), findings.metrics)
     return state, T, programs(setup, resolve(setup.loop, findings.convolves))
+
+
+def _nobody(state: BilevelState) -> None:
+    """For hooks that need not know that a run goes on."""
 
 
 def _padded(rates: list[Any], length: int) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """What is run: a method on a problem with an outer update, all of it static."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,7 @@ class Setup:
         loop: "scan", "unroll", "host" or "auto".
         strict: Raise where others are warned.
         remarks: What the method has to say about the shapes of a train batch.
+        settings: Of the method, by name, where it is an object that has some.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Setup:
     loop: str = "auto"
     strict: bool = False
     remarks: Callable[[Batch], tuple[str, ...]] = _nothing
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from gradhpo.checkpoint.settings import CheckpointArgument, as_settings
 from gradhpo.core.declared import Declared
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import check_outer, check_outer_step
@@ -13,7 +14,7 @@ from gradhpo.core.types import Hyper
 from gradhpo.driver._recompilation import note_compilation
 from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
-from gradhpo.driver.hooks import Hook, log_to
+from gradhpo.driver.hooks import Hook, Log
 from gradhpo.driver.run import Plan, run
 from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
@@ -47,6 +48,7 @@ def tune(
     progress: bool | None = None,
     loop: str = "auto",
     strict: bool = False,
+    checkpoint: CheckpointArgument = None,
 ) -> BilevelState:
     """Tune the hyperparameters of a task while its model trains: so many episodes of T steps.
 
@@ -85,6 +87,10 @@ def tune(
         loop: "scan", "unroll", "host" or "auto"; see
             `gradhpo.algorithms.EstimatorOptimizer`.
         strict: Raise where others are warned before the first episode.
+        checkpoint: A directory (or `gradhpo.checkpoint.Checkpoints`) for the states of this run.
+            The same call with a directory that holds some goes on from the newest and ends where
+            it would have ended, bit for bit; `state` is then where the run began. Ctrl-C and
+            SIGTERM end it after the episode, saved. See docs/reliability.md.
 
     Returns:
         The final state; its `params` are where the next episode would start.
@@ -142,6 +148,7 @@ def tune(
         logger=logger,
         natural=natural or task.natural,
         progress=progress,
+        checkpoint=checkpoint,
     )
 
 
@@ -193,6 +200,7 @@ def checked_run(
     logger: MetricLogger | None = None,
     natural: Callable[[Hyper], Any] | None = None,
     progress: bool | None = None,
+    checkpoint: CheckpointArgument = None,
 ) -> BilevelState:
     """`run` with arguments as users give them; see `tune`."""
     episodes = check_count("episodes" if setup.name == "tune" else "M", plan.episodes)
@@ -225,6 +233,7 @@ def checked_run(
                 f"this run would end after episode {end}, beyond of={plan.of}, where the outer "
                 "rate has decayed to zero."
             )
-    hooks = [] if logger is None else [log_to(logger, natural)]
+    hooks = [] if logger is None else [Log(logger, natural)]
     hooks += [] if callback is None else [callback]
-    return run(setup, state, plan, data, tuple(hooks), progress, natural)
+    settings = as_settings(checkpoint)
+    return run(setup, state, plan, data, tuple(hooks), progress, natural, settings)

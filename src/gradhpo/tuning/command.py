@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gradhpo.core.estimator import Cost
 from gradhpo.core.state import BilevelState
-from gradhpo.driver.hooks import Hook, log_to
+from gradhpo.driver.hooks import Hook, Log
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest
 from gradhpo.tuning.config import TaskConfig, TuneConfig
@@ -212,7 +212,7 @@ class Logs:
             def hook(episode: int, state: BilevelState) -> None:
                 nonlocal log
                 if log is None:
-                    log = log_to(stack.enter_context(self._open(seed)), natural)
+                    log = Log(stack.enter_context(self._open(seed)), natural)
                 log(episode, state)
 
             yield hook

@@ -1,0 +1,172 @@
+"""A directory of checkpoints: published whole, verified before they are read.
+
+    step-0000000020/          one checkpoint, complete from the moment that it has this name
+        SHA256SUMS            of all other files in it, as `sha256sum` writes and checks them
+        ...
+    step-0000000040.damaged/  set aside
+    .unfinished-...           a save that is on, or was cut off; swept away by the next writer
+    .lock, holder.json        who writes here, see `lock`
+
+A checkpoint is written under another name, its files are flushed to the disk, and then it is
+renamed; so whatever is cut off at any point, the checkpoints before it are untouched.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from gradhpo.checkpoint.errors import CheckpointDamaged
+
+__all__ = ["numbers", "path_of", "prepare", "publish", "remove", "set_aside", "sweep", "verify"]
+
+SUMS, UNFINISHED = "SHA256SUMS", ".unfinished-"
+NAME = re.compile(r"step-(\d{10})")
+MOST = 1 << 26  # bytes of a list of files or a manifest: those of a million leaves
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint of this step is."""
+    return directory / f"step-{step:010d}"
+
+
+def numbers(directory: Path) -> list[int]:
+    """The steps of the checkpoints there are, in order, damaged ones among them."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        with os.scandir(directory) as entries:
+            found = [
+                NAME.fullmatch(entry.name)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+            ]
+        return sorted(int(match[1]) for match in found if match)
+    return []
+
+
+def prepare(path: str | os.PathLike) -> Path:
+    """Create a directory, try it out, and return it as an absolute path.
+
+    Raises:
+        NotADirectoryError: it, or a parent, is a file.
+        OSError: it cannot be created or written to.
+    """
+    absolute = Path(path).absolute()
+    try:
+        absolute.mkdir(parents=True, exist_ok=True)
+        trial = absolute / f"{UNFINISHED}{secrets.token_hex(4)}"
+        trial.mkdir()  # trying is the only sure test
+        trial.rmdir()
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            f"the directory of checkpoints {absolute} is, or lies below, a file; choose another."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = error.strerror if isinstance(error, OSError) else error
+        kind = type(error) if isinstance(error, OSError) else OSError
+        raise kind(f"cannot write checkpoints to {absolute}: {reason}. Choose another.") from None
+    return absolute
+
+
+def publish(directory: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Write a checkpoint by `write`, a function of its directory; nothing is left if it fails."""
+    final = path_of(directory, step)
+    temporary = directory / f"{UNFINISHED}{final.name}-{secrets.token_hex(4)}"
+    temporary.mkdir()
+    try:
+        write(temporary)
+        (temporary / SUMS).write_text(_sums(temporary), encoding="utf-8", newline="")
+        for folder, _, files in os.walk(temporary, topdown=False):
+            for name in (*files, "."):
+                _flush(Path(folder, name))
+        os.rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(directory)
+    return final
+
+
+def verify(path: Path) -> None:
+    """Compare all files with their digests.
+
+    Raises:
+        CheckpointDamaged: names the first file that differs.
+    """
+    try:
+        listed = path / SUMS
+        if listed.is_symlink() or listed.stat().st_size > MOST:
+            raise CheckpointDamaged(f"{SUMS} is a link or too large")
+        said = listed.read_bytes()
+        found = _sums(path).encode()
+    except FileNotFoundError:
+        raise CheckpointDamaged(f"{SUMS} is missing") from None
+    except OSError as error:
+        raise CheckpointDamaged(f"cannot be read: {error}") from None
+    if said == found:
+        return
+    said, found = (dict(map(_entry, text.splitlines())) for text in (said, found))
+    for name in sorted(said.keys() | found.keys()):
+        if said.get(name) != found.get(name):
+            what = "is missing" if name not in found else "is not the file that was written"
+            raise CheckpointDamaged(f"{name.decode(errors='replace')} {what}")
+    raise CheckpointDamaged(f"{SUMS} is not the file that was written")
+
+
+def _entry(line: bytes) -> tuple[bytes, bytes]:
+    digest, _, name = line.partition(b"  ")
+    return (name, digest) if name else (SUMS.encode(), line)
+
+
+def _sums(path: Path) -> str:
+    lines = []
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted(files):
+            file = Path(folder, name)
+            relative = file.relative_to(path).as_posix()
+            if file.is_symlink() or not file.is_file():
+                raise CheckpointDamaged(f"{relative} is a link, or no file")
+            if relative != SUMS:
+                with file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                lines.append(f"{digest}  {relative}\n")
+    return "".join(sorted(lines, key=lambda line: line[66:]))
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that a power failure finds it there."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def remove(directory: Path, step: int) -> None:
+    """Remove a checkpoint: from the first moment on it has no name that is read."""
+    path = path_of(directory, step)
+    doomed = directory / f"{UNFINISHED}removed-{path.name}-{secrets.token_hex(4)}"
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)  # what is left goes with the next sweep
+
+
+def set_aside(directory: Path, step: int) -> Path:
+    """Rename a damaged checkpoint, so that it is kept and not read again."""
+    path = path_of(directory, step)
+    for count in range(1000):
+        aside = path.with_name(f"{path.name}.damaged{f'-{count}' if count else ''}")
+        if not aside.exists():
+            os.rename(path, aside)
+            return aside
+    raise FileExistsError(f"{path} has been found damaged a thousand times.")
+
+
+def sweep(directory: Path) -> None:
+    """Remove what saves and removals that were cut off have left. For the one writer alone."""
+    for path in directory.glob(f"{UNFINISHED}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)

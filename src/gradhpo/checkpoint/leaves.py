@@ -1,0 +1,159 @@
+"""The leaves of a tree as plain arrays, each with its name, type and digest."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradhpo.checkpoint.errors import CheckpointMismatch
+from gradhpo.utils.validation import leaves_with_names
+
+__all__ = ["Leaf", "check_matches", "decoded", "digest", "encoded", "packed", "unpacked"]
+
+
+class Leaf(NamedTuple):
+    """What a manifest says of a leaf."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    key: str | None = None  # of a typed PRNG key: its implementation
+
+    @property
+    def kind(self) -> str:
+        """As shown to users."""
+        dtype = self.dtype if self.key is None else f"key<{self.key}>"
+        return f"{dtype}{list(self.shape)}"
+
+    @property
+    def bytes(self) -> int:
+        """Of its elements."""
+        return int(np.prod(self.shape, dtype=object)) * jnp.dtype(self.dtype).itemsize
+
+
+def encoded(tree: Any) -> list[tuple[Leaf, np.ndarray]]:
+    """All leaves on the host, in the order of the tree.
+
+    Typed PRNG keys become their words, Python numbers arrays of the type that JAX gives them.
+
+    Raises:
+        TypeError: a leaf is no array and no number; names it.
+        ValueError: a leaf lies, in parts, in other processes.
+    """
+    return [(_leaf(path, array, key), array) for path, array, key in _on_host(tree)]
+
+
+def _on_host(tree: Any) -> list[tuple[str, np.ndarray, str | None]]:
+    return [(path, *_plain(path, leaf)) for path, leaf in leaves_with_names(tree)]
+
+
+def _plain(path: str, leaf: Any) -> tuple[np.ndarray, str | None]:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        raise ValueError(
+            f"leaf {path} lies in part in other processes; gather it first "
+            "(jax.experimental.multihost_utils.process_allgather), and save in one of them."
+        )
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
+    if dtype is None:
+        if not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(
+                f"leaf {path} is a {type(leaf).__name__}, and a checkpoint holds arrays and "
+                "numbers: keep it beside the state, in about=."
+            )
+        dtype = jnp.result_type(leaf)
+    array = np.asarray(leaf, dtype)
+    if array.dtype.kind not in "biufcV" or array.dtype.fields or array.dtype.hasobject:
+        raise TypeError(f"leaf {path} has the dtype {array.dtype}, which JAX does not know.")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return np.ascontiguousarray(array).reshape(array.shape), None
+
+
+def _leaf(path: str, array: np.ndarray, key: str | None) -> Leaf:
+    return Leaf(path, array.dtype.name, array.shape, digest(array), key)
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of the elements of a contiguous array, row by row."""
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def packed(array: np.ndarray) -> np.ndarray:
+    """As every file format can hold it: types beyond NumPy's own (bfloat16 …) as integers."""
+    own = array.dtype.kind != "V"
+    return array if own else array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
+def unpacked(array: np.ndarray, leaf: Leaf) -> np.ndarray:
+    """Inverse of `packed`."""
+    return array.view(jnp.dtype(leaf.dtype))
+
+
+def _wanted(tree: Any) -> list[Leaf]:
+    """The leaves of a template, without digests."""
+    found = []
+    for path, leaf in leaves_with_names(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            words = jax.eval_shape(jax.random.key_data, leaf)
+            impl = str(jax.random.key_impl(leaf))
+            found.append(Leaf(path, words.dtype.name, words.shape, "", impl))
+        else:
+            dtype = jnp.result_type(leaf) if dtype is None else np.dtype(dtype)
+            found.append(Leaf(path, dtype.name, np.shape(leaf), ""))
+    return found
+
+
+def decoded(template: Any, leaves: list[Leaf], arrays: list[np.ndarray]) -> Any:
+    """The tree of a template with the content of these leaves, which match it.
+
+    An array of NumPy comes back where the template has one; an array of JAX goes where that of the
+    template lies.
+    """
+    places, structure = jax.tree.flatten(template)
+    filled = map(_filled, places, leaves, arrays)
+    return jax.tree.unflatten(structure, filled)
+
+
+def _filled(place: Any, leaf: Leaf, array: np.ndarray) -> Any:
+    if leaf.key is not None:
+        return jax.random.wrap_key_data(jnp.array(array), impl=leaf.key)
+    if isinstance(place, np.ndarray | np.generic):
+        return array
+    if isinstance(place, jax.Array) and place.committed:
+        return jax.device_put(array, place.sharding)
+    return jnp.array(array)
+
+
+def check_matches(where: str, template: Any, leaves: list[Leaf]) -> None:
+    """A template of the very leaves of a checkpoint.
+
+    Raises:
+        CheckpointMismatch: names the first that differs.
+    """
+    places = _wanted(template)
+    for place, leaf in zip(places, leaves, strict=False):
+        if place.path != leaf.path:
+            raise CheckpointMismatch(
+                f"{where} holds leaf {leaf.path} ({leaf.kind}) where the template has {place.path} "
+                f"({place.kind}): {_REMEDY}"
+            )
+        if place.kind != leaf.kind:
+            raise CheckpointMismatch(
+                f"leaf {leaf.path} is {leaf.kind} in {where}, but {place.kind} in the template: "
+                f"{_REMEDY}"
+            )
+    if len(places) != len(leaves):
+        longer, what = (leaves, "the template") if len(leaves) > len(places) else (places, where)
+        extra = longer[min(len(leaves), len(places))]
+        raise CheckpointMismatch(f"{what} has no leaf {extra.path} ({extra.kind}): {_REMEDY}")
+
+
+_REMEDY = (
+    "make it by init with the model, hyperparameters, optimizers and method that were saved "
+    "(HyperDistill and others that keep a batch need init(..., train_batch))."
+)
