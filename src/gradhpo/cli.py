@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradhpo.checkpoint.errors import CheckpointError
 from gradhpo.datasets.dataset import DatasetError
 from gradhpo.utils._interrupts import INTERRUPTED, prompt_interrupts
 from gradhpo.utils.logging import printable
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `gradhpo list | head -1`
         sys.stdout = open(os.devnull, "w")  # or the interpreter's last flush complains
         return 1
-    except (DatasetError, ImportError, OSError, TypeError, ValueError) as error:
+    except (CheckpointError, DatasetError, ImportError, OSError, TypeError, ValueError) as error:
         if os.environ.get("GRADHPO_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = printable(" ".join(str(error).split())) or type(error).__name__
@@ -101,7 +102,7 @@ def _is_for_the_user(error: Exception) -> bool:
     A data file, a disk: always. Else where a `raise` of ours refuses what it was given, settings
     or a method that does not fit. What arises under our code, in JAX, NumPy or Python, is a bug.
     """
-    if isinstance(error, DatasetError | OSError):
+    if isinstance(error, CheckpointError | DatasetError | OSError):
         return True
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
     module = frame.f_globals.get("__name__", "")

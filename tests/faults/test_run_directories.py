@@ -249,6 +249,20 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+def test_10_a_second_process_in_the_directory_is_refused(cut, capsys, counting):
+    """By the lock of the first, at once; whatever it was to do there."""
+    from gradhpo.checkpoint.lock import only_writer
+
+    with only_writer(cut / "unfinished"):
+        for option in ("--resume", "--overwrite"):
+            status, out, err = gradhpo(capsys, "--out", "d", option)
+            assert (status, out, len(err.splitlines())) == (1, "", 1)
+            assert f"process {os.getpid()} on " in err and "since" in err
+    assert counting() == ["0", "1"]
+    assert gradhpo(capsys, "--out", "d", "--resume")[0] == 0  # nothing was lost
+    assert files("d") == files("whole")
+
+
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.skipif(os.name == "nt", reason="signals")

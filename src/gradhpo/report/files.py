@@ -87,7 +87,7 @@ def output_directory(
     parts = unfinished_parts(absolute)
     if parts and not (overwrite or resume):
         raise FileExistsError(
-            f"{absolute} holds a run that was cut off, with {len(parts)} finished parts. Go on by "
+            f"{absolute} holds an unfinished run, with {len(parts)} finished parts. Go on with "
             "--resume, choose another directory with --out, or begin anew with --overwrite."
         )
     if results and not (overwrite or parts):
@@ -101,9 +101,8 @@ def output_directory(
 
 def unfinished_parts(out: Path) -> list[Path]:
     """The finished parts of a run that was cut off in this directory."""
-    if not (out / UNFINISHED / RUN).is_file():
-        return []
-    return sorted(path for path in (out / UNFINISHED).glob("[!.]*.json") if path.name != RUN)
+    known = (out / UNFINISHED / RUN).is_file()
+    return sorted((out / UNFINISHED).glob("[!.]*-????????.json")) if known else []
 
 
 def write(result: StudyResult, out: str | Path) -> list[Path]:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gradhpo.checkpoint.lock import only_writer
 from gradhpo.report.config import Progress
 from gradhpo.report.files import RUN, UNFINISHED, publish, unfinished_parts
 from gradhpo.report.packing import pack, unpack
@@ -120,39 +121,48 @@ def keeping(
         tell: Told how much there is already, of damaged parts and of other versions.
 
     Raises:
+        DirectoryBusy: another process runs there; names it.
         FileNotFoundError: there is nothing to go on with.
         ValueError: there is, but it is another study, or has other settings; names them.
     """
     folder, run = out / UNFINISHED, {"study": study, "settings": _settings(config)}
     run["versions"] = versions()
-    if resume:
-        if not (folder / RUN).is_file():
-            raise FileNotFoundError(
-                f"{out} holds no run to go on with; without --resume one is begun."
-            )
-        begun = _read_run(folder / RUN)
-        _refuse_other(begun, run, out)
-        changed = _differences(begun.get("versions", {}), run["versions"])
-        if changed:
-            tell(f"the finished parts may differ in their last bits from what follows: {changed}")
-        tell(f"going on with {len(unfinished_parts(out))} finished parts in {folder}")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        text = json.dumps(run, indent=1) + "\n"
-        publish(folder / RUN, lambda path: path.write_text(text, encoding="utf-8"))
-    parts = Parts(folder, run, tell)
-    token = _parts.set(parts)
-    try:
-        yield parts
-    except BaseException:
-        if there := unfinished_parts(out):
-            tell(f"{len(there)} finished parts are kept in {folder}: go on with --resume")
+    if resume and not (folder / RUN).is_file():
+        raise FileNotFoundError(f"{out} holds no run to go on with; without --resume one is begun.")
+    folder.mkdir(exist_ok=True)
+    with only_writer(folder):
+        if resume:
+            _go_on(out, run, tell)
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # in nobody's way
-        raise
-    finally:
-        _parts.reset(token)
+            _begin(out, run)
+        parts = Parts(folder, run, tell)
+        token = _parts.set(parts)
+        try:
+            yield parts
+        except BaseException:
+            if there := unfinished_parts(out):
+                tell(f"{len(there)} finished parts are kept in {folder}: go on with --resume")
+            else:
+                shutil.rmtree(folder, ignore_errors=True)  # in nobody's way
+            raise
+        finally:
+            _parts.reset(token)
+
+
+def _begin(out: Path, run: Mapping[str, Any]) -> None:
+    for path in unfinished_parts(out):
+        path.unlink()
+    text = json.dumps(run, indent=1) + "\n"
+    publish(out / UNFINISHED / RUN, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _go_on(out: Path, run: Mapping[str, Any], tell: Progress) -> None:
+    begun = _read_run(out / UNFINISHED / RUN)
+    _refuse_other(begun, run, out)
+    changed = _differences(begun.get("versions", {}), run["versions"])
+    if changed:
+        tell(f"the finished parts may differ in their last bits from what follows: {changed}")
+    tell(f"going on with {len(unfinished_parts(out))} finished parts in {out / UNFINISHED}")
 
 
 def finished(out: Path, study: str, config: Any) -> bool:
