@@ -1,11 +1,14 @@
-"""A soak: hours of runs in one process, each with new losses, new arrays and new shapes.
+"""A soak: hours of runs in one process, each with new losses and new arrays, of changing shapes.
 
-Every round makes a small problem of its own (a dense or a convolutional network, sizes drawn at
-random, losses that close over a megabyte of the round's own) and gives it to the next method of
+Every round makes a problem of its own (a dense or a convolutional network of one of eight shapes,
+losses that close over a megabyte of the round's own) and gives it to the next method of
 `gradhpo.algorithms.METHODS`, by `run`, by `gradhpo.tune` or by `step`, with `Resident` data,
-functions or `InOrder` batches; every tenth round goes through `check_hypergradient` too. Nothing is
-used twice, so every cache of the library turns over, and whatever keeps a loss, a program or a
-state alive shows as memory.
+functions or `InOrder` batches; every tenth problem of `tune` goes through `check_hypergradient`
+too. No loss is used twice, so every cache of the library turns over, and whatever keeps a loss, a
+program or a state alive shows as memory.
+
+The shapes are eight because JAX keeps what it has traced of its own functions for every shape there
+was, without bound; `--shapes 0` draws new ones in every round, and shows that.
 
 Prints a line a minute. The bar: resident memory at the end is below 1.5 times what it was after
 the first ten minutes. Exit status 1 if it is not. Linux only (/proc).
@@ -51,13 +54,15 @@ class Round(NamedTuple):
     T: int
 
 
-def new_round(number: int, entry: Any) -> Round:
-    """Everything drawn from the number of the round."""
-    rng = np.random.default_rng(number)
+def new_round(number: int, entry: Any, shapes: int) -> Round:
+    """Shapes by the number of the round, the values are never the same."""
+    rng, trained_by = np.random.default_rng(number), entry.example.trained_by
+    shape = number % shapes if shapes else number
+    drawn = np.random.default_rng(shape)
     # A quarter convolves: on CPU those are dear to compile, and inside a solver's loop for minutes.
-    dense = bool(rng.integers(4)) or entry.name.startswith("implicit")
-    trained_by = entry.example.trained_by
-    size, width, hidden = (int(n) for n in rng.integers((6, 2, 4), (12, 5, 24)))
+    dense = shape % 4 != 3 or entry.name.startswith("implicit")
+    size, width, hidden = (int(n) for n in drawn.integers((6, 2, 4), (12, 5, 24)))
+    batch, T = int(drawn.integers(3, 9)), int(drawn.choice([4, 6, 8])) if dense else 4
     features = size * size if dense else size * size * width
     normal = partial(rng.standard_normal, dtype=np.float32)
     params = {"hidden": normal((features, hidden)), "out": normal((hidden, CLASSES))}
@@ -96,9 +101,8 @@ def new_round(number: int, entry: Any) -> Round:
         del lam
         return (trained_by or partial(optax.sgd, momentum=0.5))(rate)
 
-    shape = (1,) if "pieces" in entry.needs else ()
-    lam = {name: np.full(shape, -4, np.float32) for name in ("log_l2", "smoothing")}
-    batch, T = int(rng.integers(3, 9)), int(rng.choice([4, 6, 8]))
+    pieces = (1,) if "pieces" in entry.needs else ()
+    lam = {name: np.full(pieces, -4, np.float32) for name in ("log_l2", "smoothing")}
     return Round(params, lam, train_loss, val_loss, inner, data(60), data(batch * 8), batch, T)
 
 
@@ -127,12 +131,12 @@ def sources(made: Round, kind: int) -> tuple[Any, Any]:
     return in_order(made.train), in_order(made.val)
 
 
-def go(number: int) -> None:
+def go(number: int, shapes: int) -> None:
     """One round: its problem, by the method and the way that its number says."""
     names = list(METHODS)
     entry = METHODS[names[number % len(names)]]
     turn = number // len(names) + number  # or a method would always meet the same way
-    made = new_round(number, entry)
+    made = new_round(number, entry, shapes)
     optimizer = entry.make(
         T=made.T, inner_optimizer=made.inner, **{**entry.settings, **entry.example.of_class}
     )
@@ -171,7 +175,8 @@ def resident_memory() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Hours of runs in one process.")
     parser.add_argument("--hours", type=float, default=2.0)
-    hours = parser.parse_args().hours
+    parser.add_argument("--shapes", type=int, default=8, help="0: new ones in every round")
+    options = parser.parse_args()
     warnings.simplefilter("ignore", gh.GradhpoWarning)  # of compiling again: that is the point
     compilations: list[float] = []
 
@@ -183,7 +188,7 @@ def main() -> int:
     print("minute  resident MB  times that of minute 10  rounds  compilations  live arrays, MB")
     began, minutes, now, settled = time.monotonic(), 0, 0.0, float("nan")
     for number in itertools.count():
-        go(number)
+        go(number, options.shapes)
         passed = (time.monotonic() - began) / 60
         if passed < minutes + 1:
             continue
@@ -196,7 +201,7 @@ def main() -> int:
             f"{len(compilations):12}  {live:15.1f}",
             flush=True,
         )
-        if passed >= 60 * hours:
+        if passed >= 60 * options.hours:
             break
     below = now / settled < BAR
     print(f"{'below' if below else 'NOT below'} {BAR} times: {now / settled:.3f}")
