@@ -107,7 +107,7 @@ def test_14_what_was_finished_is_not_done_again(cut, capsys, counting):
     assert counting() == ["0", "1", "2", "3"]
     assert files("d") == files("whole") and not (cut / "unfinished").exists()
     seconds = json.loads((cut / "result.json").read_text())["wall_seconds"]
-    assert 0.5 < seconds < 1  # with those of the parts that were there
+    assert 0.5 < seconds < 5  # with those of the parts that were there
 
 
 def test_09_a_finished_run_is_shown_and_nothing_is_computed(capsys, counting):

@@ -46,7 +46,7 @@ SETTINGS = {  # the smallest runs there are
         **{"seeds": 2, "steps": 4, "batch_size": 5, "train_size": 12, "val_size": 8},
         **{"trainings": 2, "method": ("reverse", "fixed")},
     },
-    "single_loop": {"seeds": 2, "batch_size": 10, "budget": 200, "method": ("soba", "stocbio")},
+    "single_loop": {"seeds": 2, "batch_size": 10, "budget": 700, "method": ("soba", "stocbio")},
     "hypergradient_descent": {"dataset": "digits", "train_size": 256, "seeds": 2, "epochs": 2},
     "schedule": {"iterations": 3, "steps": 6, "examples": 50, "momentum": 0.9, "seeds": 2},
     "distill_data": {"iterations": 3, "examples": 300, "seeds": 2},
