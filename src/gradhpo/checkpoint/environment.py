@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["differences", "environment"]
+__all__ = ["PACKAGES", "differences", "environment"]
 
 PACKAGES = ("gradhpo", "jax", "jaxlib", "numpy", "optax")
 SETTINGS = (

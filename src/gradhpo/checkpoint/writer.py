@@ -12,7 +12,7 @@ import numpy as np
 
 from gradhpo.checkpoint import directory as folder
 from gradhpo.checkpoint.arrays import read_arrays, require_orbax, write_arrays
-from gradhpo.checkpoint.environment import differences, environment
+from gradhpo.checkpoint.environment import PACKAGES, differences, environment
 from gradhpo.checkpoint.errors import CheckpointDamaged, CheckpointError, CheckpointMismatch
 from gradhpo.checkpoint.leaves import check_matches, decoded, digest, encoded, packed, unpacked
 from gradhpo.checkpoint.lock import only_writer
@@ -352,9 +352,14 @@ def _found(directory: Path, step: int | None) -> Found:
 def check_about(found: Found, about: dict[str, Any]) -> None:
     """A checkpoint of this very run.
 
+    Programs are compared within one version of JAX and of the packages that trace them.
+
     Raises:
         CheckpointMismatch: lists all that differs, old -> new.
     """
+    before, now = found.manifest.environment, environment()
+    if any(before.get(name) != now[name] for name in ("python", *PACKAGES)):
+        about = about | {"programs": found.manifest.about.get("programs")}
     differing = differences(found.manifest.about, about)
     if differing:
         raise CheckpointMismatch(

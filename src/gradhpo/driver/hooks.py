@@ -2,7 +2,7 @@
 
 A hook is a function `(episode, state)` of the number of the episode, counted from 1 over all runs,
 and of the state after it with `state.params = w_T`. It ends the run by returning False or raising
-`StopRun`.
+`StopRun`. One with a method `resumed(state)` is told by it what checkpoint a run goes on from.
 """
 
 import sys
@@ -20,7 +20,7 @@ from gradhpo.core.types import Hyper
 from gradhpo.utils._loggers import to_float
 from gradhpo.utils.logging import MetricLogger, ProgressLogger
 
-__all__ = ["Hook", "Progress", "StopRun", "log_to", "stops"]
+__all__ = ["Hook", "Progress", "StopRun", "Log", "stops"]
 
 Hook = Callable[[int, BilevelState], Any]
 
@@ -37,19 +37,26 @@ def stops(answer: Any) -> bool:
     return answer.ndim == 0 and answer.dtype == np.bool_ and not answer
 
 
-def log_to(logger: MetricLogger, natural: Callable[[Hyper], Any] | None = None) -> Hook:
+class Log:
     """A hook that logs the metrics and the hyperparameters, under the step `state.step`.
 
     Args:
         natural: The hyperparameters as they shall be logged; None: as they are stored.
     """
 
-    def hook(episode: int, state: BilevelState) -> None:
-        del episode
-        metadata, lam, step = _on_host(state, natural)
-        logger.log(numbers(metadata) | scalars("hyperparams", lam), int(step))
+    def __init__(self, logger: MetricLogger, natural: Callable[[Hyper], Any] | None = None):
+        self._logger, self._natural = logger, natural
 
-    return hook
+    def __call__(self, episode: int, state: BilevelState) -> None:
+        del episode
+        metadata, lam, step = _on_host(state, self._natural)
+        self._logger.log(numbers(metadata) | scalars("hyperparams", lam), int(step))
+
+    def resumed(self, state: BilevelState) -> None:
+        """Records of later steps are taken back, by loggers that can: they come again."""
+        rewind = getattr(self._logger, "rewind", None)
+        if rewind is not None:
+            rewind(int(state.step))
 
 
 def _on_host(state: BilevelState, natural: Callable[[Hyper], Any] | None) -> tuple[Any, Any, Any]:

@@ -76,7 +76,8 @@ class Saver:
     def after(self, state: BilevelState, data: Data) -> None:
         """An episode has ended; its computation may still run."""
         self._latest = state, {"origin": self._origin, "now": data.positions()}
-        if time.monotonic() >= self._due and not self._writer.busy:
+        patient = self._settings.seconds > 0  # else every episode is worth the wait
+        if time.monotonic() >= self._due and not (patient and self._writer.busy):
             try:
                 self._save()
             except CheckpointError as error:

@@ -14,7 +14,7 @@ from gradhpo.core.types import Hyper
 from gradhpo.driver._recompilation import note_compilation
 from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
-from gradhpo.driver.hooks import Hook, log_to
+from gradhpo.driver.hooks import Hook, Log
 from gradhpo.driver.run import Plan, run
 from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
@@ -233,7 +233,7 @@ def checked_run(
                 f"this run would end after episode {end}, beyond of={plan.of}, where the outer "
                 "rate has decayed to zero."
             )
-    hooks = [] if logger is None else [log_to(logger, natural)]
+    hooks = [] if logger is None else [Log(logger, natural)]
     hooks += [] if callback is None else [callback]
     settings = as_settings(checkpoint)
     return run(setup, state, plan, data, tuple(hooks), progress, natural, settings)

@@ -114,6 +114,27 @@ class FileLogger(Logger):
         if self.path.is_file() and not _ends_a_line(self.path):  # an earlier run was killed
             self._append("\n")
 
+    def rewind(self, step: int) -> None:
+        """Take the records of later steps back: a run goes on from a checkpoint of this step.
+
+        Raises:
+            OSError: the file cannot be read or cut.
+        """
+        if not self.path.is_file():  # a pipe, a device
+            return
+        end = 0
+        with self.path.open("rb") as lines:
+            for line in lines:
+                later = self._step_of(line)
+                if later is not None and later > step:
+                    os.ftruncate(self._file.fileno(), end)
+                    return
+                end += len(line)
+
+    def _step_of(self, line: bytes) -> int | None:
+        """That of a record; None: the line is none."""
+        raise NotImplementedError
+
     def _append(self, text: str) -> None:
         start = os.fstat(self._file.fileno()).st_size
         data = text.encode()

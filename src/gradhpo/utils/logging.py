@@ -67,6 +67,12 @@ class JSONLinesLogger(FileLogger):
         finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
         self._append(json.dumps(finite, allow_nan=False) + "\n")
 
+    def _step_of(self, line: bytes) -> int | None:
+        try:
+            return int(json.loads(line)["step"])
+        except (KeyError, TypeError, ValueError):
+            return None
+
 
 class CSVLogger(FileLogger):
     """Appends one row per record to a file; its columns are the step and the first metrics.
@@ -113,6 +119,10 @@ class CSVLogger(FileLogger):
             message = f"{self._target} has no column for {', '.join(extra)}: left out from now on."
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
+    def _step_of(self, line: bytes) -> int | None:
+        first = line.partition(b",")[0].strip()
+        return int(first) if first.isdigit() else None
+
 
 class MultiLogger:
     """Passes every record on to several loggers and closes them all.
@@ -128,6 +138,12 @@ class MultiLogger:
         """Record the metrics with each of the loggers."""
         for logger in self._loggers:
             logger.log(metrics, step)
+
+    def rewind(self, step: int) -> None:
+        """Take back the records of later steps, from those loggers that can: files."""
+        for logger in self._loggers:
+            if hasattr(logger, "rewind"):
+                logger.rewind(step)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Close each of the loggers, even if one of them fails to."""
