@@ -15,7 +15,7 @@ OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 ENGINE := $(addprefix tests/,core estimators algorithms testing utils)
 STUDIES := from gradhpo.studies.registry import STUDIES; print(*STUDIES)
 
-.PHONY: demo test bits coverage test-x64 test-optimised mutations lint types docs links reproduce bench \
+.PHONY: demo test bits faults coverage test-x64 test-optimised mutations lint types docs links reproduce bench \
 	clean
 
 demo: .venv/demo.stamp
@@ -30,7 +30,12 @@ test: .venv/dev.stamp bits
 bits: .venv/dev.stamp
 	$(OPTIMISED) $(PYTEST) -m "optimised and not slow" tests $(TESTFLAGS) || test $$? = 5
 
-# The same with a report of the lines run, a fifth slower before Python 3.14.
+# Processes that are killed, signalled and starved, see docs/reliability.md. Several minutes of fuzz
+# are marked slow alone.
+faults: .venv/dev.stamp
+	$(PYTEST) -m faults tests $(TESTFLAGS)
+
+# `test` with a report of the lines run, a fifth slower before Python 3.14.
 coverage: .venv/dev.stamp bits
 	$(PYTEST) --cov --cov-report=term --cov-report=xml $(TESTFLAGS)
 

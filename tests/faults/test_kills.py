@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from facade_cases import KINDS, Source, T, method, run, start
+from facade_cases import KINDS, METHODS, Source, T, method, run, start
 
 from gradhpo import Resident, checkpoint
 from gradhpo.checkpoint import Checkpoints
 from gradhpo.driver.identity import digest_of
+from gradhpo.solvers import cg
 
 HERE = Path(__file__).parent
 DATA = np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
@@ -45,10 +46,21 @@ def functions():
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("sources", [lambda: RESIDENT, functions], ids=["resident", "functions"])
-def test_01_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path, name, sources):
-    opt = method(name)
-    state = opt.init(*start(name=name))
+def test_01_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path, name):
+    goes_on(tmp_path, method(name), start(name=name), lambda: RESIDENT)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("loop", ["scan", "host"])
+@pytest.mark.parametrize("name", METHODS)
+def test_01_so_does_every_method_in_every_kind_of_loop(tmp_path, name, loop):
+    short = {"solver": cg(max_iterations=4)} if name == "implicit_cg" else {}  # written out on host
+    goes_on(tmp_path, method(name, loop=loop, **short), start(name=name), functions)
+
+
+def goes_on(tmp_path, opt, begun, sources):
+    state = opt.init(*begun)
     whole = run(opt, state, **ALL, **sources())
     with pytest.raises(Cut):
         run(opt, state, **ALL, callback=cut_after(3), checkpoint=each(tmp_path), **sources())

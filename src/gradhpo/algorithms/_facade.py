@@ -11,6 +11,7 @@ import optax
 from jax.core import Tracer
 
 from gradhpo.algorithms._setups import initializer, problem_of, setup_of
+from gradhpo.checkpoint.settings import CheckpointArgument
 from gradhpo.core import episode as episodes
 from gradhpo.core.base import BilevelOptimizer
 from gradhpo.core.delay import update_every, update_last
@@ -308,7 +309,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         logger: MetricLogger | None = None,
         natural: Callable[[Hyper], Any] | None = None,
         progress: bool | None = None,
-        checkpoint: Any = None,
+        checkpoint: CheckpointArgument = None,
     ) -> BilevelState:
         """M episodes of T inner steps, the hyperparameters tuned all along.
 

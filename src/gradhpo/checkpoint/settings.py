@@ -9,7 +9,7 @@ import numpy as np
 
 from gradhpo.utils.validation import check_choice, check_count
 
-__all__ = ["Checkpoints", "as_settings"]
+__all__ = ["CheckpointArgument", "Checkpoints", "as_settings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,10 @@ class Checkpoints:
         check_choice("on_error", self.on_error, ("warn", "raise"))
 
 
-def as_settings(checkpoint: Any) -> Checkpoints | None:
+CheckpointArgument = str | os.PathLike | Checkpoints | None
+
+
+def as_settings(checkpoint: CheckpointArgument) -> Checkpoints | None:
     """What a user has given as `checkpoint=`.
 
     Raises:

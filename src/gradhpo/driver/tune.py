@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from gradhpo.checkpoint.settings import as_settings
+from gradhpo.checkpoint.settings import CheckpointArgument, as_settings
 from gradhpo.core.declared import Declared
 from gradhpo.core.estimator import Estimator, Loop
 from gradhpo.core.outer import check_outer, check_outer_step
@@ -48,7 +48,7 @@ def tune(
     progress: bool | None = None,
     loop: str = "auto",
     strict: bool = False,
-    checkpoint: Any = None,
+    checkpoint: CheckpointArgument = None,
 ) -> BilevelState:
     """Tune the hyperparameters of a task while its model trains: so many episodes of T steps.
 
@@ -200,7 +200,7 @@ def checked_run(
     logger: MetricLogger | None = None,
     natural: Callable[[Hyper], Any] | None = None,
     progress: bool | None = None,
-    checkpoint: Any = None,
+    checkpoint: CheckpointArgument = None,
 ) -> BilevelState:
     """`run` with arguments as users give them; see `tune`."""
     episodes = check_count("episodes" if setup.name == "tune" else "M", plan.episodes)

@@ -1,0 +1,287 @@
+"""`run(checkpoint=...)`: what it goes on with, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from facade_cases import Source, T, method, run, start, train_loss, val_loss
+
+from gradhpo import GradhpoWarning, InOrder, Resident, Start, checkpoint
+from gradhpo.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, Writer
+from gradhpo.datasets import from_loader
+from gradhpo.driver.identity import digest_of
+from gradhpo.utils.logging import CSVLogger, JSONLinesLogger, MultiLogger
+
+DATA = np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32)
+STACKED = np.random.default_rng(1).standard_normal((4 * T, 3, 2)).astype(np.float32)
+
+
+def shuffled(seed):
+    """Shuffles that follow one another, as a loader with a generator of its own has them."""
+    draw = np.random.default_rng(seed)
+    return from_loader(lambda: iter(np.split(draw.permutation(DATA), 4)))
+
+
+def by_epoch(seed):
+    def epoch(number):
+        return iter(np.split(np.random.default_rng((seed, number)).permutation(DATA), 4))
+
+    return from_loader(epoch)
+
+
+SOURCES = {
+    "resident": lambda seed: Resident(DATA, 3, seed=seed),
+    "whole": lambda seed: Resident(DATA),
+    "in order": lambda seed: InOrder(STACKED),
+    "function": Source,
+    "shuffled": shuffled,
+    "by epoch": by_epoch,
+}
+
+
+def sources(train, val):
+    return {"get_train_batch": SOURCES[train](1), "get_val_batch": SOURCES[val](2)}
+
+
+class Cut(Exception):
+    pass
+
+
+def cut(directory, opt, state, episode=3, M=4, seconds=0, **settings):
+    """Leave a run in the middle of its hooks of this episode: the one before it is the last."""
+
+    def callback(number, state):
+        if number == episode:
+            raise Cut
+
+    kept = Checkpoints(directory=directory, seconds=seconds)
+    with pytest.raises(Cut):
+        run(opt, state, M=M, callback=callback, checkpoint=kept, **settings)
+
+
+@pytest.mark.parametrize(
+    "train, val",
+    [
+        ("resident", "shuffled"),
+        ("whole", "by epoch"),
+        ("in order", "function"),
+        ("by epoch", "by epoch"),
+        ("shuffled", "function"),
+    ],
+)
+def test_the_data_go_on(tmp_path, train, val):
+    opt = method("one_step")
+    state = opt.init(*start())
+    unbroken, found = sources(train, val), sources(train, val)
+    whole = run(opt, state, M=4, **unbroken)
+    cut(tmp_path, opt, state, **sources(train, val))
+    again = run(opt, state, M=4, checkpoint=tmp_path, **found)
+    assert digest_of(again) == digest_of(whole)
+    if train == "by epoch":
+        assert found["get_train_batch"].position == unbroken["get_train_batch"].position
+
+
+def test_sources_of_the_same_process_go_back(tmp_path):
+    """As in a notebook, where the cell of a run is executed again."""
+    opt, found = method("one_step"), sources("by epoch", "resident")
+    state = opt.init(*start())
+    cut(tmp_path, opt, state, **found)
+    again = run(opt, state, M=4, checkpoint=tmp_path, **found)
+    assert digest_of(again) == digest_of(run(opt, state, M=4, **sources("by epoch", "resident")))
+    functions = sources("function", "function")
+    cut(tmp_path / "b", opt, state, **functions)
+    with pytest.raises(CheckpointMismatch, match="data of the first episode"):
+        run(opt, state, M=4, checkpoint=tmp_path / "b", **functions)
+
+
+@pytest.mark.parametrize("tasks", [None, 2])
+def test_tasks_go_on(tmp_path, tasks):
+    def begin(params, lam, draw):
+        return Start({"w": params["w"] + jax.random.normal(draw, (2,))})
+
+    def keys():
+        return iter(jax.random.split(jax.random.key(7), 64)).__next__
+
+    opt = method("one_step", begin=begin, tasks=tasks)
+    state = opt.init(*start())
+    settings = sources("resident", "resident")
+    if tasks:
+        stacked = np.stack([STACKED] * tasks, axis=1)
+        settings = {"get_train_batch": InOrder(stacked), "get_val_batch": InOrder(stacked)}
+    whole = run(opt, state, M=4, get_task=keys(), **settings)
+    cut(tmp_path, opt, state, get_task=keys(), **settings)
+    again = run(opt, state, M=4, get_task=keys(), checkpoint=tmp_path, **settings)
+    assert digest_of(again) == digest_of(whole)
+
+
+def test_logs_are_those_of_a_run_in_one_piece(tmp_path):
+    """Also where the log is ahead of the checkpoint, as after a kill."""
+    opt = method("hyperdistill", estimation_period=3)
+    state, data = opt.init(*start()), sources("resident", "resident")
+
+    def logged(directory, **settings):
+        directory.mkdir(exist_ok=True)
+        files = CSVLogger(directory / "a.csv"), JSONLinesLogger(directory / "a.jsonl")
+        with MultiLogger(*files) as logger:
+            return run(opt, state, logger=logger, **data, **settings)
+
+    whole = logged(tmp_path / "whole", M=5)
+    kept = Checkpoints(directory=tmp_path / "c", seconds=0)
+
+    def callback(episode, state):
+        if episode == 4:
+            raise Cut
+
+    with pytest.raises(Cut):
+        logged(tmp_path / "cut", M=5, callback=callback, checkpoint=kept)
+    assert len((tmp_path / "cut/a.csv").read_text().splitlines()) == 1 + 4
+    assert checkpoint.steps(tmp_path / "c")[-1] == 3 * T
+    again = logged(tmp_path / "cut", M=5, checkpoint=kept)
+    assert digest_of(again) == digest_of(whole)
+    for name in ("a.csv", "a.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_hook_is_told(tmp_path):
+    opt, told, data = method("one_step"), [], sources("resident", "resident")
+    state = opt.init(*start())
+    cut(tmp_path, opt, state, **data)
+
+    class Hook:
+        def __call__(self, episode, state):
+            told.append(episode)
+
+        def resumed(self, state):
+            told.append(("from", int(state.episode)))
+
+    run(opt, state, M=4, callback=Hook(), checkpoint=tmp_path, **data)
+    assert told == [("from", 2), 3, 4]
+
+
+def test_a_longer_run_goes_on_where_nothing_decays(tmp_path):
+    opt, data = method("one_step", outer_optimizer=optax.adam(0.1)), sources("resident", "whole")
+    state = opt.init(*start())
+    run(opt, state, M=2, checkpoint=tmp_path, **data)
+    longer = run(opt, state, M=4, checkpoint=tmp_path, **data)
+    assert digest_of(longer) == digest_of(run(opt, state, M=4, **data))
+    with pytest.raises(CheckpointMismatch, match="after episode 4, and this run ends after"):
+        run(opt, state, M=3, checkpoint=tmp_path, **data)
+
+
+def other_loss(w, lam, batch):
+    return train_loss(w, lam, batch) + 0.01 * jnp.sum(w["w"])
+
+
+def other(name):
+    """A run that differs in one thing from that of `method("one_step")`."""
+    opt, lr, data = method("one_step"), {"lr_hyper": 0.1}, sources("resident", "function")
+    params, lam = start()
+    losses, M = (train_loss, val_loss), 4
+    if name == "T":
+        opt = method("one_step", T=2 * T)
+    elif name == "method":
+        opt = method("greedy")
+    elif name == "lr_hyper":
+        lr = {"lr_hyper": 0.2}
+    elif name == "decays over":
+        M = 5
+    elif name == "lr_reptile":
+        lr["lr_reptile"] = 0.5
+    elif name == "start":
+        params = {"w": params["w"] + 1}
+    elif name == "programs.training step":
+        opt = method("one_step", update_fn=lambda w, lam, batch: {"w": w["w"] * 0.5})
+    elif name == "programs.validation loss":
+        losses = train_loss, other_loss
+    elif name == "train data.sha256":
+        changed = DATA.copy()
+        changed[3, 1] += 1
+        data["get_train_batch"] = Resident(changed, 3, seed=1)
+    elif name == "train data.seed":
+        data["get_train_batch"] = Resident(DATA, 3, seed=5)
+    elif name == "train data.batch_size":
+        data["get_train_batch"] = Resident(DATA, 4, seed=1)
+    elif name == "data of the first episode":
+        data["get_val_batch"] = Source(9)
+    elif name == "about":
+        lr["checkpoint"] = {"about": {"note": 2}}
+    return opt, opt.init(params, lam), {"M": M, "losses": losses, **lr, **data}
+
+
+NAMES = (
+    *("T", "method", "lr_hyper", "decays over", "lr_reptile", "start", "programs.training step"),
+    *("programs.validation loss", "train data.sha256", "train data.seed"),
+    *("train data.batch_size", "data of the first episode", "about"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*hyperparameters")
+@pytest.mark.parametrize("name", NAMES)
+def test_another_run_is_refused_by_name(tmp_path, name):
+    opt, state, settings = other("")
+    run(opt, state, **settings, checkpoint=Checkpoints(directory=tmp_path, about={"note": 1}))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    opt, state, settings = other(name)
+    about = settings.pop("checkpoint", {"about": {"note": 1}})
+    with pytest.raises(CheckpointMismatch, match=f"{name}[^;]*: .* -> "):
+        run(opt, state, **settings, checkpoint=Checkpoints(directory=tmp_path, **about))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_changes_can_be_accepted(tmp_path):
+    opt, data = method("one_step"), sources("resident", "resident")
+    state = opt.init(*start())
+    cut(tmp_path, opt, state, **data)
+    kept = Checkpoints(directory=tmp_path, accept_changes=True)
+    with pytest.warns(GradhpoWarning, match=r"lr_hyper: 0.1 -> 0.2.*accept_changes=True"):
+        got = run(opt, state, M=4, lr_hyper=0.2, checkpoint=kept, **data)
+    assert int(got.episode) == 4
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch, on_error):
+    opt, data = method("one_step"), sources("resident", "resident")
+    state, real, calls = opt.init(*start()), Writer._write, []
+
+    def failing(writer, state, step, *rest):
+        calls.append(step)
+        if len(calls) in (2, 3):
+            raise CheckpointError("cannot save: No space left on device.")
+        return real(writer, state, step, *rest)
+
+    monkeypatch.setattr(Writer, "_write", failing)
+    kept = Checkpoints(directory=tmp_path, seconds=0, on_error=on_error)
+    if on_error == "raise":
+        with pytest.raises(CheckpointError, match="No space left") as raised:
+            run(opt, state, M=5, checkpoint=kept, **data)
+        assert int(raised.value.state.episode) >= 2
+        return
+    with pytest.warns(GradhpoWarning, match="No space left.*goes on, and tries again") as warned:
+        got = run(opt, state, M=5, callback=lambda m, s: None, checkpoint=kept, **data)
+    assert len(warned) == 1 and int(got.episode) == 5
+    assert checkpoint.steps(tmp_path) == [4 * T, 5 * T]
+    assert digest_of(got) == digest_of(run(opt, state, M=5, **data))
+
+
+def test_a_last_save_that_fails_is_an_error_with_the_state(tmp_path, monkeypatch):
+    opt, data = method("one_step"), sources("resident", "resident")
+
+    def failing(writer, state, step, *rest):
+        raise CheckpointError("cannot save: No space left on device.")
+
+    monkeypatch.setattr(Writer, "_write", failing)
+    with pytest.raises(CheckpointError, match="No space left") as raised:
+        run(opt, opt.init(*start()), M=2, checkpoint=tmp_path, **data)
+    assert int(raised.value.state.episode) == 2
+
+
+def test_wrong_arguments(tmp_path):
+    opt, data = method("one_step"), sources("resident", "resident")
+    with pytest.raises(TypeError, match="path of a directory or a gradhpo.checkpoint.Checkpoints"):
+        run(opt, opt.init(*start()), checkpoint=3, **data)
+    for wrong in ({"keep": 0}, {"seconds": -1}, {"on_error": "no"}, {"seconds": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Checkpoints(directory=tmp_path, **wrong)
+    with pytest.raises(TypeError, match="directory"):
+        Checkpoints(directory=3)
