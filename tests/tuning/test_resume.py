@@ -71,7 +71,8 @@ def cut_again_and_again(run, command, cuts, here):
     assert run(*command, "--out", "whole")[0] == 0
     for i, episodes in enumerate(cuts):
         run.cut(episodes)
-        assert run(*command, "--out", "cut", *["--resume"] * bool(i))[0] == 130
+        status, err = run(*command, "--out", "cut", *["--resume"] * bool(i))
+        assert status == 130 and "is kept in" in err and "go on with --resume" in err
         assert not json.loads((here / "cut/run.json").read_text())["finished"]
     assert run(*command, "--out", "cut", "--resume")[0] == 0
     assert files(here / "cut") == files(here / "whole")
@@ -166,6 +167,10 @@ def test_what_does_not_go_on_is_one_line(run, here):
     assert status == 1 and f"process {os.getpid()} on " in err and len(err.splitlines()) == 1
     after = {path: path.stat() for path in here.rglob("a/**/*") if path.is_file()}
     assert {path: after[path] for path in before} == before
+    (here / "c").mkdir()
+    (here / "c/checkpoints").symlink_to(here)
+    status, err = run("tune", *SHORT, "--out", "c")
+    assert status == 1 and "c/checkpoints is a link" in err
     (here / "a/run.json").write_text("{")
     assert "run.json is damaged" in run("tune", *SHORT, "--resume", "--out", "a")[1]
     with pytest.raises(SystemExit):

@@ -39,7 +39,8 @@ def clear(out: Path) -> None:
     written = [
         path
         for path in out.glob("tensorboard/seed*/events.*")
-        if path.parent.name[4:].isdecimal() and not _leads_elsewhere(path.parent)
+        if path.parent.name[4:].isdecimal()
+        and not (path.parent.is_symlink() or path.parent.parent.is_symlink())
     ]
     for path in [*logs, *written, *(out / name for name in (*OURS, RUN))]:
         path.unlink(missing_ok=True)
@@ -51,16 +52,15 @@ def events(out: Path, seed: int) -> Path:
     Raises:
         NotADirectoryError: that leads out of the directory of the run.
     """
-    place = out / "tensorboard" / f"seed{seed}"
-    if _leads_elsewhere(place):
+    return _own(out / "tensorboard" / f"seed{seed}", out / "tensorboard")
+
+
+def _own(place: Path, *above: Path) -> Path:
+    if any(path.is_symlink() for path in (place, *above)):
         raise NotADirectoryError(
             f"{place} is a link, or lies below one, and would lead elsewhere: remove it."
         )
     return place
-
-
-def _leads_elsewhere(place: Path) -> bool:
-    return place.is_symlink() or place.parent.is_symlink()
 
 
 class RunDirectory:
@@ -69,6 +69,7 @@ class RunDirectory:
     Attributes:
         out: Absolute.
         keeps: Whether trainings are kept: with the extra `checkpoint`.
+        begun: Whether there is something to go on with.
         finished: Whether an earlier process has done all of this run.
     """
 
@@ -77,7 +78,7 @@ class RunDirectory:
     ):
         self.out, self.keeps, self.finished = out, keeps, False
         self._config, self._about, self._tell = config, about, tell
-        self._begun = self._cleared = False
+        self.begun = self._cleared = False
 
     def place(self, name: str) -> Place:
         """For a training, or several in a row, of this name."""
@@ -93,9 +94,9 @@ class RunDirectory:
     def begin(self) -> None:
         """The first episode is done. What an earlier run has left goes now and not before: a
         command that cannot run destroys no results."""
-        if self._begun:
+        if self.begun:
             return
-        self._begun = True
+        self.begun = True
         if self._config.overwrite:
             clear(self.out)
         self._write(finished=False)
@@ -126,20 +127,20 @@ def opened(command: str, config: TaskConfig, tell: Progress) -> Iterator[RunDire
         ValueError: `--resume`, and the run there is another one; names what differs.
         DirectoryBusy: another process is at work there.
         ImportError: `--resume` without the extra `checkpoint`.
-        OSError: the directory cannot be written to.
+        OSError: the directory cannot be written to, or `checkpoints` in it is a link.
     """
     keeps = all(map(find_spec, ("filelock", "orbax")))
     if config.resume and not keeps:
         raise ImportError('--resume needs more packages: pip install "gradhpo[checkpoint]"')
-    kept = config.out / KEPT
-    again = config.overwrite or config.resume
-    out = output_directory(config.out, again or (keeps and kept.is_dir()), OURS)
+    again = config.overwrite or config.resume or (keeps and (config.out / KEPT).is_dir())
+    out = output_directory(config.out, again, OURS)
     about = {"command": command, "settings": _settings(config)}
     run = RunDirectory(out, config, about, keeps, tell)
     with ExitStack() as stack:
         if keeps:
-            (out / KEPT).mkdir(exist_ok=True)
-            stack.enter_context(only_writer(out / KEPT))
+            kept = _own(out / KEPT)
+            kept.mkdir(exist_ok=True)
+            stack.enter_context(only_writer(kept))
             found = _read(out / RUN)
             if config.resume:
                 _check_same(out, found, about, config)
@@ -153,12 +154,17 @@ def opened(command: str, config: TaskConfig, tell: Progress) -> Iterator[RunDire
                 )
             elif not config.overwrite:
                 output_directory(out, False, OURS)
-        yield run
+        try:
+            yield run
+        except BaseException:
+            if run.begun and keeps:
+                tell(f"what is done is kept in {out}: go on with --resume")
+            raise
 
 
 def _settings(config: TaskConfig) -> dict[str, Any]:
     found = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(found))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -190,10 +190,10 @@ class Place:
         return journal
 
     def checkpoints(self, about: dict[str, Any]) -> Checkpoints | None:
-        """For `gradhpo.tune`."""
+        """For `gradhpo.tune`. Whose turn it is here, the lock of the command says."""
         if self.path is None:
             return None
-        return Checkpoints(directory=self.path, seconds=EVERY, about=about)
+        return Checkpoints(directory=self.path, seconds=EVERY, about=about, takeover=True)
 
     def remove(self) -> None:
         """Remove what is kept here. Files of others stay, and no link is followed."""
