@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradhpo.checkpoint.errors import CheckpointError
 from gradhpo.datasets.dataset import DatasetError
-from gradhpo.utils._interrupts import INTERRUPTED, prompt_interrupts
+from gradhpo.utils._interrupts import INTERRUPTED, TERMINATED, Terminated, prompt_interrupts
 from gradhpo.utils.logging import printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ usage: gradhpo COMMAND ...
   gradhpo report DIR                 print the table of an earlier run again
   gradhpo init [FILE] ...            write a short file with a task, to start from
   gradhpo doctor MODULE:NAME ...     what is wrong with a task of your own, which method suits it
-  gradhpo tune MODULE:NAME ...       tune a task of your own, keep what is found
+  gradhpo tune MODULE:NAME ...       tune a task of your own, keep what is found; with --resume go
+                                     on with what was cut off, and so with compare
   gradhpo compare MODULE:NAME ...    methods on it, each for the same number of gradients
   gradhpo --version
 
@@ -57,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when done, 1 when something failed, 2 for a wrong command line or a missing extra, 130
-        when interrupted; one line on stderr says what. What leaves this function as an exception
-        is a bug. Where `argv` is None, as in the installed command, Ctrl-C and SIGTERM (status 143)
-        end the process itself.
+        when interrupted, 143 when terminated; one line on stderr says what. What leaves this
+        function as an exception is a bug. Where `argv` is None, as in the installed command, Ctrl-C
+        and SIGTERM end the process itself, `tune` and `compare` the second time.
 
     Raises:
         SystemExit: with status 0 or 2, after the help or an error of a command's options.
@@ -70,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         # A session or notebook that calls this outlives an interrupt; runs of a task keep what
-        # there is.
-        at_once = argv is None and arguments[:1] not in (["tune"], ["compare"])
-        own = prompt_interrupts("gradhpo") if at_once else nullcontext()
+        # there is, unless there is a second one.
+        patience = int(arguments[:1] in (["tune"], ["compare"]))
+        own = prompt_interrupts("gradhpo", patience=patience) if argv is None else nullcontext()
         with own:
             _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
@@ -82,13 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"gradhpo: {error}", file=sys.stderr)
         return 2
+    except Terminated:
+        print("gradhpo: terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print("gradhpo: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # as in `gradhpo list | head -1`
         sys.stdout = open(os.devnull, "w")  # or the interpreter's last flush complains
         return 1
-    except (CheckpointError, DatasetError, ImportError, OSError, TypeError, ValueError) as error:
+    except (
+        CheckpointError,
+        DatasetError,
+        ImportError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
         if os.environ.get("GRADHPO_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = printable(" ".join(str(error).split())) or type(error).__name__
@@ -99,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the message alone tells the user what to mend.
 
-    A data file, a disk: always. Else where a `raise` of ours refuses what it was given, settings
-    or a method that does not fit. What arises under our code, in JAX, NumPy or Python, is a bug.
+    A checkpoint, a data file, a disk: always. Else where a `raise` of ours refuses what it was
+    given, settings or a method that does not fit. What arises under our code, in JAX, NumPy or
+    Python, is a bug.
     """
     if isinstance(error, CheckpointError | DatasetError | OSError):
         return True
@@ -228,16 +240,27 @@ def _tune(arguments: list[str]) -> None:
     from gradhpo.report.drawing import require_matplotlib
     from gradhpo.tuning.command import tune_target
     from gradhpo.tuning.config import TuneConfig
-    from gradhpo.tuning.directory import OURS
+    from gradhpo.tuning.directory import opened
     from gradhpo.tuning.result import result_of
 
     config = _parse(TuneConfig, "gradhpo tune", arguments)
     require_matplotlib()
-    out = report.output_directory(config.out, config.overwrite, OURS)
-    tuned = tune_target(config, out, progress=_show)
-    _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), out)
-    if tuned.error is not None:
-        raise tuned.error
+    with opened("tune", config, _show) as run:
+        if run.finished:
+            _show_finished(run.out)
+            return
+        tuned = tune_target(config, run, progress=_show)
+        _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), run.out)
+        if tuned.error is not None:
+            raise tuned.error
+        run.end()
+
+
+def _show_finished(out: Path) -> None:
+    from gradhpo.report import read, table
+
+    print(table(read(out)))
+    print(f"{printable(str(out))} holds this run, finished; nothing was computed")
 
 
 def _compare(arguments: list[str]) -> None:
@@ -246,37 +269,40 @@ def _compare(arguments: list[str]) -> None:
     from gradhpo.tuning.command import target_of
     from gradhpo.tuning.comparing import compare, figure
     from gradhpo.tuning.config import CompareConfig
-    from gradhpo.tuning.directory import OURS, clear
+    from gradhpo.tuning.directory import opened
 
     config = _parse(CompareConfig, "gradhpo compare", arguments)
     require_matplotlib()
     target = target_of(config)
-    out = report.output_directory(config.out, config.overwrite, OURS)
-    error = None
-    try:
-        result = compare(
-            target.make,
-            config.method,
-            config.budget or 20 * config.episodes * config.steps,
-            **config.length._asdict(),
-            seeds=config.seeds,
-            outer_rate=config.outer_rate,
-            outer=config.outer,
-            width=config.width,
-            title=config.task,
-            progress=_show,
-        )
-    except (Exception, KeyboardInterrupt) as raised:
-        if not hasattr(raised, "result"):
-            raise
-        error, result = raised, getattr(raised, "result")  # noqa: B009  of the seeds that are done
-    if config.overwrite:
-        clear(out)
-    command = report.command(["compare", *arguments])
-    files = {"compare.png": lambda path: figure(result, path)}
-    _print_and_write(replace(result, command=command, files=files), out)
-    if error is not None:
-        raise error
+    with opened("compare", config, _show) as run:
+        if run.finished:
+            _show_finished(run.out)
+            return
+        error = None
+        try:
+            result = compare(
+                target.make,
+                config.method,
+                config.budget or 20 * config.episodes * config.steps,
+                **config.length._asdict(),
+                seeds=config.seeds,
+                outer_rate=config.outer_rate,
+                outer=config.outer,
+                width=config.width,
+                title=config.task,
+                progress=_show,
+                place=run.place,
+            )
+        except (Exception, KeyboardInterrupt) as raised:
+            if not hasattr(raised, "result"):
+                raise
+            error, result = raised, getattr(raised, "result")  # noqa: B009  of seeds that are done
+        command = report.command(["compare", *arguments])
+        files = {"compare.png": lambda path: figure(result, path)}
+        _print_and_write(replace(result, command=command, files=files), run.out)
+        if error is not None:
+            raise error
+        run.end()
 
 
 def _doctor(arguments: list[str]) -> None:

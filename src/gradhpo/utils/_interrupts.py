@@ -7,12 +7,26 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["INTERRUPTED", "prompt_interrupts"]
+__all__ = ["INTERRUPTED", "TERMINATED", "Terminated", "prompt_interrupts", "terminate"]
 
-INTERRUPTED = 130
-"""The exit status of a program that was interrupted: 128 + SIGINT, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""The exit statuses of a program that was interrupted, or terminated: 128 + the signal, as shells
+have it."""
+
+
+class Terminated(SystemExit, KeyboardInterrupt):
+    """SIGTERM: what keeps its results after Ctrl-C does so now, and the process ends with 143."""
+
+
+def terminate(number: int, frame: Any) -> NoReturn:
+    """A handler for SIGTERM, as `signal.default_int_handler` is one for SIGINT.
+
+    Raises:
+        Terminated: always.
+    """
+    raise Terminated(TERMINATED)
 
 
 HEARD = {  # what a line says of them, and the handlers that are replaced
@@ -22,9 +36,9 @@ HEARD = {  # what a line says of them, and the handlers that are replaced
 
 
 @contextmanager
-def prompt_interrupts(program: str, grace: float = 1.0) -> Iterator[None]:
+def prompt_interrupts(program: str, grace: float = 1.0, patience: int = 0) -> Iterator[None]:
     """Let Ctrl-C end the process within `grace` seconds, with a line on stderr that begins with the
-    name of the program, and status `INTERRUPTED`; SIGTERM likewise, with status 143.
+    name of the program, and status `INTERRUPTED`; SIGTERM likewise, with status `TERMINATED`.
 
     Python raises KeyboardInterrupt when the call that runs returns, and a compilation, or a
     compiled program of many episodes, returns after up to half a minute. So another thread waits
@@ -32,6 +46,10 @@ def prompt_interrupts(program: str, grace: float = 1.0) -> Iterator[None]:
     it. If the block has been left, its clean-up is done, and the process ends at once: the usual
     exit of the interpreter would wait for compiled programs that still run in other threads, or
     crash on them.
+
+    Args:
+        patience: Signals that are only raised, as KeyboardInterrupt or `Terminated`, for a command
+            that keeps what there is.
 
     A KeyboardInterrupt that was not raised by a signal passes through. Does nothing outside of the
     main thread, the only one that signals reach, nor for a signal that has another handler already.
@@ -46,28 +64,22 @@ def prompt_interrupts(program: str, grace: float = 1.0) -> Iterator[None]:
     hears, tells = socket.socketpair()
     tells.setblocking(False)
 
-    def handle(number, frame):
-        heard.append(number)
-        signal.default_int_handler(number, frame)
-
     def watch() -> None:
         while number := hears.recv(1):  # a signal's number as soon as it comes; empty at the end
-            if number[0] in ours and not left.wait(grace):
-                _end(program, number[0])
+            heard.extend(each for each in number if each in ours)
+            if len(heard) > patience and not left.wait(grace):
+                _end(program, heard[-1])
 
-    for number in ours:
-        signal.signal(number, handle)
+    if signal.SIGTERM in ours:
+        signal.signal(signal.SIGTERM, terminate)
     before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, name="gradhpo-interrupts", daemon=True)
     watcher.start()
+    interrupt = None
     try:
         yield
-    except KeyboardInterrupt:
-        if heard:
-            with suppress(OSError, ValueError):  # a closed pipe
-                sys.stdout.flush()
-            _end(program, heard[0])
-        raise
+    except KeyboardInterrupt as error:
+        interrupt = error
     finally:
         left.set()
         signal.set_wakeup_fd(before)
@@ -76,6 +88,12 @@ def prompt_interrupts(program: str, grace: float = 1.0) -> Iterator[None]:
         tells.close()
         watcher.join()
         hears.close()
+    if interrupt is not None:
+        if len(heard) > patience:
+            with suppress(OSError, ValueError):  # a closed pipe
+                sys.stdout.flush()
+            _end(program, heard[-1])
+        raise interrupt
 
 
 def _end(program: str, number: int) -> NoReturn:
