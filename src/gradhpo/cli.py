@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradhpo.datasets.dataset import DatasetError
+from gradhpo.driver.failure import UpdateRejected
 from gradhpo.utils._interrupts import INTERRUPTED, prompt_interrupts
 from gradhpo.utils.logging import printable
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `gradhpo list | head -1`
         sys.stdout = open(os.devnull, "w")  # or the interpreter's last flush complains
         return 1
-    except (DatasetError, ImportError, OSError, TypeError, ValueError) as error:
+    except (DatasetError, ImportError, OSError, TypeError, UpdateRejected, ValueError) as error:
         if os.environ.get("GRADHPO_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = printable(" ".join(str(error).split())) or type(error).__name__
@@ -249,6 +250,7 @@ def _compare(arguments: list[str]) -> None:
             outer_rate=config.outer_rate,
             outer=config.outer,
             width=config.width,
+            on_failure=config.on_failure,
             title=config.task,
             progress=_show,
         )

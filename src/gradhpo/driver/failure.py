@@ -59,7 +59,7 @@ class Watch:
         if not rejected:
             return None
         step = after.first_bad
-        if step < before.step:  # an earlier episode's
+        if before.first_bad >= 0:  # then it is not of this episode
             step = before.step if after.step == before.step + 1 else None
         ranked = sorted(rejected, key=lambda code: -rejected[code])
         each = ", ".join(f"{code.name} {rejected[code]}" for code in ranked)

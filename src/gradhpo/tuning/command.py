@@ -164,7 +164,15 @@ def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, logs: 
         state, spent = at(task, method, outer, lowest(probes).drawn), probes[-1].spent
     with logs.of(seed, task.stored.natural) as log:
         trial = trained(
-            task, method, outer, length, hook=log, patience=config.patience, state=state, seed=seed
+            task,
+            method,
+            outer,
+            length,
+            hook=log,
+            patience=config.patience,
+            state=state,
+            seed=seed,
+            on_failure=config.on_failure,
         )
     cost = Cost(trial.cost.gradients + spent, trial.cost.products)
     return Outcome(trial._replace(cost=cost), judged(trial))

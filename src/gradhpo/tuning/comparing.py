@@ -23,6 +23,7 @@ from gradhpo.core.step import init_state
 from gradhpo.core.task import Task
 from gradhpo.core.types import Hyper
 from gradhpo.driver.caches import kept
+from gradhpo.driver.failure import OnFailure
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.drawing import new_axes, new_figure, save
@@ -81,6 +82,7 @@ def compare(
     outer_rate: float = 0.02,
     outer: str = "adam",
     width: float = WIDTH,
+    on_failure: OnFailure = "skip",
     title: str = "compare",
     progress: Progress = silent,
 ) -> StudyResult:
@@ -100,6 +102,8 @@ def compare(
         outer: "adam" or "sgd".
         width: A search draws from this far to both sides of the start, in what is stored: 3 is a
             factor of 20 in both directions for `spaces.log()`.
+        on_failure: Of trainings by hypergradients, see `gradhpo.tune`: one that is stopped is the
+            last of its method and seed.
         title: Stands above the table.
         progress: Told of every method that is done.
 
@@ -111,6 +115,7 @@ def compare(
     Raises:
         ValueError: a budget that is less than one training; an unknown method.
         ImportError: a search without Optuna.
+        UpdateRejected: with `on_failure="raise"`.
         Exception, KeyboardInterrupt: of the task, at the first Ctrl-C. If seeds were done by then,
             what they have found is in `error.result`.
 
@@ -153,7 +158,14 @@ def compare(
         for seed in range(check_count("seeds", seeds)):
             found: dict[str, dict[str, Any]] = {}
             for name in names:
-                done = list(_trainings(make, chosen(name), by, rate, length, budget, seed, width))
+                each = chosen(name)
+                if each.name in SEARCHES:
+                    done = _searched(make, each.name, length, budget, seed, width)
+                else:
+                    optimizer = _outer(by, each.outer_rate or rate)
+                    done = list(
+                        by_hypergradients(make, each, optimizer, length, budget, seed, on_failure)
+                    )
                 best, costs[name] = lowest(done), cost(done)
                 found[name] = best.judged | {"val_loss_by_epoch": so_far(done, budget)}
                 at_end = "  ".join(f"{key} {value:.4g}" for key, value in best.judged.items())
@@ -166,20 +178,9 @@ def compare(
     return result()
 
 
-def _trainings(
-    make: Make,
-    method: Chosen,
-    by: Callable[[float], optax.GradientTransformation],
-    rate: float,
-    length: Length,
-    budget: float,
-    seed: int,
-    width: float,
-) -> Iterable[Training]:
-    name = method.name
-    if name not in SEARCHES:
-        outer = _outer(by, method.outer_rate or rate)
-        return by_hypergradients(make, method, outer, length, budget, seed)
+def _searched(
+    make: Make, name: str, length: Length, budget: float, seed: int, width: float
+) -> list[Training]:
     price = length.episodes * length.steps
     _check_paid(budget // price, price, budget, name)
     return by_search(make, name, length, int(budget // price), seed, width)
@@ -200,6 +201,7 @@ def by_hypergradients(
     length: Length,
     budget: float,
     seed: int = 0,
+    on_failure: OnFailure = "skip",
 ) -> Iterator[Training]:
     """Trainings one after the other, the hyperparameters of each where the last one left them.
 
@@ -214,10 +216,14 @@ def by_hypergradients(
         if spent + price > budget:
             _check_paid(spent, price, budget, method.name)
             return
-        trial = _whole(trained(task, estimator, outer, length, state=state, seed=seed))
+        trial = _whole(
+            trained(task, estimator, outer, length, state=state, seed=seed, on_failure=on_failure)
+        )
         state = trial.state
         spent += price
         yield Training(spent, trial, judged(trial))
+        if trial.ended:
+            return
 
 
 def by_search(

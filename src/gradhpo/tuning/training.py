@@ -21,6 +21,7 @@ from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.core.types import Batch, Hyper, MetricDict, Scalar
 from gradhpo.driver.caches import kept
+from gradhpo.driver.failure import OnFailure
 from gradhpo.driver.hooks import numbers, scalars
 from gradhpo.driver.tune import tune
 from gradhpo.utils.gradients import tree_last
@@ -141,7 +142,8 @@ class Trial(NamedTuple):
     history: History
     state: BilevelState
     hyperparams: Any  # to take home: in natural scale, discrete ones decided
-    ended: str  # "": all episodes; "early": by patience; "interrupted"; "failed"
+    ended: str  # "": all episodes; "early": by patience; "stopped": by `on_failure`;
+    # "interrupted"; "failed"
     cost: Cost
     seconds: float
     error: BaseException | None = None  # that ended it
@@ -161,6 +163,7 @@ def trained(
     patience: int = 0,
     state: BilevelState | None = None,
     seed: int = 0,
+    on_failure: OnFailure = "skip",
 ) -> Trial:
     """Train the task and keep what happens; Ctrl-C ends it after the episode, an error at once.
 
@@ -175,6 +178,7 @@ def trained(
         patience: Episodes without a lower validation loss before the training ends; 0: never.
         state: Where to go on from; None: the task's start.
         seed: Of the draws that a problem's `begin` gets; the same for trainings to be compared.
+        on_failure: See `gradhpo.tune`.
     """
     history, ended, raised = History(task, state), "", None
     lowest, since = np.inf, 0
@@ -203,7 +207,10 @@ def trained(
             callback=look,
             state=state,
             get_task=draws,
+            on_failure=on_failure,
         )
+        if not ended and len(history.metrics["val_loss"]) < length.episodes:
+            ended = "stopped"
     except (Exception, KeyboardInterrupt) as error:
         if not history.metrics:
             raise
