@@ -71,7 +71,9 @@ def test_the_run_ends_at_the_episode_of_the_failure(kind):
     assert isinstance(error, FloatingPointError) and error.status == Status.NONFINITE_VAL_LOSS
     assert error.step == (2 if opt.method().unroll_steps == T else BAD)
     assert_same(error.state, run(opt, state, 3, **more))
-    with pytest.warns(GradhpoWarning, match=rf"at step {error.step}\. NONFINITE.*ends here") as said:
+    with pytest.warns(
+        GradhpoWarning, match=rf"at step {error.step}\. NONFINITE.*ends here"
+    ) as said:
         stopped = run(opt, state, M, on_failure="stop", **more)
     assert len(said) == 1 and str(error) in str(said[0].message)
     assert_same(stopped, error.state)

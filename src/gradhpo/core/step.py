@@ -195,6 +195,8 @@ def apply_estimate(
     window: Window,
 ) -> BilevelState:
     """The outer update, the finite guard and the metrics."""
+    # One hypergradient for the update, its norm and the check: fused into each it is three.
+    estimate = estimate._replace(hypergrad=lax.optimization_barrier(estimate.hypergrad))
     lam = state.hyperparams
     new_lam, slots = checked_apply(outer, estimate.hypergrad, state.outer_opt_state, lam)
     status, trained, remembered, tuned = verdict(
