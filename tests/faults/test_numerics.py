@@ -1,6 +1,8 @@
 """Faults 36 to 46: NaN, divergence, systems without an answer, limits, counters."""
 
 import inspect
+import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -26,6 +28,7 @@ from gradhpo import (
     greedy,
     hyperdistill,
     init_state,
+    linearize,
     one_step,
     reverse,
     run_episode,
@@ -33,6 +36,8 @@ from gradhpo import (
     status_message,
     tune,
 )
+from gradhpo.core.dynamics import zero_cotangent
+from gradhpo.utils.gradients import tree_is_finite
 
 UPDATES, BAD = 3, 1  # of a short training; the one that meets the fault
 
@@ -170,7 +175,7 @@ def test_37_learned_rates_stay_in_their_interval():
     assert not np.isfinite(norms).all() and np.isfinite(state.params).all()
 
 
-# -- 40: zero gradients through the optimizers of Optax ---------------------------------------------
+# -- 40: zero gradients through the optimizers of Optax -------------------------------------------
 
 NEEDS = {  # what has no derivative at a zero gradient, and what mends it
     **dict.fromkeys(("adam", "adamw", "amsgrad", "lamb", "optimistic_adam"), {"eps_root": 1e-8}),
@@ -178,7 +183,7 @@ NEEDS = {  # what has no derivative at a zero gradient, and what mends it
     "adafactor": {"eps": 1e-8},
     "radam": None,  # nothing
 }
-OTHERS = ("lbfgs", "polyak_sgd")  # that take the value of the loss; refused
+OTHERS = ("lbfgs", "polyak_sgd", "noisy_sgd")  # they take the value of the loss, or a key
 
 
 def aliases():
@@ -189,8 +194,8 @@ def aliases():
         if name.startswith(("_", "scale_by")) or not inspect.isfunction(alias):
             continue
         arguments = inspect.signature(alias).parameters
-        needed = [x for x in arguments.values() if x.default is x.empty]
-        if [x.name for x in needed] == ["learning_rate"] and name not in (*OTHERS, "noisy_sgd"):
+        needed = {x.name for x in arguments.values() if x.default is x.empty}
+        if "learning_rate" in arguments and needed <= {"learning_rate"} and name not in OTHERS:
             found[name] = alias
     return found
 
@@ -201,105 +206,101 @@ def dead_relu(w, lam, batch):
     return jnp.mean((hidden @ w["out"] - 1.0) ** 2) * jnp.exp(lam)
 
 
-def statuses(optimizers):
-    """Of the third step of each; one program."""
-    w = {"in": jnp.array([[1.0, -1.0], [0.5, -2.0]]), "out": jnp.array([1.0, 1.0])}
-    batch, lam = jnp.array([[[1.0, 0.5], [0.3, 1.0]]]), jnp.array(0.3)
-    judge = lambda w, lam, batch: dead_relu(w, 0.0, batch)  # noqa: E731
+def finite(optimizers):
+    """Whether the hypergradient of each is, at the second step; one program."""
+    inner = {"in": jnp.array([[1.0, -1.0], [0.5, -2.0]]), "out": jnp.array([1.0, 1.0])}
+    batch, lam = jnp.array([[1.0, 0.5], [0.3, 1.0]]), jnp.array(0.3)
 
     @jax.jit
-    def third():
+    def second():
         found = {}
         for name, optimizer in optimizers.items():
-            problem = BilevelProblem(from_optax(dead_relu, optimizer), judge)
-            state = init_state(problem, one_step(), None, w, lam)
-            step = partial(bilevel_step(one_step()), problem)
-            body = lambda state, _: (step(state, Window(batch, batch), 1e-3), None)  # noqa: E731, B023
-            found[name] = jax.lax.scan(body, state, length=3)[0].metadata["status"]
+            dynamics = from_optax(dead_relu, optimizer)
+            state = dynamics.step(dynamics.init(inner, lam), lam, batch)
+            after, pullback = linearize(dynamics, state, lam, batch)
+            alpha = zero_cotangent(after)._replace(params=after.params)
+            found[name] = jnp.isfinite(pullback(alpha)[1]) & tree_is_finite(after)
         return found
 
-    return {name: Status(int(code)) for name, code in third().items()}
+    return {name for name, good in second().items() if good}
 
 
 def test_40_zero_gradients_are_harmless_or_the_remedy_is_named():
     """Every alias of Optax: a finite hypergradient, or a message with what makes it finite."""
-    found = statuses({name: alias(0.1) for name, alias in aliases().items()})
-    assert {"sgd", "adam", "rmsprop", "adagrad", "radam", "yogi", "sm3"} <= found.keys()
-    bad = {name for name, code in found.items() if code != Status.OK}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # aliases that Optax renames
+        known = aliases()
+        bad = known.keys() - finite({name: alias(0.1) for name, alias in known.items()})
+        mended = {n: known[n](0.1, **NEEDS[n]) for n in bad if NEEDS[n] is not None}
+        assert finite(mended) == mended.keys()
+    assert {"sgd", "adam", "rmsprop", "adagrad", "radam", "yogi", "sm3"} <= known.keys()
     assert bad <= NEEDS.keys() and {"adam", "radam", "adafactor"} <= bad
     message = status_message(Status.NONFINITE_HYPERGRAD)
-    assert {found[name] for name in bad} == {Status.NONFINITE_HYPERGRAD}
     for word in ("eps_root=1e-8", "Adafactor eps=1e-8", "RAdam has none"):
         assert word in message
-    mended = {n: aliases()[n](0.1, **NEEDS[n]) for n in bad if NEEDS[n] is not None}
-    assert set(statuses(mended).values()) == {Status.OK}
 
 
-# -- 41, 46: too large, too small, exactly zero -----------------------------------------------------
+# -- 41, 46: too large, too small, exactly zero ---------------------------------------------------
 
 
-def grown(outer, horizon=60):
-    """An unstable map, w <- 3 w, unrolled: the hypergradient grows like 3^T."""
-    dynamics = from_update(lambda w, lam, batch: 3 * w + lam)
+def grown(outer, horizon):
+    """An unstable map, w <- 2 w + lam, unrolled: the hypergradient grows like 4^T."""
+    dynamics = from_update(lambda w, lam, batch: 2 * w + lam)
     problem = BilevelProblem(dynamics, lambda w, lam, batch: w**2)
     state = init_state(problem, reverse(horizon), outer, jnp.ones(()), jnp.zeros(()))
     nothing = jnp.zeros(horizon)
-    step = jax.jit(partial(bilevel_step(reverse(horizon), outer), problem))
-    return step(state, Window(nothing, nothing))
+    return bilevel_step(reverse(horizon), outer)(problem, state, Window(nothing, nothing))
 
 
 def test_41_an_exploding_hypergradient_is_logged_and_can_be_clipped():
-    for horizon in (20, 60):
-        plain = grown(optax.sgd(1.0), horizon)
-        clipped = grown(optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1.0)), horizon)
-        norm = float(plain.metadata["hypergrad_norm"])
-        assert norm > 1e16  # inf where its square is no float32 number
-        if np.isfinite(norm):
-            assert float(plain.hyperparams) == pytest.approx(-norm)
-            assert float(clipped.hyperparams) == pytest.approx(-0.5)
-        else:  # clipping by an infinite norm is no number either, and is refused
-            assert np.isfinite([plain.hyperparams, clipped.hyperparams]).all()
-    assert float(grown(optax.chain(optax.clip(0.5), optax.sgd(1.0))).hyperparams) == -0.5
+    plain = grown(optax.sgd(1.0), 20)
+    norm = float(plain.metadata["hypergrad_norm"])
+    assert norm > 1e12 and float(plain.hyperparams) == pytest.approx(-norm)
+    clipped = grown(optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1.0)), 20)
+    assert float(clipped.hyperparams) == pytest.approx(-0.5)
+    # A hypergradient whose square is no float32 number: its norm is infinite, each number is not.
+    clipped = grown(optax.chain(optax.clip(0.5), optax.sgd(1.0)), 60)
+    assert np.isinf(clipped.metadata["hypergrad_norm"]) and float(clipped.hyperparams) == -0.5
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_41_46_a_hypergradient_of_zero_is_said_to_be_flat_or_too_small(dtype):
-    """Not to be confused with a hyperparameter that is ignored, which the first look finds."""
+def test_41_46_a_hypergradient_of_zero_is_told_apart_from_a_hyperparameter_that_is_ignored(dtype):
+    """A loss that is flat where the weights are, or derivatives that underflow, show as a norm of
+    exactly zero; what is ignored by construction is warned of at the first call, by name."""
 
     def vanishing(w, lam, batch):
         return (w - 1) ** 2 * 1e-30 + 0 * batch
 
     def flat(w, lam, batch):
-        return jnp.maximum(1.0 - w * w, 1.0) + 0 * batch  # a hinge that is satisfied
+        return jnp.maximum(1.0 - 10 * w, 0.0) + 0 * batch  # a hinge that is satisfied
 
     def ignored(w, lam, batch):
         return 0 * batch + 1.0
 
-    data, zero = InOrder(np.ones(4, dtype)), jnp.zeros((), dtype)
-    messages = {
-        vanishing: "hypergradient of the last update is exactly zero.*flat.*too small for",
-        flat: "hypergradient of the last update is exactly zero.*flat.*too small for",
-        ignored: "no gradient path to the weights",
-    }
-    for loss, message in messages.items():
+    data, half = InOrder(np.ones(4, dtype)), jnp.full((), 0.5, dtype)
+    for loss in (vanishing, flat, ignored):
         dynamics = from_update(lambda w, lam, batch: w - lam * batch * 1e-10)
-        task = Task(BilevelProblem(dynamics, loss), zero + 0.5, zero + 0.5, data, data)
-        with pytest.warns(GradhpoWarning, match=message) as said:
+        task = Task(BilevelProblem(dynamics, loss), half, half, data, data)
+        said = nullcontext()
+        if loss is ignored:
+            said = pytest.warns(GradhpoWarning, match="no gradient path to the weights")
+        with said:
             state = tune(task, one_step(), optax.sgd(0.1), episodes=1, T=4)
-        assert len(said) == 1 and float(state.metadata["hypergrad_norm"]) == 0.0
+        assert float(state.metadata["hypergrad_norm"]) == 0.0
+        assert state.status_counts == {Status.OK: 4}
 
 
-# -- 42 to 45: settings at their limits, counters ---------------------------------------------------
+# -- 42 to 45: settings at their limits, counters -------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [greedy, hyperdistill, discounted_sum, one_step])
 @pytest.mark.parametrize("gamma", [-0.1, 1.0 + 1e-6, float("nan")])
 def test_42_gamma_outside_of_its_interval(make, gamma):
-    with pytest.raises(ValueError, match=r"gamma must be .*\[0, 1\]"):
-        make(gamma, *([4] if make is discounted_sum else []))
+    with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\]"):
+        make(gamma)
 
 
-@pytest.mark.parametrize("make", [lambda g: greedy(g, 4), lambda g: discounted_sum(4, g)])
+@pytest.mark.parametrize("make", [lambda g: greedy(g, 4), lambda g: discounted_sum(g, 4)])
 def test_42_both_ends_of_gamma_are_limits(make):
     """No division by 1 - gamma: at 1 the plain sum, at 0 the last term."""
 
@@ -324,7 +325,7 @@ def test_43_T_is_a_number_of_steps(T):
 
 
 def test_43_T_beyond_the_data():
-    data = InOrder(np.zeros((6, 3, 2), np.float32))
+    data = InOrder({"x": np.zeros((6, 3, 2), np.float32)})
     opt = method("one_step", inner_optimizer=sgd, T=4)
     losses = {"train_loss_fn": smooth, "val_loss_fn": smooth}
     sources = {"get_train_batch": data, "get_val_batch": data}
@@ -359,8 +360,6 @@ def test_45_counters_stay_at_their_largest_number():
     assert [int(x) for x in counted] == [most, most, most, most]
     assert int(after.counts[Status.NONFINITE_TRAIN_STATE]) == most
     assert int(after.counts[Status.OK]) == most - 1
-    data = InOrder(np.ones(3, np.float32))
     task = Task(problem, 1.0, 1.0, lambda: np.ones(()), lambda: np.ones(()))
-    assert data is not None
     with pytest.raises(ValueError, match="state.drawn counts no more than 2147483647"):
         tune(task, one_step(), episodes=1, T=2, lr_hyper=0.1, state=state)

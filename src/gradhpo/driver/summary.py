@@ -12,14 +12,6 @@ DOUBTFUL = 0.5
 """The share of updates taken with an inaccurate hypergradient above which a run says so."""
 
 
-FLAT = (
-    "the hypergradient of the last update is exactly zero, though every hyperparameter may have one. "
-    "Where weights and hyperparameters are now the validation loss is flat, or its derivatives are "
-    "too small for the dtype, or for the square of their norm: multiply it by a large number, or "
-    "judge by a loss that is not flat."
-)
-
-
 def summarise(name: str, before: BilevelState, after: BilevelState) -> None:
     """One warning for all updates between two states that were rejected, or mostly inaccurate.
 
@@ -34,8 +26,6 @@ def summarise(name: str, before: BilevelState, after: BilevelState) -> None:
     inaccurate = sum(found.values()) - rejected - found.get(Status.THETA_REJECTED, 0)
     updates = int(counts.sum())
     if not rejected and inaccurate <= DOUBTFUL * updates:
-        if updates and float(after.metadata["hypergrad_norm"]) == 0:
-            complain(f"{name}: {FLAT}", strict=False)
         return
     ranked = sorted(found, key=lambda code: -found[code])
     first = int(after.metadata["first_bad_step"])
