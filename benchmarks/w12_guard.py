@@ -10,7 +10,6 @@ example weight per hyperparameter). Counts alone: nothing is run.
 import functools
 
 import jax
-import jax.numpy as jnp
 import optax
 import w1_tutorial
 import w5_convolution
@@ -64,8 +63,7 @@ def cases():
             w5_convolution.judge,
             w5_convolution.TRAIN_LOSS[kind],
         )
-        batch = slice(w5_convolution.BATCH)
-        window = gh.Window(*(jax.tree.map(lambda x: x[None, batch], side) for side in (train, val)))
+        window = jax.tree.map(lambda x: x[None, : w5_convolution.BATCH], gh.Window(train, val))
         for name, estimator in methods.items():
             found[f"conv, {kind}, {name}"] = problem, estimator, optax.adam(1e-3), w, lam, window
     return found
