@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,19 @@ from gradhpo.core.problem import Begin, Window
 from gradhpo.core.source import BatchSource
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer
-from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
+from gradhpo.core.types import (
+    Batch,
+    Hyper,
+    LossFn,
+    MakeOptimizer,
+    MetricDict,
+    Params,
+    PyTree,
+    UpdateFn,
+)
 from gradhpo.driver import single
 from gradhpo.driver.data import Data
+from gradhpo.driver.failure import OnFailure
 from gradhpo.driver.run import Plan
 from gradhpo.driver.setup import Setup, check_length
 from gradhpo.driver.tune import checked_run, found_again
@@ -250,6 +260,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         setup = self._setup(train_loss_fn, val_loss_fn)
         return single.step(setup, state, train_batch, val_batch, lr_hyper)
 
+    @overload
     def compute_hypergradient(
         self,
         state: BilevelState,
@@ -257,10 +268,46 @@ class EstimatorOptimizer(BilevelOptimizer):
         val_batch: Batch,
         train_loss_fn: LossFn,
         val_loss_fn: LossFn,
-    ) -> Hyper:
-        """The very hypergradient that `step` would apply; the state is untouched."""
+        *,
+        with_metadata: Literal[False] = False,
+    ) -> Hyper: ...
+
+    @overload
+    def compute_hypergradient(
+        self,
+        state: BilevelState,
+        train_batch: Batch,
+        val_batch: Batch,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+        *,
+        with_metadata: Literal[True],
+    ) -> tuple[Hyper, MetricDict]: ...
+
+    def compute_hypergradient(
+        self,
+        state: BilevelState,
+        train_batch: Batch,
+        val_batch: Batch,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+        *,
+        with_metadata: bool = False,
+    ) -> Hyper | tuple[Hyper, MetricDict]:
+        """The very hypergradient that `step` would apply; the state is untouched.
+
+        Args:
+            with_metadata: Return `(hypergradient, metadata)`: the metrics that `step` would report
+                of this estimate (`val_loss`, norms, the method's own such as `linear_residual`),
+                and `status`, that of `step` before its outer update: whether what the step has
+                computed so far is finite, and what the method says of it. Works under `jit` and
+                `vmap`, as the hypergradient does. Nothing is undone: with a status that `rejects`,
+                do not use the hypergradient.
+        """
         setup = self._setup(train_loss_fn, val_loss_fn)
-        return single.hypergradient(setup, state, train_batch, val_batch)
+        return single.hypergradient(
+            setup, state, train_batch, val_batch, with_metadata=with_metadata
+        )
 
     def start_episode(self, state: BilevelState) -> BilevelState:
         """For a loop of your own around `step`: fresh slots and memory, phi kept.
@@ -309,6 +356,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         logger: MetricLogger | None = None,
         natural: Callable[[Hyper], Any] | None = None,
         progress: bool | None = None,
+        on_failure: OnFailure = "skip",
         checkpoint: CheckpointArgument = None,
     ) -> BilevelState:
         """M episodes of T inner steps, the hyperparameters tuned all along.
@@ -333,13 +381,14 @@ class EstimatorOptimizer(BilevelOptimizer):
                 this or `outer_optimizer`, which is never decayed.
             callback: `callback(episode, state)` after every episode, with `state.params = w_T`;
                 False ends the run.
-            get_task, logger, natural, progress, checkpoint: See `gradhpo.tune`.
+            get_task, logger, natural, progress, on_failure, checkpoint: See `gradhpo.tune`.
 
         Returns:
             The final state; its `params` are phi (equal to w_T at `lr_reptile=1`).
 
         Raises:
             TypeError, ValueError: at the first call, naming what is wrong and the remedy.
+            UpdateRejected: with `on_failure="raise"`.
 
         Warns:
             GradhpoWarning: what `strict` lists; at the end, if updates of this run were rejected
@@ -348,7 +397,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         return checked_run(
             self._setup(train_loss_fn, val_loss_fn, run=True),
             state,
-            Plan(M, self.T if T is None else T, of, lr_hyper, lr_reptile),
+            Plan(M, self.T if T is None else T, of, lr_hyper, lr_reptile, on_failure),
             Data(get_train_batch, get_val_batch, get_task, self.tasks),
             callback=callback,
             logger=logger,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.status import Status
+from gradhpo.core.status import Status, status_message
 from gradhpo.core.types import Hyper, Memory, MetricDict, OptState, Params, PyTree
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.validation import check_same_structure
@@ -53,6 +53,8 @@ class BilevelState:
         drawn: int32 array: inner steps that `run` has drawn batches for, the position in the data.
         counts: int32 array: how often every status was the one of an update, by its code; see
             `status_counts`.
+
+    Counters stay at 2**31 - 1 once they are there.
     """
 
     params: Params
@@ -100,7 +102,17 @@ class BilevelState:
         >>> BilevelState.create(jnp.zeros(3), jnp.array(0.1)).status_counts
         {}
         """
-        return {code: int(self.counts[code]) for code in Status if self.counts[code]}
+        counts = np.asarray(self.counts)
+        return {code: int(counts[code]) for code in Status if counts[code]}
+
+    @property
+    def status_message(self) -> str:
+        """What the status of the last update means, with the remedy.
+
+        >>> BilevelState.create(jnp.zeros(3), jnp.array(0.1)).status_message
+        'OK: the step was taken and everything is finite'
+        """
+        return status_message(int(self.metadata["status"]))
 
     def update(self, **fields: Any) -> "BilevelState":
         """A copy with some fields replaced; `metadata` is merged, `step` becomes an int32 array.

@@ -14,6 +14,7 @@ from gradhpo.core.types import Hyper
 from gradhpo.driver._recompilation import note_compilation
 from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
+from gradhpo.driver.failure import OnFailure, check_on_failure
 from gradhpo.driver.hooks import Hook, Log
 from gradhpo.driver.run import Plan, run
 from gradhpo.driver.setup import Setup, check_length, check_state
@@ -46,6 +47,7 @@ def tune(
     logger: MetricLogger | None = None,
     natural: Callable[[Hyper], Any] | None = None,
     progress: bool | None = None,
+    on_failure: OnFailure = "skip",
     loop: str = "auto",
     strict: bool = False,
     checkpoint: CheckpointArgument = None,
@@ -84,6 +86,11 @@ def tune(
         natural: The hyperparameters as they shall be logged; None: by `task.natural`.
         progress: A progress line on stderr, with the losses and the first hyperparameters; None:
             where that is a terminal.
+        on_failure: What follows an update that the finite guard has rejected, and undone (a
+            `Status` that `rejects`): "skip" goes on with the next one and says so once, at the end;
+            "stop" ends the run after the episode, with a warning; "raise" raises
+            `gradhpo.UpdateRejected` there. Both look at the state after every episode, so each is a
+            compiled call of its own.
         loop: "scan", "unroll", "host" or "auto"; see
             `gradhpo.algorithms.EstimatorOptimizer`.
         strict: Raise where others are warned before the first episode.
@@ -97,6 +104,7 @@ def tune(
 
     Raises:
         TypeError, ValueError: before or at the first episode, naming what is wrong and the remedy.
+        UpdateRejected: with `on_failure="raise"`, after an episode in which an update was rejected.
         KeyboardInterrupt: after the episode that a first Ctrl-C fell into, or at the second.
             Whatever is raised while the run is on has the last good state as `error.state`.
 
@@ -142,7 +150,7 @@ def tune(
     return checked_run(
         setup,
         state,
-        Plan(episodes, T, of, lr_hyper, lr_reptile),
+        Plan(episodes, T, of, lr_hyper, lr_reptile, on_failure),
         Data(task.train, task.val, get_task, setup.estimator.tasks),
         callback=callback,
         logger=logger,
@@ -214,6 +222,7 @@ def checked_run(
         T=T,
         lr_hyper=None if plan.lr_hyper is None else float(plan.lr_hyper),
         lr_reptile=check_fraction("lr_reptile", plan.lr_reptile),
+        on_failure=check_on_failure(plan.on_failure),
     )
     if callback is not None:
         check_callable("callback", callback, "(episode, state)")
