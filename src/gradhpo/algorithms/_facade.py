@@ -32,6 +32,7 @@ from gradhpo.estimators.virtual import virtual_step
 from gradhpo.utils.arrays import as_arrays
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
+    check_arrays,
     check_callable,
     check_choice,
     check_count,
@@ -219,6 +220,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         """
         check_params(params)
         check_hyperparams(hyperparams)
+        check_arrays("the model state", model_state)
         window = None
         if train_batch is not None:
             train = jax.tree.map(lambda x: jnp.asarray(x)[None], as_arrays(train_batch))

@@ -3,7 +3,9 @@
 Everything here traces and looks at the jaxpr; nothing is computed.
 """
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,7 +43,7 @@ def check_problem(
         Names of the metrics that the losses return, as they stand in `state.metadata`.
 
     Raises:
-        TypeError: a loss is not one floating-point scalar.
+        TypeError: a loss is not one floating-point scalar, or asks for types that are switched off.
         ValueError: Phi changes the structure, shape or dtype of the state, or needs a value
             of the loss that only a line search has.
     """
@@ -49,15 +51,17 @@ def check_problem(
     names: list[str] = []
     if problem.reported_loss is not None:
         train = partial(losses.train, problem.reported_loss)
-        got = jax.eval_shape(train, inner.params, lam, batch.train, inner.model_state)
+        with _refused_float64("train_loss_fn"):
+            got = jax.eval_shape(train, inner.params, lam, batch.train, inner.model_state)
         check_scalar("train_loss_fn", got.value)
         names += [f"train_{name}" for name in got.metrics]
     judge = partial(losses.judge, problem.outer_loss)
-    value, metrics = jax.eval_shape(judge, inner.params, lam, batch.val, inner.model_state)
+    with _refused_float64("val_loss_fn"):
+        value, metrics = jax.eval_shape(judge, inner.params, lam, batch.val, inner.model_state)
     check_scalar("val_loss_fn", value)
     names += [f"val_{name}" for name in metrics]
     try:
-        with explain_loops():
+        with explain_loops(), _refused_float64("the training step"):
             after = jax.eval_shape(problem.dynamics.step, inner, lam, batch.train)
     except TypeError as error:
         if "required keyword-only argument" in str(error):
@@ -70,6 +74,21 @@ def check_problem(
     before = jax.eval_shape(lambda: inner)
     check_same_avals(before, after)
     return tuple(names)
+
+
+@contextlib.contextmanager
+def _refused_float64(name: str) -> Iterator[None]:
+    """JAX only warns of a request for float64 that it does not meet, and goes on in float32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Explicitly requested dtype .*float64", UserWarning)
+        try:
+            yield
+        except UserWarning as warning:
+            raise TypeError(
+                f"{name} asks for float64, but JAX has 64-bit types switched off and would compute "
+                "in float32. Ask for float32 or for the dtype of an argument, or switch them on "
+                "first: jax.config.update('jax_enable_x64', True)."
+            ) from warning
 
 
 class Reach(NamedTuple):

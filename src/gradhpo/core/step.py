@@ -30,6 +30,7 @@ from gradhpo.core.types import Hyper, Params, PyTree
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_where
+from gradhpo.utils.validation import explain_leaves
 
 __all__ = [
     "OuterOptimizer",
@@ -174,7 +175,7 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
         if estimator.room is not None and estimator.room.missing(state.memory):
             # A batch's shape is known only now; allocated first, so that it can be undone.
             state = state.update(memory=estimator.room.make(state.memory, window))
-        with explain_loops():
+        with explain_loops(), explain_leaves(state=state, window=window):
             estimate = estimator.estimate(
                 problem, state.memory, state.inner, state.hyperparams, window, origin
             )

@@ -30,6 +30,7 @@ from gradhpo.core.step import strengthen
 from gradhpo.core.types import Batch, Hyper, InnerOptimizer, Params, PyTree
 from gradhpo.utils._precision import float64
 from gradhpo.utils.validation import (
+    check_arrays,
     check_batch,
     check_callable,
     check_count,
@@ -95,6 +96,7 @@ class Task:
         with float64():  # that numbers are too wide for the types of a run, `begin` says
             check_params(self.params)
             check_hyperparams(self.hyperparams)
+            check_arrays("the model state", self.model_state)
         self._check_sources()
         if self.space is not None:
             self.declared  # noqa: B018  refuses what is outside
@@ -193,6 +195,7 @@ class Task:
         steps = check_count("steps", steps)
         check_params(self.params)
         check_hyperparams(self.hyperparams)
+        check_arrays("the model state", self.model_state)
         inner, own = begin_episode(self.problem, self.origin(key), strengthen(self.hyperparams))
         picked = self.train is None or isinstance(self.train, Pool)
         drawn = None if picked else self.window(steps)

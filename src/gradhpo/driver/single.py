@@ -21,7 +21,7 @@ from gradhpo.driver.setup import Setup, check_state, resolve
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.arrays import owned
-from gradhpo.utils.validation import check_batch
+from gradhpo.utils.validation import check_batch, explain_leaves
 
 __all__ = ["as_rate", "hypergradient", "step"]
 
@@ -31,18 +31,20 @@ def step(
 ) -> BilevelState:
     """The state after one update by this batch; see `EstimatorOptimizer.step`."""
     check_outer_step(setup.name, setup.outer, lr_hyper)
-    state, window = _taken(setup, state, Window(train_batch, val_batch))
-    rate = as_rate(lr_hyper, scalar_dtype(state.hyperparams))
-    compiled = _single(setup)
-    if not compiled.metrics:
-        compiled.metrics.append(_metrics(setup, state, window))
-    return compiled.step(with_metrics(state, compiled.metrics[0]), window, rate)
+    with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
+        state, window = _taken(setup, state, Window(train_batch, val_batch))
+        rate = as_rate(lr_hyper, scalar_dtype(state.hyperparams))
+        compiled = _single(setup)
+        if not compiled.metrics:
+            compiled.metrics.append(_metrics(setup, state, window))
+        return compiled.step(with_metrics(state, compiled.metrics[0]), window, rate)
 
 
 def hypergradient(setup: Setup, state: BilevelState, train_batch: Batch, val_batch: Batch) -> Hyper:
     """What `step` would apply."""
-    state, window = _taken(setup, state, Window(train_batch, val_batch))
-    return _single(setup).hypergradient(state, window)
+    with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
+        state, window = _taken(setup, state, Window(train_batch, val_batch))
+        return _single(setup).hypergradient(state, window)
 
 
 def as_rate(lr_hyper: Any, dtype: Any) -> Any:

@@ -19,10 +19,13 @@ from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
+    check_arrays,
     check_callable,
     check_choice,
     check_count,
     check_fraction,
+    check_hyperparams,
+    check_params,
 )
 
 __all__ = ["checked_run", "found_again", "tune"]
@@ -125,6 +128,9 @@ def tune(
     settings = (name, task.problem, given, outer, period, loop, strict)
     setup = found_again(_setup, settings, losses, strict=False)
     if state is None:
+        check_params(task.params)  # as wide as they are, which the task itself does not mind
+        check_hyperparams(task.hyperparams)
+        check_arrays("the model state", task.model_state)
         state = init_state(
             task.problem,
             setup.estimator,
@@ -218,6 +224,7 @@ def checked_run(
     if natural is not None:
         check_callable("natural", natural, "hyperparams -> dictionary")
     check_state(state)
+    check_arrays("the state", state)
     if plan.of is not None:
         end = int(state.episode) + plan.episodes
         if end > check_count("of", plan.of):
