@@ -228,7 +228,15 @@ def fold(
 
     Returns:
         `(carry, ys)`, with the `ys` stacked in the order of `xs`.
+
+    Raises:
+        ValueError: `xs` holds no arrays, so that nothing says how many steps there are.
     """
+    if not (leaves := jax.tree.leaves(xs)):
+        raise ValueError(
+            "the batches hold no arrays, and this method counts its steps by them: give a dummy, "
+            "such as 0.0, for a batch that nothing is read from."
+        )
     if loop != "host":
         return lax.scan(
             lambda carry, x: body(problem, consts, carry, x),
@@ -238,7 +246,7 @@ def fold(
             unroll=loop == "unroll",
         )
     step = compiled(body, problem)
-    steps = range(jax.tree.leaves(xs)[0].shape[0])
+    steps = range(leaves[0].shape[0])
     ys = []
     for t in reversed(steps) if reverse else steps:
         carry, y = step(consts, carry, _entry(xs, t))
