@@ -32,14 +32,12 @@ from gradhpo.estimators.virtual import virtual_step
 from gradhpo.utils.arrays import as_arrays
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
-    check_arrays,
     check_batch,
     check_callable,
     check_choice,
     check_count,
     check_fraction,
-    check_hyperparams,
-    check_params,
+    check_start,
     complain,
 )
 
@@ -237,11 +235,10 @@ class EstimatorOptimizer(BilevelOptimizer):
                 `gradhpo.core.losses`; an `update_fn` takes it and returns `(params, model_state)`.
 
         Raises:
-            TypeError: a leaf has the wrong type; the message names it.
+            TypeError, ValueError: a leaf has the wrong type, hyperparameters are not finite, or
+                the batch is empty; the message names the leaf.
         """
-        check_params(params)
-        check_hyperparams(hyperparams)
-        check_arrays("the model state", model_state)
+        check_start(params, hyperparams, model_state)
         window = None
         if train_batch is not None:
             train_batch = as_arrays(train_batch)

@@ -29,8 +29,10 @@ __all__ = [
     "Loop",
     "Room",
     "Unrolled",
+    "check_estimator",
     "check_loop",
     "compiled",
+    "count_steps",
     "fold",
     "report",
     "roll",
@@ -176,6 +178,19 @@ class Estimator(_Method):
         )
 
 
+def check_estimator(who: str, estimator: Any) -> None:
+    """An estimator, and not the factory that makes one.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(estimator, Estimator):
+        raise TypeError(
+            f"{who} takes a gradhpo.Estimator, such as gradhpo.one_step() or gradhpo.reverse(20), "
+            f"got {estimator!r}. Are the brackets of a call missing?"
+        )
+
+
 class Unrolled(NamedTuple):
     """Derivatives of the validation loss after a window of training."""
 
@@ -232,11 +247,7 @@ def fold(
     Raises:
         ValueError: `xs` holds no arrays, so that nothing says how many steps there are.
     """
-    if not (leaves := jax.tree.leaves(xs)):
-        raise ValueError(
-            "the batches hold no arrays, and this method counts its steps by them: give a dummy, "
-            "such as 0.0, for a batch that nothing is read from."
-        )
+    steps = count_steps(xs)
     if loop != "host":
         return lax.scan(
             lambda carry, x: body(problem, consts, carry, x),
@@ -246,12 +257,25 @@ def fold(
             unroll=loop == "unroll",
         )
     step = compiled(body, problem)
-    steps = range(leaves[0].shape[0])
     ys = []
-    for t in reversed(steps) if reverse else steps:
+    for t in reversed(range(steps)) if reverse else range(steps):
         carry, y = step(consts, carry, _entry(xs, t))
         ys.append(y)
     return carry, _stacked(ys[::-1] if reverse else ys) if ys else None
+
+
+def count_steps(xs: PyTree) -> int:
+    """The length of the leading axis.
+
+    Raises:
+        ValueError: there are no arrays.
+    """
+    if not (leaves := jax.tree.leaves(xs)):
+        raise ValueError(
+            "the batches hold no arrays, and this method counts its steps by them: give a dummy, "
+            "such as 0.0, for a batch that nothing is read from."
+        )
+    return leaves[0].shape[0]
 
 
 @functools.lru_cache(maxsize=256)

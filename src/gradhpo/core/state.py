@@ -130,9 +130,7 @@ class BilevelState:
                 fields[name] = jnp.asarray(_counted(name, fields[name]), jnp.int32)
         if "metadata" in fields:
             if not isinstance(fields["metadata"], Mapping):
-                raise TypeError(
-                    f"metadata is a dictionary of metrics, got {fields['metadata']!r}."
-                )
+                raise TypeError(f"metadata is a dictionary of metrics, got {fields['metadata']!r}.")
             fields["metadata"] = {**self.metadata, **fields["metadata"]}
         return dataclasses.replace(self, **fields)
 

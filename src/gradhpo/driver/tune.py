@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gradhpo.core.declared import Declared
-from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.estimator import Estimator, Loop, check_estimator
 from gradhpo.core.outer import check_outer, check_outer_step
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, init_state
@@ -24,8 +24,6 @@ from gradhpo.utils.validation import (
     check_choice,
     check_count,
     check_fraction,
-    check_hyperparams,
-    check_params,
 )
 
 __all__ = ["checked_run", "found_again", "tune"]
@@ -127,10 +125,8 @@ def tune(
     losses = {"task.problem.outer_loss": task.problem.outer_loss}
     settings = (name, task.problem, given, outer, period, loop, strict)
     setup = found_again(_setup, settings, losses, strict=False)
+    check_estimator("tune", setup.estimator)
     if state is None:
-        check_params(task.params)  # as wide as they are, which the task itself does not mind
-        check_hyperparams(task.hyperparams)
-        check_arrays("the model state", task.model_state)
         state = init_state(
             task.problem,
             setup.estimator,

@@ -102,7 +102,7 @@ def _declared(make: Callable[..., Space]) -> Callable[..., Space]:
     """Equal arguments give the same object, so that programs are found again."""
     signature = inspect.signature(make)
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def cached(*args: Any, **settings: Any) -> Space:
         space = make(*args, **settings)
         again = functools.partial(declare, *args, **settings)

@@ -38,6 +38,7 @@ __all__ = [
     "check_same_avals",
     "check_same_structure",
     "check_seed",
+    "check_start",
     "complain",
     "difference",
     "explain_leaves",
@@ -230,6 +231,19 @@ def check_hyperparams(hyperparams: Any) -> None:
             )
 
 
+def check_start(params: Any, hyperparams: Any, model_state: Any) -> None:
+    """What a state begins with; where it is not traced, the hyperparameters must be finite."""
+    check_params(params)
+    check_hyperparams(hyperparams)
+    check_arrays("the model state", model_state)
+    for name, leaf in leaves_with_names(hyperparams):
+        if not isinstance(leaf, Tracer) and nonfinite_rows(np.atleast_1d(leaf)):
+            raise ValueError(
+                f"leaf {name} of hyperparams is not finite (value {_short(leaf)}), so that no "
+                "update of it would be. Start from a number, -20.0 for the logarithm of 0, say."
+            )
+
+
 def check_params(params: Any) -> None:
     """At least one floating-point leaf and none complex; others are carried through untouched."""
     check_taken_apart(params)
@@ -274,7 +288,7 @@ def _array_dtype(what: str, name: str, leaf: Any) -> Any:
             raise TypeError
         return jnp.result_type(leaf)
     except (TypeError, OverflowError):
-        if hasattr(leaf, "dtype"):  # an array of text or of Python objects
+        if isinstance(leaf, np.ndarray | np.generic):  # an array of text or of Python objects
             raise TypeError(
                 f"leaf {name} of {what} has dtype {leaf.dtype}, which JAX has no arrays of. Encode "
                 "it as numbers, or leave it out."
