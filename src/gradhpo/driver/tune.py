@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from jax.core import Tracer
+
 from gradhpo.core.declared import Declared
 from gradhpo.core.estimator import Estimator, Loop, check_estimator
 from gradhpo.core.outer import check_outer, check_outer_step
@@ -221,6 +224,12 @@ def checked_run(
         check_callable("natural", natural, "hyperparams -> dictionary")
     check_state(state)
     check_arrays("the state", state)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
+        raise TypeError(
+            f"{'tune' if setup.name == 'tune' else 'run'} draws its batches on the host, episode "
+            "after episode, and cannot be traced by jit, vmap or scan: call it outside of them, or "
+            "take gradhpo.run_episodes, which is one program."
+        )
     if plan.of is not None:
         end = int(state.episode) + plan.episodes
         if end > check_count("of", plan.of):
