@@ -380,8 +380,8 @@ from interface_cases import LOSSES, METHODS, batch, method, start
 from gradhpo import GradhpoWarning
 warnings.simplefilter("ignore", GradhpoWarning)
 assert jax.device_count() == 2
-def numbers(states):
-    return jax.tree.leaves([(s.params, s.hyperparams, s.metadata) for s in states])
+def numbers(state):
+    return jax.tree.leaves((state.params, state.hyperparams, state.metadata))
 mesh = Mesh(np.array(jax.devices()), ("data",))
 rows, all_ = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 for name in METHODS:
@@ -395,9 +395,7 @@ for name in METHODS:
             new = jax.device_put(state, all_)
         for _ in range(2):
             new = opt.step(new, *data, *LOSSES, lr_hyper=0.1)
-        sources = {"get_train_batch": lambda: data[0], "get_val_batch": lambda: data[1]}
-        losses = {"train_loss_fn": LOSSES[0], "val_loss_fn": LOSSES[1]}
-        ends.append((new, opt.run(new, 1, lr_hyper=0.1, **sources, **losses)))
+        ends.append(new)
     for a, b in zip(*map(numbers, ends), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
 print("the same")

@@ -272,8 +272,8 @@ def count_steps(xs: PyTree) -> int:
     """
     if not (leaves := jax.tree.leaves(xs)):
         raise ValueError(
-            "the batches hold no arrays, and this method counts its steps by them: give a dummy, "
-            "such as 0.0, for a batch that nothing is read from."
+            "a batch needs at least one array, by which this method counts its steps; give a "
+            "dummy, such as 0.0, where nothing is read from it."
         )
     return leaves[0].shape[0]
 
