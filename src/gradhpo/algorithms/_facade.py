@@ -43,12 +43,12 @@ from gradhpo.estimators.virtual import virtual_step
 from gradhpo.utils.arrays import as_arrays
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
+    check_batch,
     check_callable,
     check_choice,
     check_count,
     check_fraction,
-    check_hyperparams,
-    check_params,
+    check_start,
     complain,
 )
 
@@ -150,8 +150,28 @@ class EstimatorOptimizer(BilevelOptimizer):
                     "traced, as it is here; the estimators, such as gradhpo.greedy(gamma), take "
                     "traced rates and weights."
                 )
-            if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
-                self._settle(**{field.name: value.item()})
+            if isinstance(value, np.generic | np.ndarray | jax.Array):
+                value = self._as_number(field.name, value)
+            if isinstance(field.default, bool) and not isinstance(value, bool):
+                raise TypeError(f"{field.name} must be True or False, got {value!r}.")
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(
+                    f"{field.name} of {type(self).__name__} is static under jit and must be "
+                    f"hashable, which {value!r} ({type(value).__name__}) is not."
+                ) from None
+
+    def _as_number(self, name: str, value: Any) -> Any:
+        """The Python number of an array of shape (), stored."""
+        if np.ndim(value) or jnp.issubdtype(value.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"{name} of {type(self).__name__} is a setting, static under jit, and cannot be an "
+                f"array of {value.dtype}{list(value.shape)}. What changes, or has an entry for "
+                "every weight, goes into the hyperparameters or the batches."
+            )
+        self._settle(**{name: value.item()})
+        return getattr(self, name)
 
     def _settle(self, **fields: Any) -> None:
         """Store checked settings, for use in `__post_init__` only."""
@@ -226,13 +246,15 @@ class EstimatorOptimizer(BilevelOptimizer):
                 `gradhpo.core.losses`; an `update_fn` takes it and returns `(params, model_state)`.
 
         Raises:
-            TypeError: a leaf has the wrong type; the message names it.
+            TypeError, ValueError: a leaf has the wrong type, hyperparameters are not finite, or
+                the batch is empty; the message names the leaf.
         """
-        check_params(params)
-        check_hyperparams(hyperparams)
+        check_start(params, hyperparams, model_state)
         window = None
         if train_batch is not None:
-            train = jax.tree.map(lambda x: jnp.asarray(x)[None], as_arrays(train_batch))
+            train_batch = as_arrays(train_batch)
+            check_batch("train_batch", train_batch)
+            train = jax.tree.map(lambda x: jnp.asarray(x)[None], train_batch)
             window = Window(train, ())
         return initializer(self)(params, hyperparams, window, model_state=model_state)
 

@@ -18,11 +18,18 @@ from jax import lax
 
 from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.estimator import Estimate, Estimator
+from gradhpo.core.estimator import Estimate, Estimator, check_estimator
 from gradhpo.core.inspect import check_problem
 from gradhpo.core.losses import has_model_state
-from gradhpo.core.outer import Outer, Rated, as_outer, check_outer_step, checked_apply
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.outer import (
+    Outer,
+    Rated,
+    as_outer,
+    check_outer,
+    check_outer_step,
+    checked_apply,
+)
+from gradhpo.core.problem import BilevelProblem, Window, check_problem_type
 from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState, empty_metadata
 from gradhpo.core.status import Status
@@ -30,6 +37,7 @@ from gradhpo.core.types import Hyper, MetricDict, Params, PyTree
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_where
+from gradhpo.utils.validation import check_start, explain_leaves
 
 __all__ = [
     "OuterOptimizer",
@@ -68,7 +76,16 @@ def init_state(
         model_state: Of losses that have one, see `gradhpo.core.losses`.
 
     With `over_tasks` every task gets a copy of `params` and `model_state`.
+
+    Raises:
+        TypeError, ValueError: an argument is something else, or a leaf has a type or a value that
+            nothing can start from; the message names it.
     """
+    check_problem_type("init_state", problem)
+    check_estimator("init_state", estimator)
+    if outer_optimizer is not None:
+        check_outer("outer_optimizer", outer_optimizer)
+    check_start(params, hyperparams, model_state)
     params, hyperparams, model_state = strengthen((params, hyperparams, model_state))
     if estimator.tasks is not None:
         params, model_state = copies((params, model_state), estimator.tasks)
@@ -165,6 +182,10 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
     0.5 1.15
     """
 
+    check_estimator("bilevel_step", estimator)
+    if outer_optimizer is not None:
+        check_outer("outer_optimizer", outer_optimizer)
+
     def step(
         problem: BilevelProblem,
         state: BilevelState,
@@ -176,7 +197,7 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
         if estimator.room is not None and estimator.room.missing(state.memory):
             # A batch's shape is known only now; allocated first, so that it can be undone.
             state = state.update(memory=estimator.room.make(state.memory, window))
-        with explain_loops():
+        with explain_loops(), explain_leaves(state=state, window=window):
             estimate = estimator.estimate(
                 problem, state.memory, state.inner, state.hyperparams, window, origin
             )

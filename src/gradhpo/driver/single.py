@@ -21,7 +21,7 @@ from gradhpo.driver.setup import Setup, check_state, resolve
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.arrays import owned
-from gradhpo.utils.validation import check_batch
+from gradhpo.utils.validation import check_batch, explain_leaves
 
 __all__ = ["as_rate", "hypergradient", "step"]
 
@@ -31,9 +31,10 @@ def step(
 ) -> BilevelState:
     """The state after one update by this batch; see `EstimatorOptimizer.step`."""
     check_outer_step(setup.name, setup.outer, lr_hyper)
-    state, window = _taken(setup, state, Window(train_batch, val_batch))
-    rate = as_rate(lr_hyper, scalar_dtype(state.hyperparams))
-    return _single(setup).step(_with_room(setup, state, window), window, rate)
+    with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
+        state, window = _taken(setup, state, Window(train_batch, val_batch))
+        rate = as_rate(lr_hyper, scalar_dtype(state.hyperparams))
+        return _single(setup).step(_with_room(setup, state, window), window, rate)
 
 
 def hypergradient(
@@ -45,11 +46,12 @@ def hypergradient(
     with_metadata: bool = False,
 ) -> Hyper | tuple[Hyper, MetricDict]:
     """What `step` would apply, and what it would say of it."""
-    state, window = _taken(setup, state, Window(train_batch, val_batch))
-    compiled = _single(setup)
-    if not with_metadata:
-        return compiled.hypergradient(state, window)[0]
-    return compiled.hypergradient(_with_room(setup, state, window), window, with_metadata=True)
+    with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
+        state, window = _taken(setup, state, Window(train_batch, val_batch))
+        compiled = _single(setup)
+        if not with_metadata:
+            return compiled.hypergradient(state, window)[0]
+        return compiled.hypergradient(_with_room(setup, state, window), window, with_metadata=True)
 
 
 def as_rate(lr_hyper: Any, dtype: Any) -> Any:

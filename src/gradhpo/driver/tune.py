@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from jax.core import Tracer
+
 from gradhpo.checkpoint.settings import CheckpointArgument, as_settings
 from gradhpo.core.declared import Declared
-from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.estimator import Estimator, Loop, check_estimator
 from gradhpo.core.outer import check_outer, check_outer_step
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, init_state
@@ -21,6 +24,7 @@ from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
+    check_arrays,
     check_callable,
     check_choice,
     check_count,
@@ -138,6 +142,7 @@ def tune(
     losses = {"task.problem.outer_loss": task.problem.outer_loss}
     settings = (name, task.problem, given, outer, period, loop, strict)
     setup = found_again(_setup, settings, losses, strict=False)
+    check_estimator("tune", setup.estimator)
     if state is None:
         state = init_state(
             task.problem,
@@ -235,6 +240,13 @@ def checked_run(
     if natural is not None:
         check_callable("natural", natural, "hyperparams -> dictionary")
     check_state(state)
+    check_arrays("the state", state)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
+        raise TypeError(
+            f"{'tune' if setup.name == 'tune' else 'run'} draws its batches on the host, episode "
+            "after episode, and cannot be traced by jit, vmap or scan: call it outside of them, or "
+            "take gradhpo.run_episodes, which is one program."
+        )
     if plan.of is not None:
         end = int(state.episode) + plan.episodes
         if end > check_count("of", plan.of):

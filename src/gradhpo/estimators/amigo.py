@@ -22,7 +22,17 @@ import numpy as np
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, roll
+from gradhpo.core.estimator import (
+    Cost,
+    Estimate,
+    Estimator,
+    Loop,
+    check_loop,
+    count_steps,
+    fold,
+    report,
+    roll,
+)
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params
 from gradhpo.estimators._apply import guarded, left, relative_norm
@@ -112,5 +122,5 @@ def cycle(batches: Batch, n: int) -> Batch:
     >>> print(cycle(np.array([10, 20, 30]), 5))
     [10 20 30 10 20]
     """
-    steps = jax.tree.leaves(batches)[0].shape[0]
+    steps = count_steps(batches)
     return batches if n == steps else jax.tree.map(lambda x: x[np.arange(n) % steps], batches)
