@@ -29,8 +29,10 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import strengthen, with_metrics
 from gradhpo.core.types import Hyper
 from gradhpo.driver._findings import complain_of, look
+from gradhpo.driver._memory import memory_explained
 from gradhpo.driver._programs import Programs, end_episode, programs
 from gradhpo.driver._recompilation import note_shapes
+from gradhpo.driver._spoilt import Spoilt
 from gradhpo.driver.data import Data, Drawn, in_one
 from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
 from gradhpo.driver.interruption import Kept, handing_back, patient_interrupts
@@ -75,22 +77,30 @@ def run(
 ) -> BilevelState:
     """The state after `plan.episodes` more episodes; see `gradhpo.tune`."""
     kept = Kept(state)
+    spoilt = Spoilt(data)
     line = Progress(plan.episodes, int(state.episode), progress, natural)
-    with patient_interrupts() as interrupted, handing_back(kept), closing(line):
+    within = memory_explained(setup.name, state, plan.T)
+    with patient_interrupts() as interrupted, handing_back(kept), within, closing(line):
         with suppress(StopRun):
-            for episode, seen in _episodes(setup, kept, plan, data, line, bool(hooks)):
+            for episode, seen in _episodes(setup, kept, plan, data, spoilt, line, bool(hooks)):
                 stopped = [stops(hook(episode, seen)) for hook in (*hooks, line)]
                 if any(stopped) or interrupted.is_set():
                     break
         kept.wait()
         if interrupted.is_set():
             raise KeyboardInterrupt
-    summarise(setup.name, state, kept.good)
+    summarise(setup.name, state, kept.good, spoilt.said)
     return kept.good
 
 
 def _episodes(
-    setup: Setup, kept: Kept, plan: Plan, data: Data, line: Progress, one_by_one: bool
+    setup: Setup,
+    kept: Kept,
+    plan: Plan,
+    data: Data,
+    spoilt: Spoilt,
+    line: Progress,
+    one_by_one: bool,
 ) -> Iterator[tuple[int, BilevelState]]:
     """`(episode, state with params = w_T)` after every call; the state to go on from is kept."""
     state, estimator, resident = kept.good, setup.estimator, data.resident
@@ -124,6 +134,7 @@ def _episodes(
                 ended, w_T = compiled.episodes(state, np.int32(n), windows, some, resident)
                 state = ended.update(**w_T)
         kept.put(ended)
+        spoilt.look(window, first + done + 1)
         done, position = done + n, position + n * T
         yield first + done, state
         if done == plan.episodes:

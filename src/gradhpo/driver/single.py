@@ -16,6 +16,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step, with_metrics
 from gradhpo.core.types import Batch, Hyper
 from gradhpo.driver._findings import complain_of, look
+from gradhpo.driver._memory import memory_explained
 from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver.setup import Setup, check_state, resolve
 from gradhpo.utils._calls import explain_loops
@@ -36,13 +37,15 @@ def step(
     compiled = _single(setup)
     if not compiled.metrics:
         compiled.metrics.append(_metrics(setup, state, window))
-    return compiled.step(with_metrics(state, compiled.metrics[0]), window, rate)
+    with memory_explained(setup.name, state, setup.estimator.unroll_steps):
+        return compiled.step(with_metrics(state, compiled.metrics[0]), window, rate)
 
 
 def hypergradient(setup: Setup, state: BilevelState, train_batch: Batch, val_batch: Batch) -> Hyper:
     """What `step` would apply."""
     state, window = _taken(setup, state, Window(train_batch, val_batch))
-    return _single(setup).hypergradient(state, window)
+    with memory_explained(setup.name, state, setup.estimator.unroll_steps):
+        return _single(setup).hypergradient(state, window)
 
 
 def as_rate(lr_hyper: Any, dtype: Any) -> Any:
