@@ -13,7 +13,7 @@ from gradhpo.driver.hooks import Hook, log_to
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest
 from gradhpo.tuning.config import TaskConfig, TuneConfig
-from gradhpo.tuning.directory import clear
+from gradhpo.tuning.directory import clear, events
 from gradhpo.tuning.methods import chosen, method_of
 from gradhpo.tuning.searches import SEARCHES, require_optuna
 from gradhpo.tuning.target import Target, check_begins_anew, load
@@ -226,5 +226,5 @@ class Logs:
             JSONLinesLogger(self.out / f"seed{seed}.jsonl"),
         ]
         if self.config.tensorboard:
-            loggers.append(TensorBoardLogger(self.out / "tensorboard" / f"seed{seed}"))
+            loggers.append(TensorBoardLogger(events(self.out, seed)))
         return MultiLogger(*loggers)

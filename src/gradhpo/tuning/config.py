@@ -10,7 +10,20 @@ from tyro.conf import Positional
 from gradhpo.tuning.methods import chosen
 from gradhpo.tuning.training import Length
 
-__all__ = ["CompareConfig", "TaskConfig", "TuneConfig"]
+__all__ = ["CompareConfig", "TaskConfig", "TuneConfig", "check_number_of"]
+
+
+MOST = np.iinfo(np.int32).max
+
+
+def check_number_of(name: str, value: int) -> None:
+    """A number of things that are counted in 32 bits.
+
+    Raises:
+        ValueError: it is below 1 or too large.
+    """
+    if not 1 <= value <= MOST:
+        raise ValueError(f"{name} must be from 1 to {MOST}, not {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +59,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "episodes", "steps"):
-            self._at_least(name, 1)
+            check_number_of(name, getattr(self, name))
         for name in ("outer_rate", "width"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0):
