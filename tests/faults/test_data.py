@@ -137,6 +137,16 @@ def test_28_a_damaged_file_of_the_users_is_refused_and_left_where_it_is(
     assert path.read_bytes() == damaged
 
 
+def test_28_a_list_of_digests_that_is_damaged_fits_nothing(tmp_path):
+    write_mnist(tmp_path, np.zeros((2, 1, 2)), np.array([1, 9]))
+    name = "train-labels-idx1-ubyte"
+    digest = sha256((tmp_path / "mnist" / name).read_bytes()).encode()
+    for bad in (b"\xe6" + digest[1:], digest[:-1]):
+        (tmp_path / "SHA256SUMS").write_bytes(bad + b"  mnist/" + name.encode())
+        with pytest.raises(DatasetError, match="SHA256SUMS lists"):
+            datasets.mnist(tmp_path)
+
+
 @pytest.mark.parametrize("body", [b"<html>Please log in</html>", b"goo"], ids=["page", "short"])
 def test_29_a_page_or_a_short_file_in_place_of_the_data_is_refused(serve, tmp_path, body):
     good = sha256(b"good")

@@ -16,6 +16,7 @@ import zlib
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gradhpo
@@ -26,6 +27,7 @@ from gradhpo.datasets.class_folders import decode_image
 from gradhpo.datasets.idx import parse_idx
 from gradhpo.datasets.sparse_text import parse_libsvm
 from gradhpo.report import StudyResult, read, summarize, table, write
+from gradhpo.tuning import load_hyperparams
 from gradhpo.tuning.directory import clear, events
 from gradhpo.utils.logging import CSVLogger, JSONLinesLogger, ProgressLogger
 
@@ -269,6 +271,7 @@ def test_65_a_link_in_the_directory_of_a_run_is_not_deleted_through(tmp_path, el
         ["--method", "one_step:lr=1"],
         ["--method", "nobody"],
         ["--seeds", "\x1b[31m"],
+        ["--seeds", "\udcff"],  # a byte that is no UTF-8, as Python hands it over
     ],
 )
 def test_66_settings_that_are_none_are_refused_by_name(options, capsys, tmp_path, monkeypatch):
@@ -298,6 +301,14 @@ def test_66_a_number_in_a_result_that_is_none_is_refused_with_its_place(gradient
     path.write_text(content)
     with pytest.raises(ValueError, match=r"methods\.a: "):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "1e308", "NaN", '"x"', "[" * 100_000, "[[1]]"])
+def test_66_hyperparameters_in_a_file_that_are_none_are_refused(value, tmp_path):
+    path = tmp_path / "hyperparams.json"
+    path.write_text('{"best_seed": 0, "seeds": {"0": {"values": {"value": %s}}}}' % value)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        load_hyperparams(path, np.float32(1.0))
 
 
 def test_67_escapes_and_markup_in_names_are_shown_and_never_obeyed(hostile_run):
