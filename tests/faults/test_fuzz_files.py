@@ -18,7 +18,8 @@ import tarfile
 import warnings
 import zipfile
 from collections import Counter
-from functools import partial
+from dataclasses import field, make_dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,7 @@ import pytest
 
 from gradhpo import cli, datasets
 from gradhpo.report import StudyResult, summarize, write
+from gradhpo.report.config import DataStudyConfig
 from gradhpo.studies import registry
 from gradhpo.studies.registry import Study
 
@@ -183,10 +185,6 @@ def _refuse(*_, **__):
 
 
 def _config(out="results"):
-    from dataclasses import field, make_dataclass
-
-    from gradhpo.report.config import DataStudyConfig
-
     fields = [
         ("out", Path, field(default=Path(out))),
         ("dataset", str, field(default="digits")),
@@ -223,12 +221,15 @@ def _audit(event, arguments):
         seen.extend(os.path.abspath(os.fsdecode(x)) for x in arguments[:2] if isinstance(x, str))
 
 
-sys.addaudithook(_audit)  # which stays; it does nothing while nobody watches
+@cache
+def _hook():
+    sys.addaudithook(_audit)  # which stays; it does nothing while nobody watches
 
 
 @pytest.fixture
 def watched():
     """Paths that are written to, made or removed."""
+    _hook()
     watching.append(True)
     seen.clear()
     yield seen

@@ -306,7 +306,7 @@ def test_66_a_number_in_a_result_that_is_none_is_refused_with_its_place(gradient
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "1e308", "NaN", '"x"', "[" * 100_000, "[[1]]"])
 def test_66_hyperparameters_in_a_file_that_are_none_are_refused(value, tmp_path):
     path = tmp_path / "hyperparams.json"
-    path.write_text('{"best_seed": 0, "seeds": {"0": {"values": {"value": %s}}}}' % value)
+    path.write_text(f'{{"best_seed": 0, "seeds": {{"0": {{"values": {{"value": {value}}}}}}}}}')
     with pytest.raises(ValueError, match=re.escape(str(path))):
         load_hyperparams(path, np.float32(1.0))
 
