@@ -270,8 +270,8 @@ def test_65_a_link_in_the_directory_of_a_run_is_not_deleted_through(tmp_path, el
         ["--outer", "lion"],
         ["--method", "one_step:lr=1"],
         ["--method", "nobody"],
-        ["--seeds", "\x1b[31m"],
-        ["--seeds", "\udcff"],  # a byte that is no UTF-8, as Python hands it over
+        ["\x1b[31mred"],
+        ["\udcff"],  # a byte that is no UTF-8, as Python hands it over
     ],
 )
 def test_66_settings_that_are_none_are_refused_by_name(options, capsys, tmp_path, monkeypatch):
