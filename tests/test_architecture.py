@@ -29,7 +29,7 @@ ALLOWED = {
     "datasets": {"utils", "core.types"},
     "checkpoint": {"utils", "core"},
     "driver": {"utils", "core", "checkpoint"},
-    "algorithms": {"utils", "core", "solvers", "estimators", "driver", "transforms"},
+    "algorithms": {"utils", "core", "checkpoint", "solvers", "estimators", "driver", "transforms"},
     "diagnostics": {"utils", "core", "estimators", "algorithms"},
     "testing": LOWER,
     "meta": LOWER,
