@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradhpo.checkpoint.errors import CheckpointError
 from gradhpo.datasets.dataset import DatasetError
-from gradhpo.utils._interrupts import INTERRUPTED, prompt_interrupts
+from gradhpo.utils._interrupts import INTERRUPTED, TERMINATED, Terminated, prompt_interrupts
 from gradhpo.utils.logging import printable
 
 if TYPE_CHECKING:
@@ -24,19 +25,21 @@ usage: gradhpo COMMAND ...
 
   gradhpo demo [--out DIR] ...       compare the methods on a small problem
   gradhpo list                       studies and methods, a line each
-  gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files
+  gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files; with --resume
+                                     go on with one that was cut off
   gradhpo report DIR                 print the table of an earlier run again
   gradhpo init [FILE] ...            write a short file with a task, to start from
   gradhpo doctor MODULE:NAME ...     what is wrong with a task of your own, which method suits it
-  gradhpo tune MODULE:NAME ...       tune a task of your own, keep what is found
+  gradhpo tune MODULE:NAME ...       tune a task of your own, keep what is found; with --resume go
+                                     on with what was cut off, and so with compare
   gradhpo compare MODULE:NAME ...    methods on it, each for the same number of gradients
   gradhpo --version
 
 `gradhpo COMMAND --help` and `gradhpo run STUDY --help` show all options.
 
 exit status: 0 done; 1 failed (data, disk, settings that do not fit; doctor found faults); 2 wrong
-command line or a missing extra; 130 interrupted. With GRADHPO_TRACEBACK=1 in the environment an
-error shows where it arose; a bug always does."""
+command line or a missing extra; 130 interrupted; 143 terminated. With GRADHPO_TRACEBACK=1 in the
+environment an error shows where it arose; a bug always does."""
 
 
 class UsageError(Exception):
@@ -55,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when done, 1 when something failed, 2 for a wrong command line or a missing extra, 130
-        when interrupted; one line on stderr says what. What leaves this function as an exception
-        is a bug. Where `argv` is None, as in the installed command, Ctrl-C ends the process itself.
+        when interrupted, 143 when terminated; one line on stderr says what. What leaves this
+        function as an exception is a bug. Where `argv` is None, as in the installed command, Ctrl-C
+        and SIGTERM end the process itself, `tune` and `compare` the second time.
 
     Raises:
         SystemExit: with status 0 or 2, after the help or an error of a command's options.
@@ -67,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         # A session or notebook that calls this outlives an interrupt; runs of a task keep what
-        # there is.
-        at_once = argv is None and arguments[:1] not in (["tune"], ["compare"])
-        own = prompt_interrupts("gradhpo: interrupted") if at_once else nullcontext()
+        # there is, unless there is a second one.
+        patience = int(arguments[:1] in (["tune"], ["compare"]))
+        own = prompt_interrupts("gradhpo", patience=patience) if argv is None else nullcontext()
         with own:
             _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
@@ -79,13 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"gradhpo: {error}", file=sys.stderr)
         return 2
+    except Terminated:
+        print("gradhpo: terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print("gradhpo: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # as in `gradhpo list | head -1`
         sys.stdout = open(os.devnull, "w")  # or the interpreter's last flush complains
         return 1
-    except (DatasetError, ImportError, OSError, TypeError, ValueError) as error:
+    except (
+        CheckpointError,
+        DatasetError,
+        ImportError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
         if os.environ.get("GRADHPO_TRACEBACK") == "1" or not _is_for_the_user(error):
             raise
         message = printable(" ".join(str(error).split())) or type(error).__name__
@@ -96,10 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the message alone tells the user what to mend.
 
-    A data file, a disk: always. Else where a `raise` of ours refuses what it was given, settings
-    or a method that does not fit. What arises under our code, in JAX, NumPy or Python, is a bug.
+    A checkpoint, a data file, a disk: always. Else where a `raise` of ours refuses what it was
+    given, settings or a method that does not fit. What arises under our code, in JAX, NumPy or
+    Python, is a bug.
     """
-    if isinstance(error, DatasetError | OSError):
+    if isinstance(error, CheckpointError | DatasetError | OSError):
         return True
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
     module = frame.f_globals.get("__name__", "")
@@ -135,6 +150,8 @@ def _demo(options: list[str]) -> None:
     tutorial = load("tutorial")
     config = _parse(tutorial.DemoConfig, "gradhpo demo", options)
     again = config.out == tutorial.DemoConfig.out and _is_of_demo(config.out)
+    if config.resume:
+        raise UsageError("the demo takes a minute and keeps no parts: run it again.")
     for each in (config, tutorial.separated(config)):
         report.output_directory(each.out, config.overwrite or again)
     if again:
@@ -169,6 +186,7 @@ def _list(options: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     from gradhpo import report
     from gradhpo.report.drawing import require_matplotlib
+    from gradhpo.report.parts import finished, keeping
     from gradhpo.studies.registry import STUDIES, load
 
     name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
@@ -181,9 +199,17 @@ def _run(arguments: list[str]) -> None:
     study = load(name)
     config = _parse(study.Config, f"gradhpo run {name}", options)
     require_matplotlib()
-    out = report.output_directory(config.out, config.overwrite)
-    result = study.run(config, progress=_show)
-    _print_and_write(replace(result, command=report.command(["run", *arguments])), out)
+    if config.resume and finished(config.out, name, config):
+        print(report.table(report.read(config.out)))
+        print(f"{printable(str(config.out))} holds this run, finished; nothing was computed")
+        return
+    out = report.output_directory(config.out, config.overwrite, resume=config.resume)
+    with keeping(out, name, config, _show, config.resume) as parts:
+        result = study.run(replace(config, overwrite=False, resume=False), progress=_show)
+        seconds = result.wall_seconds + parts.seconds
+        command = report.command(["run", *arguments])
+        _print_and_write(replace(result, wall_seconds=seconds, command=command), out)
+        parts.finish()
 
 
 def _print_and_write(result: "StudyResult", out: Path) -> None:
@@ -214,16 +240,27 @@ def _tune(arguments: list[str]) -> None:
     from gradhpo.report.drawing import require_matplotlib
     from gradhpo.tuning.command import tune_target
     from gradhpo.tuning.config import TuneConfig
-    from gradhpo.tuning.directory import OURS
+    from gradhpo.tuning.directory import opened
     from gradhpo.tuning.result import result_of
 
     config = _parse(TuneConfig, "gradhpo tune", arguments)
     require_matplotlib()
-    out = report.output_directory(config.out, config.overwrite, OURS)
-    tuned = tune_target(config, out, progress=_show)
-    _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), out)
-    if tuned.error is not None:
-        raise tuned.error
+    with opened("tune", config, _show) as run:
+        if run.finished:
+            _show_finished(run.out)
+            return
+        tuned = tune_target(config, run, progress=_show)
+        _print_and_write(result_of(config, tuned, report.command(["tune", *arguments])), run.out)
+        if tuned.error is not None:
+            raise tuned.error
+        run.end()
+
+
+def _show_finished(out: Path) -> None:
+    from gradhpo.report import read, table
+
+    print(table(read(out)))
+    print(f"{printable(str(out))} holds this run, finished; nothing was computed")
 
 
 def _compare(arguments: list[str]) -> None:
@@ -232,37 +269,40 @@ def _compare(arguments: list[str]) -> None:
     from gradhpo.tuning.command import target_of
     from gradhpo.tuning.comparing import compare, figure
     from gradhpo.tuning.config import CompareConfig
-    from gradhpo.tuning.directory import OURS, clear
+    from gradhpo.tuning.directory import opened
 
     config = _parse(CompareConfig, "gradhpo compare", arguments)
     require_matplotlib()
     target = target_of(config)
-    out = report.output_directory(config.out, config.overwrite, OURS)
-    error = None
-    try:
-        result = compare(
-            target.make,
-            config.method,
-            config.budget or 20 * config.episodes * config.steps,
-            **config.length._asdict(),
-            seeds=config.seeds,
-            outer_rate=config.outer_rate,
-            outer=config.outer,
-            width=config.width,
-            title=config.task,
-            progress=_show,
-        )
-    except (Exception, KeyboardInterrupt) as raised:
-        if not hasattr(raised, "result"):
-            raise
-        error, result = raised, getattr(raised, "result")  # noqa: B009  of the seeds that are done
-    if config.overwrite:
-        clear(out)
-    command = report.command(["compare", *arguments])
-    files = {"compare.png": lambda path: figure(result, path)}
-    _print_and_write(replace(result, command=command, files=files), out)
-    if error is not None:
-        raise error
+    with opened("compare", config, _show) as run:
+        if run.finished:
+            _show_finished(run.out)
+            return
+        error = None
+        try:
+            result = compare(
+                target.make,
+                config.method,
+                config.budget or 20 * config.episodes * config.steps,
+                **config.length._asdict(),
+                seeds=config.seeds,
+                outer_rate=config.outer_rate,
+                outer=config.outer,
+                width=config.width,
+                title=config.task,
+                progress=_show,
+                place=run.place,
+            )
+        except (Exception, KeyboardInterrupt) as raised:
+            if not hasattr(raised, "result"):
+                raise
+            error, result = raised, getattr(raised, "result")  # noqa: B009  of seeds that are done
+        command = report.command(["compare", *arguments])
+        files = {"compare.png": lambda path: figure(result, path)}
+        _print_and_write(replace(result, command=command, files=files), run.out)
+        if error is not None:
+            raise error
+        run.end()
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -136,7 +136,7 @@ def doctor(
 def _seconds(train: Callable[[Length, Hook], Any], steps: int) -> float:
     """Of an episode, the median; the first one compiles. NaN: the batches end before."""
     ends: list[float] = []
-    train(Length(1 + TIMED, steps), lambda episode, state: ends.append(time.monotonic()))
+    train(Length(1 + TIMED, steps), lambda row: ends.append(time.monotonic()))
     return float(np.median(np.diff(ends))) if len(ends) > 1 else math.nan
 
 

@@ -49,7 +49,7 @@ def identity(
         "estimation_period": setup.period,
         "start": digest_of(start)[:16],
         "first episode": int(state.episode),
-        **_programs(setup, state, window, plan.lr_hyper),
+        **setup.remember_shapes(_programs, state, window, plan.lr_hyper),
         **{f"{side} data": _source(source) for side, source in data.sides.items()},
         "data of the first episode": digest_of(_called(data, drawn))[:16],
     }
@@ -80,12 +80,11 @@ def _programs(
     setup: Setup, state: BilevelState, window: Window, rate: Any
 ) -> dict[str, dict[str, str]]:
     """Digests of what is computed, from its parts to the whole update, so that a change is seen
-    where it was made."""
+    where it was made. Arguments are shapes."""
     problem, estimator = setup.problem, setup.estimator
     cut = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((estimator.unroll_steps, *x.shape[1:]), x.dtype), window
     )
-    state = jax.eval_shape(lambda: state)
     inner, lam, one = one_task(estimator, state, cut)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
 

@@ -12,16 +12,11 @@ from typing import Any
 import jax
 
 from gradhpo.core.state import BilevelState
+from gradhpo.utils._interrupts import TERMINATED, Terminated, terminate
 
 __all__ = ["Kept", "Signals", "Terminated", "handing_back", "patient_signals"]
 
 GRACE = 0.5  # seconds
-TERMINATED = 143
-"""The exit status of a program that was terminated: 128 + SIGTERM, as shells have it."""
-
-
-class Terminated(SystemExit, KeyboardInterrupt):
-    """SIGTERM: what keeps its results after Ctrl-C does so now, and the process ends with 143."""
 
 
 class Kept:
@@ -105,7 +100,7 @@ def patient_signals(terminations: bool = False) -> Iterator[Signals]:
 
     Args:
         terminations: Whether that is done with SIGTERM as well, which otherwise ends the process at
-            once: right for a run that saves its state.
+            once: right for a run that saves its state. Where it is raised, it is noted anyway.
 
     Outside of the main thread, the only one that signals reach, nothing changes, nor for a signal
     that has another handler already.
@@ -114,7 +109,9 @@ def patient_signals(terminations: bool = False) -> Iterator[Signals]:
     own: dict[signal.Signals, Any] = {
         signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt)
     }
-    if terminations:
+    if signal.getsignal(signal.SIGTERM) is terminate:
+        own[signal.SIGTERM] = (terminate, Terminated)
+    elif terminations:
         own[signal.SIGTERM] = (signal.SIG_DFL, Terminated)
     in_main = threading.current_thread() is threading.main_thread()
     ours = [number for number, (handler, _) in own.items() if signal.getsignal(number) is handler]

@@ -1,24 +1,22 @@
 """`gradhpo tune`: a task of one's own by a method, beside the same training left alone."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gradhpo.core.estimator import Cost
-from gradhpo.core.state import BilevelState
-from gradhpo.driver.hooks import Hook, Log
 from gradhpo.report.config import Progress, silent
-from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest
+from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest, with_trial
 from gradhpo.tuning.config import TaskConfig, TuneConfig
-from gradhpo.tuning.directory import clear
+from gradhpo.tuning.directory import RunDirectory, events
 from gradhpo.tuning.methods import chosen, method_of
+from gradhpo.tuning.places import Row
 from gradhpo.tuning.searches import SEARCHES, require_optuna
 from gradhpo.tuning.target import Target, check_begins_anew, load
 from gradhpo.tuning.training import (
     History,
+    Hook,
     Length,
     Trial,
     holding,
@@ -29,7 +27,6 @@ from gradhpo.tuning.training import (
 from gradhpo.utils.logging import (
     CSVLogger,
     JSONLinesLogger,
-    MetricLogger,
     MultiLogger,
     TensorBoardLogger,
 )
@@ -63,15 +60,15 @@ class Tuned(NamedTuple):
     """All trainings of a command."""
 
     seeds: list[Seed]  # that have been tuned at all
-    seconds: float
+    seconds: float  # of all processes that went on with it
     error: BaseException | None  # that ended it early
 
 
-def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> Tuned:
+def tune_target(config: TuneConfig, run: RunDirectory, progress: Progress = silent) -> Tuned:
     """Load the task, and train it for every seed.
 
     Args:
-        out: An existing directory, for the logs of every episode.
+        run: Where the trainings are kept and logged.
         progress: Told of every training that is done.
 
     Returns:
@@ -88,12 +85,11 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
     if config.method in SEARCHES or config.warm_start:
         require_optuna()
     began, seeds, error = time.monotonic(), [], None
-    logs = Logs(config, out)
     length = config.length.of(target.make(0))
     try:
         for number in range(config.seeds):
             seed = Seed(History(target.make(number)).start, {})
-            for name, outcome in _trainings(target, number, config, length, logs, progress):
+            for name, outcome in _trainings(target, number, config, length, run, progress):
                 if not seed.outcomes:
                     seeds.append(seed)
                 seed.outcomes[name] = outcome
@@ -103,7 +99,8 @@ def tune_target(config: TuneConfig, out: Path, progress: Progress = silent) -> T
         if not seeds:
             raise
         error = raised
-    return Tuned(seeds, time.monotonic() - began, error)
+    earlier = sum(each.trial.earlier for seed in seeds for each in seed.outcomes.values())
+    return Tuned(seeds, time.monotonic() - began + earlier, error)
 
 
 def target_of(config: TaskConfig, *, once: bool = False) -> Target:
@@ -127,7 +124,12 @@ def target_of(config: TaskConfig, *, once: bool = False) -> Target:
 
 
 def _trainings(
-    target: Target, seed: int, config: TuneConfig, length: Length, logs: "Logs", progress: Progress
+    target: Target,
+    seed: int,
+    config: TuneConfig,
+    length: Length,
+    run: RunDirectory,
+    progress: Progress,
 ) -> Iterator[tuple[str, Outcome]]:
     """The trainings of one seed by their names, each as soon as it is done.
 
@@ -141,90 +143,91 @@ def _trainings(
         return name, Outcome(trial, found)
 
     by_method = _searched if config.method in SEARCHES else _tuned
-    tuned = by_method(target, seed, config, length, logs)
+    tuned = by_method(target, seed, config, length, run)
     yield done(config.method, *tuned)
     if not config.alone:
         as_long = length._replace(episodes=int(tuned.trial.state.episode))
         untouched = target.make(seed)  # made anew: sources begin at their start
-        trial = left_alone(untouched, as_long, seed=seed)
+        trial = left_alone(untouched, as_long, seed=seed, place=run.place(f"seed{seed}-untuned"))
         yield done(UNTUNED, trial, judged(trial))
         found = holding(target.make(seed), tuned.trial.hyperparams)
-        trial = left_alone(found, as_long, seed=seed)
+        trial = left_alone(found, as_long, seed=seed, place=run.place(f"seed{seed}-anew"))
         yield done(ANEW, trial, judged(trial))
 
 
-def _tuned(target: Target, seed: int, config: TuneConfig, length: Length, logs: "Logs") -> Outcome:
+def _tuned(
+    target: Target, seed: int, config: TuneConfig, length: Length, run: RunDirectory
+) -> Outcome:
     """Tuned by hypergradients."""
     named = chosen(config.method)
     method = method_of(named, length.steps)
     outer = OUTER[config.outer](named.outer_rate or config.outer_rate)
-    task, state, spent = target.make(seed), None, 0.0
+    task, state, spent, earlier = target.make(seed), None, 0.0, 0.0
     if n := config.warm_start:
-        probes = by_search(target.make, "random", length, n, seed, config.width)
+        place = run.place(f"seed{seed}-probes")
+        probes = by_search(target.make, "random", length, n, seed, config.width, place=place)
+        place.thin(spared=())
         state, spent = at(task, method, outer, lowest(probes).drawn), probes[-1].spent
-    with logs.of(seed, task.stored.natural) as log:
-        trial = trained(
-            task, method, outer, length, hook=log, patience=config.patience, state=state, seed=seed
-        )
+        earlier = sum(probe.earlier for probe in probes)
+    place = run.place(f"seed{seed}-tuned")
+    how = {"patience": config.patience, "state": state, "seed": seed, "place": place}
+    with _log(run, config, seed) as log:
+        trial = trained(task, method, outer, length, hook=log, **how)
     cost = Cost(trial.cost.gradients + spent, trial.cost.products)
-    return Outcome(trial._replace(cost=cost), judged(trial))
+    return Outcome(trial._replace(cost=cost, earlier=trial.earlier + earlier), judged(trial))
 
 
 def _searched(
-    target: Target, seed: int, config: TuneConfig, length: Length, logs: "Logs"
+    target: Target, seed: int, config: TuneConfig, length: Length, run: RunDirectory
 ) -> Outcome:
     """The best training of a search; after Ctrl-C or an error that of those which are done."""
     done: list[Training] = []
-    started, ended, error = time.monotonic(), "", None
-    with logs.of(seed, target.make(seed).natural) as log:
+    began, name, error = time.monotonic(), "", None
+    with _log(run, config, seed) as log:
 
         def seen(training: Training) -> None:
             done.append(training)
-            log(len(done), replace(training.trial.state, step=len(done), metadata=training.judged))
+            log(Row(len(done), training.judged, training.done.hyperparams))
 
-        trials, width = config.trials, config.width
+        how = (length, config.trials, seed, config.width, seen, run.place(f"seed{seed}-tuned"))
         try:
-            by_search(target.make, config.method, length, trials, seed, width, seen)
+            by_search(target.make, config.method, *how)
+            best = with_trial(lowest(done), target.make, length, seed)
         except (Exception, KeyboardInterrupt) as raised:
-            if not done:
+            at_hand = [each for each in done if each.trained is not None]
+            if not at_hand:
                 raise
-            error = raised
-            ended = "interrupted" if isinstance(raised, KeyboardInterrupt) else "failed"
-    best, cost = lowest(done), Cost(done[-1].spent, 0)
-    seconds = time.monotonic() - started
-    trial = best.trial._replace(ended=ended, error=error, cost=cost, seconds=seconds)
+            best, error = lowest(at_hand), raised
+            name = "interrupted" if isinstance(raised, KeyboardInterrupt) else "failed"
+    cost, earlier = Cost(done[-1].spent, 0), sum(each.earlier for each in done)
+    seconds = time.monotonic() - began + earlier
+    trial = best.trial._replace(
+        ended=name, error=error, cost=cost, seconds=seconds, earlier=earlier
+    )
     return Outcome(trial, best.judged)
 
 
-class Logs:
-    """The logs of a command, new files. What an earlier run has left goes when the first record
-    comes: a command that cannot run destroys nothing."""
+@contextmanager
+def _log(run: RunDirectory, config: TuneConfig, seed: int) -> Iterator[Hook]:
+    """A hook that writes every episode of a seed, or every training of a search, to new files.
 
-    def __init__(self, config: TuneConfig, out: Path):
-        self.config, self.out, self.begun = config, out, False
+    Of a training that goes on it is told all again, so that a log says the same in the end.
+    """
+    with ExitStack() as stack:
+        logger: MultiLogger | None = None
 
-    @contextmanager
-    def of(self, seed: int, natural: Callable[[Any], Any] | None) -> Iterator[Hook]:
-        """A hook that writes every episode of a seed, or every trial of a search."""
-        with ExitStack() as stack:
-            log: Hook | None = None
+        def hook(row: Row) -> None:
+            nonlocal logger
+            if logger is None:
+                logger = stack.enter_context(_new_logs(run, config, seed))
+            logger.log(row.metrics | row.hyperparams, row.step)
 
-            def hook(episode: int, state: BilevelState) -> None:
-                nonlocal log
-                if log is None:
-                    log = Log(stack.enter_context(self._open(seed)), natural)
-                log(episode, state)
+        yield hook
 
-            yield hook
 
-    def _open(self, seed: int) -> MultiLogger:
-        if self.config.overwrite and not self.begun:
-            clear(self.out)
-        self.begun = True
-        loggers: list[MetricLogger] = [
-            CSVLogger(self.out / f"seed{seed}.csv"),
-            JSONLinesLogger(self.out / f"seed{seed}.jsonl"),
-        ]
-        if self.config.tensorboard:
-            loggers.append(TensorBoardLogger(self.out / "tensorboard" / f"seed{seed}"))
-        return MultiLogger(*loggers)
+def _new_logs(run: RunDirectory, config: TuneConfig, seed: int) -> MultiLogger:
+    table, lines = run.out / f"seed{seed}.csv", run.out / f"seed{seed}.jsonl"
+    shown = [events(run.out, seed)] if config.tensorboard else []
+    for path in [table, lines, *(path for place in shown for path in place.glob("events.*"))]:
+        path.unlink(missing_ok=True)
+    return MultiLogger(CSVLogger(table), JSONLinesLogger(lines), *map(TensorBoardLogger, shown))

@@ -6,6 +6,7 @@ within a box around where the others start. What counts is the lowest validation
 a training so far, and the test loss of the same model.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -28,6 +29,7 @@ from gradhpo.report.config import Progress, silent
 from gradhpo.report.drawing import new_axes, new_figure, save
 from gradhpo.report.lines import Line, draw_lines
 from gradhpo.tuning.methods import Chosen, chosen, method_of
+from gradhpo.tuning.places import NOWHERE, Done, Place, Sequence
 from gradhpo.tuning.searches import SEARCHES, as_gradients, require_optuna, search_box
 from gradhpo.tuning.target import check_begins_anew
 from gradhpo.tuning.training import (
@@ -45,13 +47,16 @@ __all__ = [
     "OUTER",
     "Training",
     "at",
+    "best",
     "by_hypergradients",
     "by_search",
     "compare",
     "cost",
+    "ended",
     "figure",
     "lowest",
     "so_far",
+    "with_trial",
 ]
 
 OUTER = {"adam": optax.adam, "sgd": optax.sgd}
@@ -65,9 +70,32 @@ class Training(NamedTuple):
     """One of the trainings that a budget has paid for."""
 
     spent: float  # gradients, up to its end
-    trial: Trial
-    judged: dict[str, float]
+    done: Done
+    trained: Trial | None  # None: in an earlier process, and its state is not kept
     drawn: Hyper = None  # what a search has drawn, as a state would hold it
+
+    @property
+    def judged(self) -> dict[str, float]:
+        """How it ended."""
+        return self.done.judged
+
+    @property
+    def trial(self) -> Trial:
+        """The training itself, where it is at hand: always, if nothing is kept."""
+        assert self.trained is not None
+        return self.trained
+
+    @property
+    def earlier(self) -> float:
+        """Seconds that it took in earlier processes."""
+        return self.done.seconds if self.trained is None else self.trained.earlier
+
+
+def ended(spent: float, trial: Trial, drawn: Hyper = None) -> Training:
+    """A training that is over."""
+    hyperparams = trial.history.named(trial.state.hyperparams)
+    done = Done(judged(trial), hyperparams, *trial.cost, trial.seconds)
+    return Training(spent, done, trial, drawn)
 
 
 def compare(
@@ -83,6 +111,7 @@ def compare(
     width: float = WIDTH,
     title: str = "compare",
     progress: Progress = silent,
+    place: Callable[[str], Place] = lambda name: NOWHERE,
 ) -> StudyResult:
     """Methods on one task, each for the same number of gradients.
 
@@ -102,6 +131,7 @@ def compare(
             factor of 20 in both directions for `spaces.log()`.
         title: Stands above the table.
         progress: Told of every method that is done.
+        place: Where its trainings are kept, by a name for every seed and method.
 
     Returns:
         A result to print (`gradhpo.report.table`) or write: `val_loss` and `test_loss` of the model
@@ -135,7 +165,7 @@ def compare(
         raise ValueError("compare needs at least one method.")
     if {chosen(name).name for name in names} & set(SEARCHES):
         require_optuna()
-    began = time.monotonic()
+    began, earlier = time.monotonic(), 0.0
     values: list[dict[str, dict[str, Any]]] = []  # of a seed, by method
     costs: dict[str, tuple[float, float]] = {}
     settings = {"budget": budget, **length._asdict(), "seeds": seeds, "outer": outer}
@@ -146,17 +176,21 @@ def compare(
             title,
             settings | {"outer_rate": outer_rate, "width": width},
             summarize(of_method, costs, baseline=names[0] if len(names) > 1 else None),
-            time.monotonic() - began,
+            time.monotonic() - began + earlier,
         )
 
     try:
         for seed in range(check_count("seeds", seeds)):
             found: dict[str, dict[str, Any]] = {}
-            for name in names:
-                done = list(_trainings(make, chosen(name), by, rate, length, budget, seed, width))
-                best, costs[name] = lowest(done), cost(done)
-                found[name] = best.judged | {"val_loss_by_epoch": so_far(done, budget)}
-                at_end = "  ".join(f"{key} {value:.4g}" for key, value in best.judged.items())
+            for i, name in enumerate(names):
+                method = chosen(name)
+                own = place(f"seed{seed}-{method.name}-{i}")
+                done = list(_trainings(make, method, by, rate, length, budget, seed, width, own))
+                own.thin(spared={0} if seed == 0 else ())  # by which a changed task is found out
+                judged, costs[name] = lowest(done).judged, cost(done)
+                earlier += sum(each.earlier for each in done)
+                found[name] = judged | {"val_loss_by_epoch": so_far(done, budget)}
+                at_end = "  ".join(f"{key} {value:.4g}" for key, value in judged.items())
                 progress(f"seed {seed}, {name}: {at_end}  ({len(done)} trainings)")
             values.append(found)
     except (Exception, KeyboardInterrupt) as error:
@@ -175,14 +209,15 @@ def _trainings(
     budget: float,
     seed: int,
     width: float,
+    place: Place,
 ) -> Iterable[Training]:
     name = method.name
     if name not in SEARCHES:
         outer = _outer(by, method.outer_rate or rate)
-        return by_hypergradients(make, method, outer, length, budget, seed)
+        return by_hypergradients(make, method, outer, length, budget, seed, place)
     price = length.episodes * length.steps
     _check_paid(budget // price, price, budget, name)
-    return by_search(make, name, length, int(budget // price), seed, width)
+    return by_search(make, name, length, int(budget // price), seed, width, place=place)
 
 
 @kept
@@ -200,24 +235,52 @@ def by_hypergradients(
     length: Length,
     budget: float,
     seed: int = 0,
+    place: Place = NOWHERE,
 ) -> Iterator[Training]:
     """Trainings one after the other, the hyperparameters of each where the last one left them.
+
+    Args:
+        place: Where they are kept; those that have been there go on, in this very order.
 
     Raises:
         ValueError: the budget does not pay for one.
     """
-    state, spent, estimator = None, 0.0, method_of(method, length.steps)
-    while True:
+    sequence, estimator, spent = Sequence(place), method_of(method, length.steps), 0.0
+
+    def train(i: int, state: BilevelState | None) -> Trial:
+        """Training `i`, after one that ended with this state."""
         task = make(seed)
-        state = None if state is None else _restarted(task, estimator, outer, state)
-        price = _price(task, estimator, length)
+        start = None if state is None else _restarted(task, estimator, outer, state)
+        how = {"state": start, "seed": seed, "place": sequence.place(i)}
+        return _whole(trained(task, estimator, outer, length, **how))
+
+    def end_of(last: int) -> BilevelState:
+        """What a training of an earlier process has left, from the last state that is kept; the
+        first one has the structure of all."""
+        state, kept = train(0, None).state, sequence.newest(last)
+        if kept:
+            state = sequence.restore(kept, state)
+        for i in range(kept + 1, last + 1):
+            state = train(i, state).state
+        return state
+
+    state: BilevelState | None = None
+    for i in itertools.count():
+        price = _price(make(seed), estimator, length)
         if spent + price > budget:
             _check_paid(spent, price, budget, method.name)
             return
-        trial = _whole(trained(task, estimator, outer, length, state=state, seed=seed))
-        state = trial.state
         spent += price
-        yield Training(spent, trial, judged(trial))
+        known = sequence.done(i)
+        if known is not None and (i or not sequence.kept(i)):
+            yield Training(spent, known, None)
+            continue
+        if i and state is None:
+            state = end_of(i - 1)
+        training = ended(spent, train(i, state))
+        sequence.add(i, training.done, needed=i)
+        state = None if sequence.done(i + 1) else training.trial.state
+        yield training
 
 
 def by_search(
@@ -228,6 +291,7 @@ def by_search(
     seed: int = 0,
     width: float = WIDTH,
     seen: Callable[[Training], object] = lambda training: None,
+    place: Place = NOWHERE,
 ) -> list[Training]:
     """Trainings with hyperparameters that a search draws; the first one is of the start.
 
@@ -235,6 +299,8 @@ def by_search(
         trials: How many.
         width: See `compare`.
         seen: Told of each training that is done.
+        place: Where they are kept; those that have been there are known, and the sampler is told
+            of them again.
 
     Raises:
         KeyboardInterrupt: at the first Ctrl-C.
@@ -243,13 +309,21 @@ def by_search(
     stored = first.stored.hyperparams
     flat, back = ravel_pytree(stored)
     done: list[Training] = []
+    sequence = Sequence(place)
 
     def judge(setting: np.ndarray) -> float:
         task, drawn = make(seed), back(jnp.asarray(setting, flat.dtype))
         if task.declared is not None:
             drawn = task.declared.project(drawn)
-        trial = _whole(left_alone(holding(task, task.settled(drawn)), length, seed=seed))
-        done.append(Training(price * (len(done) + 1), trial, judged(trial), drawn))
+        i, spent = len(done), price * (len(done) + 1)
+        known = sequence.done(i)
+        if known is not None and not sequence.kept(i):
+            done.append(Training(spent, known, None, drawn))
+        else:
+            held, own = holding(task, task.settled(drawn)), sequence.place(i)
+            trial = _whole(left_alone(held, length, seed=seed, place=own))
+            done.append(ended(spent, trial, drawn))
+            sequence.add(i, done[-1].done, needed=best(done))
         seen(done[-1])
         return done[-1].judged["val_loss"]
 
@@ -257,9 +331,23 @@ def by_search(
     return done
 
 
+def with_trial(training: Training, make: Make, length: Length, seed: int) -> Training:
+    """One of a search; it is trained again if an earlier process has done it and kept no state."""
+    if training.trained is not None:
+        return training
+    task = make(seed)
+    trial = _whole(left_alone(holding(task, task.settled(training.drawn)), length, seed=seed))
+    return training._replace(trained=trial)
+
+
+def best(done: list[Training]) -> int:
+    """The number of the training with the lowest validation loss, the first of equals."""
+    return min(range(len(done)), key=lambda i: _loss(done[i].judged["val_loss"]))
+
+
 def lowest(done: list[Training]) -> Training:
     """The training with the lowest validation loss."""
-    return min(done, key=lambda each: _loss(each.judged["val_loss"]))
+    return done[best(done)]
 
 
 def at(task: Task, method: Method, outer: Any, hyperparams: Hyper) -> BilevelState:
@@ -320,7 +408,7 @@ def _whole(trial: Trial) -> Trial:
 
 def cost(done: list[Training]) -> tuple[float, float]:
     """Gradients and second-order products of all trainings."""
-    each = [training.trial.cost for training in done]
+    each = [training.done.cost for training in done]
     return sum(cost.gradients for cost in each), sum(cost.products for cost in each)
 
 

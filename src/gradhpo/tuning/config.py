@@ -28,6 +28,8 @@ class TaskConfig:
     """Directory for the results; created when missing."""
     overwrite: bool = False
     """Replace the files of an earlier run in that directory."""
+    resume: bool = False
+    """Go on with the run in that directory, which was cut off: the same command, or more seeds."""
     set: tuple[str, ...] = ()
     """Arguments of the task's function, or where hyperparameters start, NAME=VALUE: lr=3e-3."""
     seeds: int = 1
@@ -45,6 +47,8 @@ class TaskConfig:
     20 for `spaces.log()`."""
 
     def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run, overwrite begins anew: give one of them.")
         for name in ("seeds", "episodes", "steps"):
             self._at_least(name, 1)
         for name in ("outer_rate", "width"):

@@ -21,8 +21,10 @@ from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.core.types import Batch, Hyper, MetricDict, Scalar
 from gradhpo.driver.caches import kept
-from gradhpo.driver.hooks import numbers, scalars
+from gradhpo.driver.hooks import StopRun, numbers, scalars
+from gradhpo.driver.identity import digest_of
 from gradhpo.driver.tune import tune
+from gradhpo.tuning.places import NOWHERE, Place, Row
 from gradhpo.utils.gradients import tree_last
 
 __all__ = [
@@ -51,6 +53,8 @@ class History:
         hyperparams: By name, an array with a number at the start and after every episode, in the
             scale of `task.natural` or of the task's spaces; of a leaf with several numbers their
             mean, least and largest.
+        start: The hyperparameters before the first episode, by the same names.
+        rows: The episodes.
 
     >>> import jax.numpy as jnp
     >>> from gradhpo import BilevelProblem, InOrder, Task, from_update, one_step, tune
@@ -67,39 +71,39 @@ class History:
     def __init__(self, task: Task, state: BilevelState | None = None):
         stored = task.stored
         self._natural = stored.natural or (lambda lam: lam)
-        self._metrics: list[dict[str, float]] = []
-        self._hyperparams = [self.values((state or stored).hyperparams)]
+        self.start = self.values((state or stored).hyperparams)
+        self.rows: list[Row] = []
 
     def __call__(self, episode: int, state: BilevelState) -> None:
         """Keep what this episode left behind."""
         del episode
-        self.add(numbers(jax.device_get(state.metadata)), state.hyperparams)
-
-    def add(self, metrics: Mapping[str, float], stored: Hyper) -> None:
-        """Keep these, of hyperparameters as a state holds them."""
-        self._metrics.append(dict(metrics))
-        self._hyperparams.append(self.values(stored))
+        metrics = numbers(jax.device_get(state.metadata))
+        self.rows.append(Row(int(state.step), metrics, self.named(state.hyperparams)))
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
         """See above."""
-        return _columns(self._metrics)
+        return _columns(row.metrics for row in self.rows)
 
     @property
     def hyperparams(self) -> dict[str, np.ndarray]:
         """See above."""
-        return _columns(self._hyperparams)
-
-    @property
-    def start(self) -> dict[str, float]:
-        """The hyperparameters before the first episode."""
-        return self._hyperparams[0]
+        return _columns([self.start, *(_short(row.hyperparams) for row in self.rows)])
 
     def values(self, stored: Hyper) -> dict[str, float]:
         """The numbers of hyperparameters as a state holds them, as in `hyperparams`."""
-        values = jax.device_get(self._natural(stored))
-        named = scalars("", values)
-        return {name.removeprefix("/") or "value": x for name, x in named.items()}
+        return _short(self.named(stored))
+
+    def named(self, stored: Hyper) -> dict[str, float]:
+        """The same, by the names that they have in a log."""
+        return scalars(LOGGED, jax.device_get(self._natural(stored)))
+
+
+LOGGED = "hyperparams"
+
+
+def _short(named: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(LOGGED).removeprefix("/") or "value": x for name, x in named.items()}
 
 
 def _columns(rows: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -143,11 +147,12 @@ class Trial(NamedTuple):
     hyperparams: Any  # to take home: in natural scale, discrete ones decided
     ended: str  # "": all episodes; "early": by patience; "interrupted"; "failed"
     cost: Cost
-    seconds: float
+    seconds: float  # of all processes that went on with it
     error: BaseException | None = None  # that ended it
+    earlier: float = 0.0  # of the seconds, those of processes before this one
 
 
-Hook = Callable[[int, BilevelState], Any]
+Hook = Callable[[Row], Any]
 Method = Callable[[Loop], Estimator]
 
 
@@ -161,6 +166,7 @@ def trained(
     patience: int = 0,
     state: BilevelState | None = None,
     seed: int = 0,
+    place: Place = NOWHERE,
 ) -> Trial:
     """Train the task and keep what happens; Ctrl-C ends it after the episode, an error at once.
 
@@ -171,26 +177,16 @@ def trained(
     Args:
         method: From the kind of loop to an estimator.
         outer: The optimizer of the hyperparameters.
-        hook: Called after every episode, once the history has it.
+        hook: Called after every episode with what it left behind; for a training that goes on, with
+            the earlier ones first.
         patience: Episodes without a lower validation loss before the training ends; 0: never.
         state: Where to go on from; None: the task's start.
         seed: Of the draws that a problem's `begin` gets; the same for trainings to be compared.
+        place: Where it is kept; one that has been there goes on, one that was done is read.
     """
-    history, ended, raised = History(task, state), "", None
-    lowest, since = np.inf, 0
-
-    def look(episode: int, state: BilevelState) -> bool:
-        nonlocal lowest, since, ended
-        history(episode, state)
-        if hook is not None:
-            hook(episode, state)
-        loss = float(state.metadata["val_loss"])
-        lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
-        if patience and since >= patience:
-            ended = "early"
-        return not ended
-
-    began = time.monotonic()
+    raised = None
+    look = _Look(task, state, hook or _nothing, patience, place)
+    about = {} if task.test is None else {"test data": digest_of(task.test)[:16]}
     T = None if brings(task) else length.steps
     draws = None if task.problem.begin is None else _draws(seed, state)
     try:
@@ -203,9 +199,11 @@ def trained(
             callback=look,
             state=state,
             get_task=draws,
+            checkpoint=place.checkpoints(about),
         )
+        ended = "early" if look.early else ""
     except (Exception, KeyboardInterrupt) as error:
-        if not history.metrics:
+        if not look.history.rows:
             raise
         state, raised = error.state, error  # type: ignore[attr-defined]
         ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -215,9 +213,62 @@ def trained(
     done = int(state.episode)
     drawn = int(state.drawn) // max(1, done)
     cost = method("scan").cost(drawn, size, episodes=done) if drawn else Cost(0, 0)
-    seconds = time.monotonic() - began
     found = task.settled(state.hyperparams)
-    return Trial(task, history, state, found, ended, cost, seconds, raised)
+    seconds, earlier = look.seconds, look.earlier
+    return Trial(task, look.history, state, found, ended, cost, seconds, raised, earlier)
+
+
+class _Look:
+    """What looks on at a training: the history, the journal of its place, a hook, and patience.
+
+    Attributes:
+        early: Whether patience has come to its end.
+        earlier: Seconds that the training took in processes before this one.
+    """
+
+    def __init__(
+        self, task: Task, state: BilevelState | None, hook: Hook, patience: int, place: Place
+    ):
+        self.history, self._journal = History(task, state), place.episodes()
+        self._hook, self._patience, self._begun = hook, patience, place.begun
+        self.early, self.earlier, self._began = False, 0.0, time.monotonic()
+        self._lowest, self._since = math.inf, 0
+
+    def __call__(self, episode: int, state: BilevelState) -> bool:
+        self.history(episode, state)
+        row = self.history.rows[-1]._replace(seconds=self.seconds)
+        self._journal.add(row)
+        self._see(row)
+        return not self.early
+
+    def resumed(self, state: BilevelState) -> None:
+        """The training goes on from this state: what is known of later episodes comes again."""
+        rows = self._journal.rows
+        self._journal.cut(sum(row.step <= int(state.step) for row in rows))
+        if rows:
+            self.earlier = rows[-1].seconds
+        for row in rows:
+            self.history.rows.append(row)
+            self._see(row)
+        if self.early:
+            raise StopRun
+
+    @property
+    def seconds(self) -> float:
+        """That the training has taken."""
+        return self.earlier + time.monotonic() - self._began
+
+    def _see(self, row: Row) -> None:
+        self._begun()
+        self._hook(row)
+        loss = row.metrics["val_loss"]
+        lower = loss < self._lowest
+        self._lowest, self._since = (loss, 0) if lower else (self._lowest, self._since + 1)
+        self.early = self.early or 0 < self._patience <= self._since
+
+
+def _nothing(row: Row) -> None:
+    """Where nobody else looks on."""
 
 
 def _draws(seed: int, state: BilevelState | None) -> Callable[[], jax.Array]:
@@ -226,13 +277,21 @@ def _draws(seed: int, state: BilevelState | None) -> Callable[[], jax.Array]:
     return (jax.random.fold_in(key, episode) for episode in itertools.count(first)).__next__
 
 
-def left_alone(task: Task, length: Length, hook: Hook | None = None, *, seed: int = 0) -> Trial:
+def left_alone(
+    task: Task,
+    length: Length,
+    hook: Hook | None = None,
+    *,
+    seed: int = 0,
+    place: Place = NOWHERE,
+) -> Trial:
     """The same training with the hyperparameters where they start, on the same batches.
 
     A space makes no difference: what does not move needs no map.
     """
     task = holding(task, task.hyperparams)
-    trial = trained(task, _looking_on(length.steps), STILL, length, hook=hook, seed=seed)
+    method = _looking_on(length.steps)
+    trial = trained(task, method, STILL, length, hook=hook, seed=seed, place=place)
     return trial._replace(cost=Cost(int(trial.state.drawn), 0))
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that is obeyed while compiled code runs."""
+"""Ctrl-C, and the signal to terminate, obeyed while compiled code runs."""
 
 import os
 import signal
@@ -7,17 +7,38 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["INTERRUPTED", "prompt_interrupts"]
+__all__ = ["INTERRUPTED", "TERMINATED", "Terminated", "prompt_interrupts", "terminate"]
 
-INTERRUPTED = 130
-"""The exit status of a program that was interrupted: 128 + SIGINT, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""The exit statuses of a program that was interrupted, or terminated: 128 + the signal, as shells
+have it."""
+
+
+class Terminated(SystemExit, KeyboardInterrupt):
+    """SIGTERM: what keeps its results after Ctrl-C does so now, and the process ends with 143."""
+
+
+def terminate(number: int, frame: Any) -> NoReturn:
+    """A handler for SIGTERM, as `signal.default_int_handler` is one for SIGINT.
+
+    Raises:
+        Terminated: always.
+    """
+    raise Terminated(TERMINATED)
+
+
+HEARD = {  # what a line says of them, and the handlers that are replaced
+    signal.SIGINT: ("interrupted", signal.default_int_handler),
+    signal.SIGTERM: ("terminated", signal.SIG_DFL),
+}
 
 
 @contextmanager
-def prompt_interrupts(message: str, grace: float = 1.0) -> Iterator[None]:
-    """Let Ctrl-C end the process within `grace` seconds, with `message` and status `INTERRUPTED`.
+def prompt_interrupts(program: str, grace: float = 1.0, patience: int = 0) -> Iterator[None]:
+    """Let Ctrl-C end the process within `grace` seconds, with a line on stderr that begins with the
+    name of the program, and status `INTERRUPTED`; SIGTERM likewise, with status `TERMINATED`.
 
     Python raises KeyboardInterrupt when the call that runs returns, and a compilation, or a
     compiled program of many episodes, returns after up to half a minute. So another thread waits
@@ -26,47 +47,55 @@ def prompt_interrupts(message: str, grace: float = 1.0) -> Iterator[None]:
     exit of the interpreter would wait for compiled programs that still run in other threads, or
     crash on them.
 
+    Args:
+        patience: Signals that are only raised, as KeyboardInterrupt or `Terminated`, for a command
+            that keeps what there is.
+
     A KeyboardInterrupt that was not raised by a signal passes through. Does nothing outside of the
-    main thread, the only one that signals reach, nor if Ctrl-C has another handler already.
+    main thread, the only one that signals reach, nor for a signal that has another handler already.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    ours = [n for n, (_, handler) in HEARD.items() if signal.getsignal(n) is handler]
+    if not (in_main and ours):
         yield
         return
-    heard, left = threading.Event(), threading.Event()
+    heard: list[int] = []
+    left = threading.Event()
     hears, tells = socket.socketpair()
     tells.setblocking(False)
 
-    def handle(number, frame):
-        heard.set()
-        signal.default_int_handler(number, frame)
-
     def watch() -> None:
         while number := hears.recv(1):  # a signal's number as soon as it comes; empty at the end
-            if number[0] == signal.SIGINT and not left.wait(grace):
-                _end(message)
+            heard.extend(each for each in number if each in ours)
+            if len(heard) > patience and not left.wait(grace):
+                _end(program, heard[-1])
 
-    signal.signal(signal.SIGINT, handle)
+    if signal.SIGTERM in ours:
+        signal.signal(signal.SIGTERM, terminate)
     before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, name="gradhpo-interrupts", daemon=True)
     watcher.start()
+    interrupt = None
     try:
         yield
-    except KeyboardInterrupt:
-        if heard.is_set():
-            with suppress(OSError, ValueError):  # a closed pipe
-                sys.stdout.flush()
-            _end(message)
-        raise
+    except KeyboardInterrupt as error:
+        interrupt = error
     finally:
         left.set()
         signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, HEARD[number][1])
         tells.close()
         watcher.join()
         hears.close()
+    if interrupt is not None:
+        if len(heard) > patience:
+            with suppress(OSError, ValueError):  # a closed pipe
+                sys.stdout.flush()
+            _end(program, heard[-1])
+        raise interrupt
 
 
-def _end(message: str) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+def _end(program: str, number: int) -> NoReturn:
+    print(f"{program}: {HEARD[signal.Signals(number)][0]}", file=sys.stderr, flush=True)
+    os._exit(128 + number)

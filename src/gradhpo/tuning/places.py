@@ -1,0 +1,267 @@
+"""Where the trainings of a command are kept, so that a run that was cut off goes on.
+
+    seed0-tuned/episodes.jsonl            of a training, a line for every episode
+    seed0-tuned/step-0000000200/          its state, see `gradhpo.checkpoint`
+    seed1-tuned/trainings.jsonl           of trainings in a row, a line for every one
+    seed1-tuned/training003/              one of them, as above
+
+A state says where a training stands, the lines what happened on the way. Lines are not flushed to
+the disk one by one: where a power failure has taken some, the states after them are set aside.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from gradhpo.checkpoint import Checkpoints, restore, steps
+from gradhpo.checkpoint.directory import set_aside
+from gradhpo.core.estimator import Cost
+from gradhpo.core.state import BilevelState
+from gradhpo.utils.validation import complain
+
+__all__ = ["NOWHERE", "Done", "Journal", "Place", "Row", "Sequence", "replace_file"]
+
+EVERY = 30.0  # seconds between two states that are saved
+EPISODES, TRAININGS = "episodes.jsonl", "trainings.jsonl"
+FILES = (EPISODES, TRAININGS, ".lock", "holder.json")
+STATES = re.compile(r"step-\d{10}(\.damaged(-\d+)?)?|\.unfinished-.*")
+PART = re.compile(r"training(\d{3,})")
+
+
+class Row(NamedTuple):
+    """What an episode leaves behind, or in a log of trainings each of them."""
+
+    step: int
+    metrics: dict[str, float]
+    hyperparams: dict[str, float]  # by the names that they have in a log
+    seconds: float = 0.0  # of the training, up to here
+
+
+class Done(NamedTuple):
+    """What is known of a training that was done, without its state."""
+
+    judged: dict[str, float]
+    hyperparams: dict[str, float]
+    gradients: float
+    products: float
+    seconds: float
+
+    @property
+    def cost(self) -> Cost:
+        """Of the training."""
+        return Cost(self.gradients, self.products)
+
+
+T = TypeVar("T", "Row", "Done")
+
+
+class Journal(Generic[T]):
+    """Rows in a file of JSON lines, each there whole or not at all; numbers come back exactly.
+
+    Attributes:
+        rows: All of them, those of earlier processes first: up to the first line that is cut off or
+            damaged.
+    """
+
+    def __init__(self, kind: type[T], path: Path | None = None):
+        self._path, self._broken = path, False
+        self.rows: list[T] = []
+        if path is not None and path.exists():
+            with path.open("rb") as lines:
+                self.rows = list(_rows(kind, lines))
+            self.cut(len(self.rows))
+
+    def add(self, row: T) -> None:
+        """One more row. If it cannot be written, no more are: a file has no gaps."""
+        self.rows.append(row)
+        if self._path is None or self._broken:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _append(self._path, _line(row))
+        except OSError as error:
+            self._broken = True
+            complain(
+                f"cannot write to {self._path}: {error.strerror or error}. The run goes on; if it "
+                "is cut off, --resume goes on from here at best.",
+                strict=False,
+            )
+
+    def cut(self, rows: int) -> None:
+        """Keep so many rows, the first ones."""
+        del self.rows[rows:]
+        content = b"".join(map(_line, self.rows))
+        if self._path is not None and self._path.exists() and self._path.read_bytes() != content:
+            replace_file(self._path, content)
+
+
+def _line(row: Row | Done) -> bytes:
+    said = json.dumps(row._asdict())
+    return json.dumps({"row": row._asdict(), "sha256": _digest(said)}).encode() + b"\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rows(kind: type[T], lines: Iterable[bytes]) -> Iterator[T]:
+    for line in lines:
+        try:
+            row = kind(**json.loads(line)["row"])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return
+        if _line(row) != line:
+            return
+        yield row
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(start)
+            raise
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that is there whole, new or old, whatever is cut off."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A directory of one training, or of several in a row; without a path nothing is kept."""
+
+    path: Path | None = None
+    begun: Callable[[], None] = lambda: None
+    """Called after every episode: from the first one on there is something to go on from."""
+
+    @property
+    def there(self) -> bool:
+        """Whether it holds a state."""
+        return self.path is not None and bool(steps(self.path))
+
+    def part(self, i: int) -> "Place":
+        """Of training `i` in a row."""
+        path = None if self.path is None else self.path / f"training{i:03d}"
+        return dataclasses.replace(self, path=path)
+
+    def unkept(self) -> "Place":
+        """The same, without a path."""
+        return dataclasses.replace(self, path=None)
+
+    def episodes(self) -> Journal[Row]:
+        """Of a training. States that are ahead of it are set aside, and lines without one go."""
+        if self.path is None:
+            return Journal(Row)
+        journal = Journal(Row, self.path / EPISODES)
+        last = journal.rows[-1].step if journal.rows else -1
+        for step in steps(self.path):
+            if step > last:
+                moved = set_aside(self.path, step)
+                complain(
+                    f"{self.path / EPISODES} ends at step {last}: the state of step {step} is of "
+                    f"no use, and is now {moved.name}.",
+                    strict=False,
+                )
+        if not self.there:
+            journal.cut(0)
+        return journal
+
+    def checkpoints(self, about: dict[str, Any]) -> Checkpoints | None:
+        """For `gradhpo.tune`. Whose turn it is here, the lock of the command says."""
+        if self.path is None:
+            return None
+        return Checkpoints(directory=self.path, seconds=EVERY, about=about, takeover=True)
+
+    def remove(self) -> None:
+        """Remove what is kept here. Files of others stay, and no link is followed."""
+        if self.path is None or self.path.is_symlink() or not self.path.is_dir():
+            return
+        self.thin(spared=())
+        for path in list(self.path.iterdir()):
+            if path.name in FILES:
+                path.unlink()
+            elif STATES.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # something of others is in there
+            self.path.rmdir()
+
+    def thin(self, spared: Collection[int], upto: float = math.inf) -> None:
+        """Remove the states of trainings in a row, up to one of them, but for those spared."""
+        found = () if self.path is None or self.path.is_symlink() else self.path.glob("training*")
+        for path in list(found):
+            match = PART.fullmatch(path.name)
+            if match and int(match[1]) not in spared and int(match[1]) <= upto:
+                dataclasses.replace(self, path=path).remove()
+
+
+NOWHERE = Place()
+
+
+class Sequence:
+    """Trainings in a row, which one process after the other goes on with.
+
+    Of every training that is done there is a line. States are kept of the first, by which a task
+    that has changed is found out, of those that the caller names, and of none more often than
+    every `EVERY` seconds: what lies between is trained again.
+    """
+
+    def __init__(self, place: Place):
+        path = None if place.path is None else place.path / TRAININGS
+        self._place, self._journal = place, Journal(Done, path)
+        self._since = -EVERY
+
+    def done(self, i: int) -> Done | None:
+        """What an earlier process has found in training `i`, if it has been done."""
+        rows = self._journal.rows
+        return rows[i] if i < len(rows) else None
+
+    def kept(self, i: int) -> bool:
+        """Whether there is a state of training `i`."""
+        return self._place.part(i).there
+
+    def newest(self, last: int) -> int:
+        """The last training up to this one whose state is there, or else the first."""
+        return max((i for i in range(last + 1) if self.kept(i)), default=0)
+
+    def restore(self, i: int, like: BilevelState) -> BilevelState:
+        """The state of training `i`, which is kept."""
+        path = self._place.part(i).path
+        assert path is not None
+        return restore(path, like)
+
+    def place(self, i: int) -> Place:
+        """For training `i`."""
+        own = self._place.part(i)
+        due = i == 0 or time.monotonic() - self._since >= EVERY
+        return own if due or own.there else own.unkept()
+
+    def add(self, i: int, done: Done, needed: int) -> None:
+        """Training `i` is done. Its state goes, and that of others, but for the one needed."""
+        if i == len(self._journal.rows):
+            self._journal.add(done)
+        if self.kept(i):
+            self._since = time.monotonic()
+            self._place.thin(spared={0, needed}, upto=i)
