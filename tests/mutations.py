@@ -457,6 +457,13 @@ FAULTS = [
         "if False:",
         "tests/faults/test_hostile_checkpoints.py -k link_within",
     ),
+    Fault(
+        "checkpoint: too many are removed where many are kept",
+        "checkpoint/writer.py",
+        "max(0, len(there) + 1 - self._keep)",
+        "len(there) + 1 - self._keep",
+        "tests/faults/test_crashes.py::test_12_as_many_stay_as_were_asked_for",
+    ),
 ]
 
 
