@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradhpo.checkpoint.errors import CheckpointError
 from gradhpo.datasets.dataset import DatasetError
+from gradhpo.driver.failure import UpdateRejected
 from gradhpo.utils._interrupts import INTERRUPTED, TERMINATED, Terminated, prompt_interrupts
 from gradhpo.utils.logging import printable
 
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ImportError,
         OSError,
         TypeError,
+        UpdateRejected,
         ValueError,
     ) as error:
         if os.environ.get("GRADHPO_TRACEBACK") == "1" or not _is_for_the_user(error):
@@ -289,6 +291,7 @@ def _compare(arguments: list[str]) -> None:
                 outer_rate=config.outer_rate,
                 outer=config.outer,
                 width=config.width,
+                on_failure=config.on_failure,
                 title=config.task,
                 progress=_show,
                 place=run.place,

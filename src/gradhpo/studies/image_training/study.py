@@ -26,6 +26,7 @@ from gradhpo.tuning.comparing import (
     by_hypergradients,
     by_search,
     cost,
+    ended,
     lowest,
     so_far,
 )
@@ -193,7 +194,7 @@ def _trainings(
     length = Length(1, config.steps)
     if name == "fixed":
         trial = left_alone(make(seed), length)
-        return [Training(config.steps, trial, judged(trial))]
+        return [ended(config.steps, trial)]
     if name in STUDIED:
         return by_search(make, name, length, int(budget // config.steps), seed, config.width)
     return list(by_hypergradients(make, chosen(name), outer, length, budget, seed))
