@@ -141,6 +141,15 @@ def test_12_crash_in_a_removal_leaves_no_half_of_a_checkpoint(run, tmp_path, mon
         assert 40 in checkpoint.steps(path)
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
+def test_12_as_many_stay_as_were_asked_for(tmp_path, keep):
+    with checkpoint.writing(tmp_path, keep=keep) as writer:
+        for step in range(1, 7):
+            writer.save({"w": step}, step=step)
+            writer.wait()
+            assert checkpoint.steps(tmp_path) == list(range(max(1, step - keep + 1), step + 1))
+
+
 CHILD = """
 import sys
 sys.path.insert(0, {here!r})

@@ -190,5 +190,4 @@ def set_aside(directory: Path, step: int) -> Path:
 def sweep(directory: Path) -> None:
     """Remove what saves and removals that were cut off have left. For the one writer alone."""
     for path in directory.glob(f"{UNFINISHED}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)  # which follows no link

@@ -108,7 +108,7 @@ class Writer:
             manifest = Manifest(number, about, position, metrics, environment(), kinds)
             arrays = [array for _, array in leaves]
             folder.publish(self.directory, number, lambda path: _write(path, manifest, arrays))
-            for old in there[: len(there) + 1 - self._keep]:
+            for old in there[: max(0, len(there) + 1 - self._keep)]:
                 folder.remove(self.directory, old)
         except Exception as error:
             raise CheckpointError(
