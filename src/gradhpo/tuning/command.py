@@ -194,6 +194,7 @@ def _searched(
             by_search(target.make, config.method, *how)
             best = with_trial(lowest(done), target.make, length, seed)
         except (Exception, KeyboardInterrupt) as raised:
+            # What an earlier process has found counts again when the search is done.
             at_hand = [each for each in done if each.trained is not None]
             if not at_hand:
                 raise

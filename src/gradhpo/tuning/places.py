@@ -189,11 +189,11 @@ class Place:
             journal.cut(0)
         return journal
 
-    def checkpoints(self, about: dict[str, Any]) -> Checkpoints | None:
+    def checkpoints(self, about: Callable[[], dict[str, Any]]) -> Checkpoints | None:
         """For `gradhpo.tune`. Whose turn it is here, the lock of the command says."""
         if self.path is None:
             return None
-        return Checkpoints(directory=self.path, seconds=EVERY, about=about, takeover=True)
+        return Checkpoints(directory=self.path, seconds=EVERY, about=about(), takeover=True)
 
     def remove(self) -> None:
         """Remove what is kept here. Files of others stay, and no link is followed."""

@@ -186,7 +186,6 @@ def trained(
     """
     raised = None
     look = _Look(task, state, hook or _nothing, patience, place)
-    about = {} if task.test is None else {"test data": digest_of(task.test)[:16]}
     T = None if brings(task) else length.steps
     draws = None if task.problem.begin is None else _draws(seed, state)
     try:
@@ -199,7 +198,7 @@ def trained(
             callback=look,
             state=state,
             get_task=draws,
-            checkpoint=place.checkpoints(about),
+            checkpoint=place.checkpoints(lambda: {"test data": digest_of(task.test)[:16]}),
         )
         ended = "early" if look.early else ""
     except (Exception, KeyboardInterrupt) as error:
