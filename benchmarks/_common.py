@@ -13,7 +13,18 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["Row", "arguments", "compiled", "flops", "machine", "race", "ratio", "show", "temp"]
+__all__ = [
+    "Row",
+    "arguments",
+    "bytes_moved",
+    "compiled",
+    "flops",
+    "machine",
+    "race",
+    "ratio",
+    "show",
+    "temp",
+]
 
 MIB = 2**20
 
@@ -51,6 +62,11 @@ def compiled(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> An
 def flops(executable: Any) -> float:
     """Floating-point operations by the compiler's count, the body of a loop counted once."""
     return float(executable.cost_analysis()["flops"])
+
+
+def bytes_moved(executable: Any) -> float:
+    """Bytes that are read and written, by the compiler's count, the body of a loop counted once."""
+    return float(executable.cost_analysis()["bytes accessed"])
 
 
 def temp(executable: Any) -> int:

@@ -29,6 +29,7 @@ WORKLOADS = (
     "w9_maml",
     "w10_meta",
     "w11_outer",
+    "w12_guard",
 )
 GROWTH = 1.02
 

@@ -35,7 +35,7 @@ ALLOWED = {
     "meta": LOWER,
     # Examples state a problem, studies measure it.
     "examples": USER | {"gradhpo", "schedules"},
-    "report": {"utils", "core", "algorithms", "gradhpo"},
+    "report": {"utils", "core", "checkpoint.lock", "algorithms", "gradhpo"},
     "studies": USER | {"gradhpo", "examples", "report", "schedules", "testing", "tuning"},
     "tuning": USER | {"gradhpo", "report"},
     "schedules": set(),

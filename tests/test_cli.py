@@ -120,6 +120,7 @@ def test_run_prints_the_table_and_then_the_files(capsys):
     assert data["settings"] == {
         "out": "a b",
         "overwrite": False,
+        "resume": False,
         "seeds": 3,
         "fast": False,
         "method": ["one_step", "fixed"],
@@ -298,11 +299,11 @@ def test_a_figure_that_fails_costs_neither_table_nor_files(problem, capsys):
 def test_a_disk_that_is_full_in_the_end_costs_no_table(capsys, monkeypatch):
     fsync, calls = os.fsync, []
 
-    def once(descriptor):  # the test before the study still finds room
+    def before(descriptor):  # the test before the study, and the note of what is run, find room
         calls.append(descriptor)
-        return fsync(descriptor) if len(calls) == 1 else throw(FULL)
+        return fsync(descriptor) if len(calls) <= 3 else throw(FULL)
 
-    monkeypatch.setattr(os, "fsync", once)
+    monkeypatch.setattr(os, "fsync", before)
     status, out, err = gradhpo(capsys, "run", "toy", "--out", "d", "--method", "t1t2")
     assert status == 1 and "t1t2" in out and "wrote" not in out
     assert "No space left on device: " in err and "result.json" in err and not os.listdir("d")
@@ -346,8 +347,16 @@ sys.exit(cli.main())  # as the installed command does; a caller with a list keep
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process alone")
-@pytest.mark.parametrize("options", [[], ["--fast"]], ids=["main thread", "pool"])
-def test_an_interrupt_ends_a_call_that_python_cannot(options):
+@pytest.mark.parametrize(
+    "options, sent, status, said",
+    [
+        ([], signal.SIGINT, 130, "interrupted"),
+        (["--fast"], signal.SIGINT, 130, "interrupted"),
+        ([], signal.SIGTERM, 143, "terminated"),
+    ],
+    ids=["main thread", "pool", "terminated"],
+)
+def test_a_signal_ends_a_call_that_python_cannot(options, sent, status, said):
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK, *options],
         env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
@@ -358,17 +367,19 @@ def test_an_interrupt_ends_a_call_that_python_cannot(options):
     try:
         assert process.stdout.readline() == "begun\n"
         time.sleep(0.5)  # into the call
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, err = process.communicate(timeout=60)  # takes 1 s where nothing else runs
-        assert (process.returncode, err) == (130, "gradhpo: interrupted\n")
+        assert (process.returncode, err) == (status, f"gradhpo: {said}\n")
     finally:
         process.kill()
 
 
 def test_the_handling_of_signals_is_left_as_it_was(capsys):
-    before = signal.getsignal(signal.SIGINT)
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
     assert gradhpo(capsys, "list")[0] == 0
-    assert signal.set_wakeup_fd(-1) == -1 and signal.getsignal(signal.SIGINT) is before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.mark.parametrize("command", [["run", "toy"], ["demo"]], ids=" ".join)

@@ -45,6 +45,7 @@ from gradhpo.core.task import Task
 from gradhpo.core.types import DataBatch, LossFn, LossFunctions, MetricDict, PyTree
 from gradhpo.diagnostics import HypergradientCheck, check_hypergradient
 from gradhpo.driver.caches import clear_caches
+from gradhpo.driver.failure import UpdateRejected
 from gradhpo.driver.hooks import StopRun
 from gradhpo.driver.tune import tune
 from gradhpo.estimators.amigo import amigo
@@ -170,6 +171,7 @@ __all__ = [
     "GradhpoWarning",
     "HypergradientCheck",
     "Status",
+    "UpdateRejected",
     "check_hypergradient",
     "status_message",
     # derivatives, for methods of your own

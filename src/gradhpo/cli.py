@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradhpo.checkpoint.errors import CheckpointError
 from gradhpo.datasets.dataset import DatasetError
+from gradhpo.driver.failure import UpdateRejected
 from gradhpo.utils._interrupts import INTERRUPTED, TERMINATED, Terminated, prompt_interrupts
 from gradhpo.utils.logging import printable
 
@@ -25,7 +26,8 @@ usage: gradhpo COMMAND ...
 
   gradhpo demo [--out DIR] ...       compare the methods on a small problem
   gradhpo list                       studies and methods, a line each
-  gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files
+  gradhpo run STUDY [--out DIR] ...  run a study, print its table, write its files; with --resume
+                                     go on with one that was cut off
   gradhpo report DIR                 print the table of an earlier run again
   gradhpo init [FILE] ...            write a short file with a task, to start from
   gradhpo doctor MODULE:NAME ...     what is wrong with a task of your own, which method suits it
@@ -97,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ImportError,
         OSError,
         TypeError,
+        UpdateRejected,
         ValueError,
     ) as error:
         if os.environ.get("GRADHPO_TRACEBACK") == "1" or not _is_for_the_user(error):
@@ -149,6 +152,8 @@ def _demo(options: list[str]) -> None:
     tutorial = load("tutorial")
     config = _parse(tutorial.DemoConfig, "gradhpo demo", options)
     again = config.out == tutorial.DemoConfig.out and _is_of_demo(config.out)
+    if config.resume:
+        raise UsageError("the demo takes a minute and keeps no parts: run it again.")
     for each in (config, tutorial.separated(config)):
         report.output_directory(each.out, config.overwrite or again)
     if again:
@@ -183,6 +188,7 @@ def _list(options: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     from gradhpo import report
     from gradhpo.report.drawing import require_matplotlib
+    from gradhpo.report.parts import finished, keeping
     from gradhpo.studies.registry import STUDIES, load
 
     name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
@@ -195,9 +201,17 @@ def _run(arguments: list[str]) -> None:
     study = load(name)
     config = _parse(study.Config, f"gradhpo run {name}", options)
     require_matplotlib()
-    out = report.output_directory(config.out, config.overwrite)
-    result = study.run(config, progress=_show)
-    _print_and_write(replace(result, command=report.command(["run", *arguments])), out)
+    if config.resume and finished(config.out, name, config):
+        print(report.table(report.read(config.out)))
+        print(f"{printable(str(config.out))} holds this run, finished; nothing was computed")
+        return
+    out = report.output_directory(config.out, config.overwrite, resume=config.resume)
+    with keeping(out, name, config, _show, config.resume) as parts:
+        result = study.run(replace(config, overwrite=False, resume=False), progress=_show)
+        seconds = result.wall_seconds + parts.seconds
+        command = report.command(["run", *arguments])
+        _print_and_write(replace(result, wall_seconds=seconds, command=command), out)
+        parts.finish()
 
 
 def _print_and_write(result: "StudyResult", out: Path) -> None:
@@ -277,6 +291,7 @@ def _compare(arguments: list[str]) -> None:
                 outer_rate=config.outer_rate,
                 outer=config.outer,
                 width=config.width,
+                on_failure=config.on_failure,
                 title=config.task,
                 progress=_show,
                 place=run.place,

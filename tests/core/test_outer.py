@@ -177,7 +177,7 @@ def test_an_apply_that_leaves_nan_behind_is_undone(where):
 
     outer = Outer(lambda lam: jnp.zeros(()), apply)
     step = jax.jit(partial(bilevel_step(first_order(), outer), PROBLEM))
-    state = init_state(PROBLEM, first_order(), outer, jnp.zeros(()), LAM)
+    state = init_state(PROBLEM, first_order(), outer, jnp.zeros(()), {"x": jnp.zeros(4)})
     window = Window(jnp.zeros(1), jnp.zeros(1))
     first = step(state, window)
     second = step(first, window)
@@ -198,7 +198,7 @@ def test_an_apply_that_leaves_nan_behind_is_undone(where):
 )
 def test_an_apply_that_changes_what_lam_is(move, message, x32):
     outer = followed_by(descent(0.1), move)
-    state = init_state(PROBLEM, first_order(), outer, jnp.zeros(()), LAM)
+    state = init_state(PROBLEM, first_order(), outer, jnp.zeros(()), {"x": jnp.zeros(4)})
     with pytest.raises(ValueError, match=message):
         bilevel_step(first_order(), outer)(PROBLEM, state, Window(jnp.zeros(1), jnp.zeros(1)))
 
@@ -218,7 +218,7 @@ def test_an_apply_that_changes_what_lam_is(move, message, x32):
 )
 def test_an_apply_that_changes_what_the_slots_are(apply, message, x32):
     outer = Outer(lambda lam: jnp.zeros(2), apply)
-    state = init_state(PROBLEM, first_order(), outer, jnp.zeros(()), LAM)
+    state = init_state(PROBLEM, first_order(), outer, jnp.zeros(()), {"x": jnp.zeros(4)})
     with pytest.raises((TypeError, ValueError), match=message):
         bilevel_step(first_order(), outer)(PROBLEM, state, Window(jnp.zeros(1), jnp.zeros(1)))
 

@@ -162,7 +162,7 @@ def test_wide_numbers_wait_for_wide_types(x32):
 @pytest.mark.parametrize(
     "fields, error, message",
     [
-        ({"problem": PROBLEM.dynamics}, TypeError, "of a gradhpo.BilevelProblem.*got Dynamics"),
+        ({"problem": PROBLEM.dynamics}, TypeError, "a gradhpo.BilevelProblem.*got Dynamics"),
         ({"params": {"w": np.arange(3)}}, TypeError, r"no floating-point leaf.*\['w'\]: int"),
         (
             {"params": {"w": "ones"}},

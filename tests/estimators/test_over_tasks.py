@@ -55,6 +55,11 @@ ESTIMATORS = {
 }
 
 
+def start():
+    """Weights and hyperparameters as wide as JAX's types are."""
+    return jax.tree.map(jnp.asarray, (PARAMS, LAM))
+
+
 def train_loss(w, lam, batch):
     x, y = batch
     fit = jnp.mean((jnp.tanh(x @ w["w"]) - y) ** 2) * jnp.exp(lam["scale"])
@@ -93,7 +98,7 @@ def test_the_hypergradient_is_the_mean(name, x64):
 
     def run(method, draw, window):
         first = jax.tree.map(lambda x: x[: method.unroll_steps], window)
-        state = init_state(problem, method, READ, PARAMS, LAM, first)
+        state = init_state(problem, method, READ, *start(), first)
         if method.start is not None:
             state = prepare_episode(method, problem, state, window, draw)
         return run_episode(method, READ, problem, state, window, draw=draw)
@@ -119,7 +124,7 @@ def test_structure_is_final_from_init_on(name, shown, x64):
     estimator = {"es": es(T), "pes": pes(T)}.get(name) or ESTIMATORS[name]
     method = over_tasks(estimator, N)
     window = data(method.unroll_steps, N)
-    state = init_state(PROBLEM, method, None, PARAMS, LAM, window if shown else None)
+    state = init_state(PROBLEM, method, None, *start(), window if shown else None)
     for leaf in jax.tree.leaves((state.inner, state.memory)):
         assert np.shape(leaf)[:1] == (N,)
     step = partial(bilevel_step(method), PROBLEM)
@@ -133,7 +138,7 @@ def test_structure_is_final_from_init_on(name, shown, x64):
 @pytest.mark.parametrize("rate", [1.0, 0.25, 0.0])
 def test_reptile_moves_towards_the_mean_of_the_tasks(rate, x64):
     method, windows = over_tasks(one_step(), N), data(2, T, N)
-    state = init_state(PROBLEM, method, READ, PARAMS, LAM)
+    state = init_state(PROBLEM, method, READ, *start())
     run = partial(run_episodes, method, READ, PROBLEM, lr_reptile=rate)
     state, _ = jax.jit(run)(state, windows)
     phi = PARAMS["w"]
@@ -153,7 +158,7 @@ def test_reptile_moves_towards_the_mean_of_the_tasks(rate, x64):
 @pytest.mark.parametrize("where", ["train", "val"])
 def test_a_task_that_breaks_undoes_the_step_for_all(where):
     method, window = over_tasks(reverse(T), N), data(T, N)
-    state = init_state(PROBLEM, method, None, PARAMS, LAM)
+    state = init_state(PROBLEM, method, None, *start())
     x, y = getattr(window, where)
     bad = window._replace(**{where: (x, np.where(np.arange(N)[:, None] == 1, np.nan, y))})
     step = jax.jit(partial(bilevel_step(method), PROBLEM))
@@ -169,7 +174,7 @@ def test_a_task_that_breaks_undoes_the_step_for_all(where):
 def test_the_status_of_a_task_is_told():
     """A velocity beyond what reversible arithmetic holds, in the last task alone."""
     method = over_tasks(reversible(T), N)
-    state = init_state(PROBLEM, method, None, PARAMS, LAM)
+    state = init_state(PROBLEM, method, None, *start())
     w = jnp.asarray(state.params["w"]).at[-1].set(5000.0)
     step = jax.jit(partial(bilevel_step(method), PROBLEM))
     after = step(state.update(params={**state.params, "w": w}), data(T, N), 0.1)
@@ -188,19 +193,19 @@ def test_the_status_of_a_task_is_told():
 )
 def test_wrong_task_axes_are_refused(window, message):
     method = over_tasks(reverse(T), N)
-    state = init_state(PROBLEM, method, None, PARAMS, LAM)
+    state = init_state(PROBLEM, method, None, *start())
     with pytest.raises(ValueError, match=message):
         bilevel_step(method)(PROBLEM, state, window, 0.1)
     with pytest.raises(ValueError, match="tasks"):
-        init_state(PROBLEM, over_tasks(hyperdistill(0.9), N), None, PARAMS, LAM, data(T))
+        init_state(PROBLEM, over_tasks(hyperdistill(0.9), N), None, *start(), data(T))
 
 
 def test_draws_and_states_need_the_tasks_in_front():
     method, problem = over_tasks(reverse(T), N), PROBLEM._replace(begin=begun)
-    state = init_state(problem, method, None, PARAMS, LAM)
+    state = init_state(problem, method, None, *start())
     with pytest.raises(ValueError, match=r"draw.*3 tasks.*shape \(2,\)"):
         start_episode(method, problem, state, jnp.ones(2))
-    alone = init_state(problem, reverse(T), None, PARAMS, LAM)
+    alone = init_state(problem, reverse(T), None, *start())
     with pytest.raises(ValueError, match=r"state's weights.*3 tasks.*\['count'\].*shape \(\)"):
         start_episode(method, problem, alone, jnp.ones(N))
 

@@ -170,3 +170,16 @@ def test_seeds_that_are_done_are_kept(gradhpo, monkeypatch):
     assert status == 130
     methods = read("a").methods
     assert [m.metrics["val_loss"].seeds.shape for m in methods.values()] == [(1,), (1,)]
+
+
+@pytest.mark.filterwarnings("ignore:.*updates")
+@pytest.mark.parametrize("policy, status", [("stop", 0), ("raise", 1)])
+def test_what_follows_a_rejected_update(gradhpo, policy, status):
+    """A training that is stopped is the last of its method."""
+    far = ("--episodes", "2", "--steps", "40", "--set", "rate=1e9", "--out", "a")
+    methods = ("--method", "one_step", "--budget", "2000")
+    got, out, err = gradhpo("compare", "small:strict", *far, *methods, "--on-failure", policy)
+    assert got == status
+    assert ("NONFINITE_TRAIN_STATE" in err) == (policy == "raise")  # "stop": a warning
+    if policy == "stop":
+        assert "one_step: " in err and "(1 trainings)" in err

@@ -311,6 +311,19 @@ def test_a_training_that_diverges_is_nan_and_never_the_best(gradhpo, here):
     assert found["values"]["rate"] < 100 and "NONFINITE_TRAIN_STATE" not in found["status"]
 
 
+@pytest.mark.filterwarnings("ignore:.*updates")
+@pytest.mark.parametrize("policy, status", [("skip", 0), ("stop", 0), ("raise", 1)])
+def test_what_follows_a_rejected_update(gradhpo, here, policy, status):
+    far = ("--episodes", "3", "--steps", "40", "--set", "rate=1e9", "--out", "a", "--alone")
+    got, out, err = gradhpo("tune", "small:strict", *far, "--on-failure", policy)
+    assert got == status and "one_step" in out  # what there is, is written
+    found = json.loads((here / "a/hyperparams.json").read_text())["seeds"]["0"]
+    ends = {"skip": "after all episodes", "stop": "stopped", "raise": "failed"}
+    assert (found["ended"], found["episodes"]) == (ends[policy], 3 if policy == "skip" else 1)
+    last = err.splitlines()[-1]
+    assert last.startswith("gradhpo: error: tune: NONFINITE_TRAIN_STATE") == (policy == "raise")
+
+
 def test_an_interrupt_of_a_search_keeps_its_best_so_far(gradhpo, here, monkeypatch, ctrl_c):
     pytest.importorskip("optuna")
     from gradhpo.tuning import comparing

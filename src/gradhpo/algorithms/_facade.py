@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,19 @@ from gradhpo.core.problem import Begin, Window
 from gradhpo.core.source import BatchSource
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer
-from gradhpo.core.types import Batch, Hyper, LossFn, MakeOptimizer, Params, PyTree, UpdateFn
+from gradhpo.core.types import (
+    Batch,
+    Hyper,
+    LossFn,
+    MakeOptimizer,
+    MetricDict,
+    Params,
+    PyTree,
+    UpdateFn,
+)
 from gradhpo.driver import single
 from gradhpo.driver.data import Data
+from gradhpo.driver.failure import OnFailure
 from gradhpo.driver.run import Plan
 from gradhpo.driver.setup import Setup, check_length
 from gradhpo.driver.tune import checked_run, found_again
@@ -33,12 +43,12 @@ from gradhpo.estimators.virtual import virtual_step
 from gradhpo.utils.arrays import as_arrays
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
+    check_batch,
     check_callable,
     check_choice,
     check_count,
     check_fraction,
-    check_hyperparams,
-    check_params,
+    check_start,
     complain,
 )
 
@@ -140,8 +150,28 @@ class EstimatorOptimizer(BilevelOptimizer):
                     "traced, as it is here; the estimators, such as gradhpo.greedy(gamma), take "
                     "traced rates and weights."
                 )
-            if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
-                self._settle(**{field.name: value.item()})
+            if isinstance(value, np.generic | np.ndarray | jax.Array):
+                value = self._as_number(field.name, value)
+            if isinstance(field.default, bool) and not isinstance(value, bool):
+                raise TypeError(f"{field.name} must be True or False, got {value!r}.")
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(
+                    f"{field.name} of {type(self).__name__} is static under jit and must be "
+                    f"hashable, which {value!r} ({type(value).__name__}) is not."
+                ) from None
+
+    def _as_number(self, name: str, value: Any) -> Any:
+        """The Python number of an array of shape (), stored."""
+        if np.ndim(value) or jnp.issubdtype(value.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"{name} of {type(self).__name__} is a setting, static under jit, and cannot be an "
+                f"array of {value.dtype}{list(value.shape)}. What changes, or has an entry for "
+                "every weight, goes into the hyperparameters or the batches."
+            )
+        self._settle(**{name: value.item()})
+        return getattr(self, name)
 
     def _settle(self, **fields: Any) -> None:
         """Store checked settings, for use in `__post_init__` only."""
@@ -216,13 +246,15 @@ class EstimatorOptimizer(BilevelOptimizer):
                 `gradhpo.core.losses`; an `update_fn` takes it and returns `(params, model_state)`.
 
         Raises:
-            TypeError: a leaf has the wrong type; the message names it.
+            TypeError, ValueError: a leaf has the wrong type, hyperparameters are not finite, or
+                the batch is empty; the message names the leaf.
         """
-        check_params(params)
-        check_hyperparams(hyperparams)
+        check_start(params, hyperparams, model_state)
         window = None
         if train_batch is not None:
-            train = jax.tree.map(lambda x: jnp.asarray(x)[None], as_arrays(train_batch))
+            train_batch = as_arrays(train_batch)
+            check_batch("train_batch", train_batch)
+            train = jax.tree.map(lambda x: jnp.asarray(x)[None], train_batch)
             window = Window(train, ())
         return initializer(self)(params, hyperparams, window, model_state=model_state)
 
@@ -250,6 +282,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         setup = self._setup(train_loss_fn, val_loss_fn)
         return single.step(setup, state, train_batch, val_batch, lr_hyper)
 
+    @overload
     def compute_hypergradient(
         self,
         state: BilevelState,
@@ -257,10 +290,46 @@ class EstimatorOptimizer(BilevelOptimizer):
         val_batch: Batch,
         train_loss_fn: LossFn,
         val_loss_fn: LossFn,
-    ) -> Hyper:
-        """The very hypergradient that `step` would apply; the state is untouched."""
+        *,
+        with_metadata: Literal[False] = False,
+    ) -> Hyper: ...
+
+    @overload
+    def compute_hypergradient(
+        self,
+        state: BilevelState,
+        train_batch: Batch,
+        val_batch: Batch,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+        *,
+        with_metadata: Literal[True],
+    ) -> tuple[Hyper, MetricDict]: ...
+
+    def compute_hypergradient(
+        self,
+        state: BilevelState,
+        train_batch: Batch,
+        val_batch: Batch,
+        train_loss_fn: LossFn,
+        val_loss_fn: LossFn,
+        *,
+        with_metadata: bool = False,
+    ) -> Hyper | tuple[Hyper, MetricDict]:
+        """The very hypergradient that `step` would apply; the state is untouched.
+
+        Args:
+            with_metadata: Return `(hypergradient, metadata)`: the metrics that `step` would report
+                of this estimate (`val_loss`, norms, the method's own such as `linear_residual`),
+                and `status`, that of `step` before its outer update: whether what the step has
+                computed so far is finite, and what the method says of it. Works under `jit` and
+                `vmap`, as the hypergradient does. Nothing is undone: with a status that `rejects`,
+                do not use the hypergradient.
+        """
         setup = self._setup(train_loss_fn, val_loss_fn)
-        return single.hypergradient(setup, state, train_batch, val_batch)
+        return single.hypergradient(
+            setup, state, train_batch, val_batch, with_metadata=with_metadata
+        )
 
     def start_episode(self, state: BilevelState) -> BilevelState:
         """For a loop of your own around `step`: fresh slots and memory, phi kept.
@@ -309,6 +378,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         logger: MetricLogger | None = None,
         natural: Callable[[Hyper], Any] | None = None,
         progress: bool | None = None,
+        on_failure: OnFailure = "skip",
         checkpoint: CheckpointArgument = None,
     ) -> BilevelState:
         """M episodes of T inner steps, the hyperparameters tuned all along.
@@ -333,13 +403,14 @@ class EstimatorOptimizer(BilevelOptimizer):
                 this or `outer_optimizer`, which is never decayed.
             callback: `callback(episode, state)` after every episode, with `state.params = w_T`;
                 False ends the run.
-            get_task, logger, natural, progress, checkpoint: See `gradhpo.tune`.
+            get_task, logger, natural, progress, on_failure, checkpoint: See `gradhpo.tune`.
 
         Returns:
             The final state; its `params` are phi (equal to w_T at `lr_reptile=1`).
 
         Raises:
             TypeError, ValueError: at the first call, naming what is wrong and the remedy.
+            UpdateRejected: with `on_failure="raise"`.
 
         Warns:
             GradhpoWarning: what `strict` lists; at the end, if updates of this run were rejected
@@ -348,7 +419,7 @@ class EstimatorOptimizer(BilevelOptimizer):
         return checked_run(
             self._setup(train_loss_fn, val_loss_fn, run=True),
             state,
-            Plan(M, self.T if T is None else T, of, lr_hyper, lr_reptile),
+            Plan(M, self.T if T is None else T, of, lr_hyper, lr_reptile, on_failure),
             Data(get_train_batch, get_val_batch, get_task, self.tasks),
             callback=callback,
             logger=logger,

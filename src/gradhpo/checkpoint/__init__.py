@@ -20,8 +20,9 @@ from gradhpo.checkpoint.errors import (
     CheckpointMismatch,
     DirectoryBusy,
 )
+from gradhpo.checkpoint.reader import Found, load, restore, steps
 from gradhpo.checkpoint.settings import Checkpoints
-from gradhpo.checkpoint.writer import Found, Writer, load, restore, save, steps, writing
+from gradhpo.checkpoint.writer import Writer, save, writing
 
 __all__ = [
     "CheckpointDamaged",

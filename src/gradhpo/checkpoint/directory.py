@@ -11,11 +11,13 @@ A checkpoint is written under another name, its files are flushed to the disk, a
 renamed; so whatever is cut off at any point, the checkpoints before it are untouched.
 """
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +27,8 @@ from gradhpo.checkpoint.errors import CheckpointDamaged
 __all__ = ["numbers", "path_of", "prepare", "publish", "remove", "set_aside", "sweep", "verify"]
 
 SUMS, UNFINISHED = "SHA256SUMS", ".unfinished-"
-NAME = re.compile(r"step-(\d{10})")
-MOST = 1 << 26  # bytes of a list of files or a manifest: those of a million leaves
+NAME = re.compile(r"step-([0-9]{10,})")
+MOST = 1 << 26  # bytes of a list of files or a manifest: those of 200 000 leaves
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -38,12 +40,9 @@ def numbers(directory: Path) -> list[int]:
     """The steps of the checkpoints there are, in order, damaged ones among them."""
     with suppress(FileNotFoundError, NotADirectoryError):
         with os.scandir(directory) as entries:
-            found = [
-                NAME.fullmatch(entry.name)
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-            ]
-        return sorted(int(match[1]) for match in found if match)
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        found = {name: int(match[1]) for name in names if (match := NAME.fullmatch(name))}
+        return sorted(n for name, n in found.items() if path_of(directory, n).name == name)
     return []
 
 
@@ -51,15 +50,29 @@ def prepare(path: str | os.PathLike) -> Path:
     """Create a directory, try it out, and return it as an absolute path.
 
     Raises:
+        ValueError: the path is a URL, or one that Orbax takes for another.
         NotADirectoryError: it, or a parent, is a file.
         OSError: it cannot be created or written to.
     """
+    text = os.fspath(path)
+    if "://" in text:
+        raise ValueError(f"{text} is no directory of this machine; mount it, and give its path.")
     absolute = Path(path).absolute()
+    text = str(absolute)
+    if ("\\" in text and os.sep != "\\") or text != text.encode("utf-8", "ignore").decode():
+        raise ValueError(
+            f"cannot write checkpoints to {ascii(text)}: Orbax takes a name with a backslash, or "
+            "one that is not UTF-8, for another. Choose another."
+        )
     try:
+        new = [folder for folder in (absolute, *absolute.parents) if not folder.exists()]
         absolute.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            _flush(folder.parent)
         trial = absolute / f"{UNFINISHED}{secrets.token_hex(4)}"
         trial.mkdir()  # trying is the only sure test
-        trial.rmdir()
+        with suppress(FileNotFoundError):  # swept away by the writer that there is
+            trial.rmdir()
     except (FileExistsError, NotADirectoryError):
         raise NotADirectoryError(
             f"the directory of checkpoints {absolute} is, or lies below, a file; choose another."
@@ -95,16 +108,20 @@ def verify(path: Path) -> None:
 
     Raises:
         CheckpointDamaged: names the first file that differs.
+        OSError: they cannot be read, for a reason outside of them.
     """
     try:
         listed = path / SUMS
-        if listed.is_symlink() or listed.stat().st_size > MOST:
-            raise CheckpointDamaged(f"{SUMS} is a link or too large")
+        about = listed.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MOST:
+            raise CheckpointDamaged(f"{SUMS} is a link, no file or too large")
         said = listed.read_bytes()
-        found = _sums(path).encode()
+        found = os.fsencode(_sums(path))
     except FileNotFoundError:
         raise CheckpointDamaged(f"{SUMS} is missing") from None
     except OSError as error:
+        if error.errno != errno.EIO:
+            raise  # says nothing of the checkpoint: no permission, too many open files
         raise CheckpointDamaged(f"cannot be read: {error}") from None
     if said == found:
         return
@@ -112,7 +129,9 @@ def verify(path: Path) -> None:
     for name in sorted(said.keys() | found.keys()):
         if said.get(name) != found.get(name):
             what = "is missing" if name not in found else "is not the file that was written"
-            raise CheckpointDamaged(f"{name.decode(errors='replace')} {what}")
+            what = what if name in said else f"is not in {SUMS}"
+            shown = ascii(os.fsdecode(name))[1:-1]
+            raise CheckpointDamaged(f"{shown} {what}")
     raise CheckpointDamaged(f"{SUMS} is not the file that was written")
 
 
@@ -124,13 +143,12 @@ def _entry(line: bytes) -> tuple[bytes, bytes]:
 def _sums(path: Path) -> str:
     lines = []
     for folder, folders, files in os.walk(path):
-        folders.sort()
-        for name in sorted(files):
+        for name in (*folders, *files):
             file = Path(folder, name)
             relative = file.relative_to(path).as_posix()
-            if file.is_symlink() or not file.is_file():
-                raise CheckpointDamaged(f"{relative} is a link, or no file")
-            if relative != SUMS:
+            if file.is_symlink() or not (name in folders or file.is_file()):
+                raise CheckpointDamaged(f"{ascii(relative)[1:-1]} is a link, or no file")
+            if name not in folders and relative != SUMS:
                 with file.open("rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 lines.append(f"{digest}  {relative}\n")
@@ -139,7 +157,10 @@ def _sums(path: Path) -> str:
 
 def _flush(path: Path) -> None:
     """To the disk, so that a power failure finds it there."""
-    number = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # flushes what can be written to, and directories by itself
+    if windows and path.is_dir():
+        return
+    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(number)
     finally:
@@ -150,7 +171,8 @@ def remove(directory: Path, step: int) -> None:
     """Remove a checkpoint: from the first moment on it has no name that is read."""
     path = path_of(directory, step)
     doomed = directory / f"{UNFINISHED}removed-{path.name}-{secrets.token_hex(4)}"
-    os.rename(path, doomed)
+    with suppress(FileNotFoundError):  # removed by somebody else
+        os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)  # what is left goes with the next sweep
 
 
@@ -159,7 +181,7 @@ def set_aside(directory: Path, step: int) -> Path:
     path = path_of(directory, step)
     for count in range(1000):
         aside = path.with_name(f"{path.name}.damaged{f'-{count}' if count else ''}")
-        if not aside.exists():
+        if not os.path.lexists(aside):
             os.rename(path, aside)
             return aside
     raise FileExistsError(f"{path} has been found damaged a thousand times.")

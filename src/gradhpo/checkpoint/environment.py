@@ -83,4 +83,6 @@ _MISSING = object()
 
 
 def _shown(value: Any) -> str:
-    return "(nothing)" if value is _MISSING else str(value)
+    text = "(nothing)" if value is _MISSING else str(value)
+    text = text if text.isprintable() else ascii(text)  # it may come from anywhere
+    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -6,11 +6,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gradhpo.checkpoint.errors import CheckpointMismatch
 from gradhpo.utils.validation import leaves_with_names
 
-__all__ = ["Leaf", "check_matches", "decoded", "digest", "encoded", "packed", "unpacked"]
+__all__ = [
+    "Leaf",
+    "check_matches",
+    "decoded",
+    "digest",
+    "encoded",
+    "held",
+    "is_storable",
+    "packed",
+    "unpacked",
+]
 
 
 class Leaf(NamedTuple):
@@ -34,41 +45,74 @@ class Leaf(NamedTuple):
         return int(np.prod(self.shape, dtype=object)) * jnp.dtype(self.dtype).itemsize
 
 
+def is_storable(dtype: Any) -> bool:
+    """Whether JAX computes with a dtype of NumPy's."""
+    kinds = (np.bool_, np.number)
+    return hasattr(jnp, dtype.name) and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def held(tree: Any) -> Any:
+    """The tree as it is now, whatever is written into arrays of NumPy later.
+
+    Raises:
+        TypeError: a leaf is no array and no number; names it, as the others do.
+        ValueError: a leaf has been donated, lies in part in other processes, or is too large a
+            number.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    for i, leaf in enumerate(leaves):
+        if (error := _refused(leaf)) is not None:  # names take long, so there is one here alone
+            raise type(error)(f"leaf {leaves_with_names(tree)[i][0]} {error}")
+    return structure.unflatten(np.array(x) if isinstance(x, np.ndarray) else x for x in leaves)
+
+
+def _refused(leaf: Any) -> Exception | None:
+    if isinstance(leaf, Tracer):
+        return TypeError("is being traced: save outside of jit, scan and vmap.")
+    if isinstance(leaf, jax.Array):
+        if leaf.is_deleted():
+            return ValueError("has been donated: save the state before that, and wait.")
+        if not leaf.is_fully_addressable:
+            return ValueError(
+                "lies in part in other processes; gather it first "
+                "(jax.experimental.multihost_utils.process_allgather), and save in one of them."
+            )
+    elif isinstance(leaf, np.ndarray | np.generic):
+        if not is_storable(leaf.dtype):
+            return TypeError(f"has the dtype {leaf.dtype}, which JAX does not know.")
+    elif isinstance(leaf, int):
+        dtype = jnp.result_type(int)
+        if not jnp.iinfo(dtype).min <= leaf <= jnp.iinfo(dtype).max:
+            return ValueError(f"is {leaf}, which {dtype.name} cannot hold.")
+    elif not isinstance(leaf, float | complex):
+        return TypeError(
+            f"is a {type(leaf).__name__}, and a checkpoint holds arrays and numbers: keep it "
+            "beside the state, in about=."
+        )
+    return None
+
+
 def encoded(tree: Any) -> list[tuple[Leaf, np.ndarray]]:
     """All leaves on the host, in the order of the tree.
 
     Typed PRNG keys become their words, Python numbers arrays of the type that JAX gives them.
 
     Raises:
-        TypeError: a leaf is no array and no number; names it.
-        ValueError: a leaf lies, in parts, in other processes.
+        TypeError, ValueError: as `held`.
     """
-    return [(_leaf(path, array, key), array) for path, array, key in _on_host(tree)]
+    pairs = []
+    for path, leaf in leaves_with_names(tree):
+        if (error := _refused(leaf)) is not None:
+            raise type(error)(f"leaf {path} {error}")
+        array, key = _plain(leaf)
+        pairs.append((_leaf(path, array, key), array))
+    return pairs
 
 
-def _on_host(tree: Any) -> list[tuple[str, np.ndarray, str | None]]:
-    return [(path, *_plain(path, leaf)) for path, leaf in leaves_with_names(tree)]
-
-
-def _plain(path: str, leaf: Any) -> tuple[np.ndarray, str | None]:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise ValueError(
-            f"leaf {path} lies in part in other processes; gather it first "
-            "(jax.experimental.multihost_utils.process_allgather), and save in one of them."
-        )
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+def _plain(leaf: Any) -> tuple[np.ndarray, str | None]:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
-    if dtype is None:
-        if not isinstance(leaf, bool | int | float | complex):
-            raise TypeError(
-                f"leaf {path} is a {type(leaf).__name__}, and a checkpoint holds arrays and "
-                "numbers: keep it beside the state, in about=."
-            )
-        dtype = jnp.result_type(leaf)
-    array = np.asarray(leaf, dtype)
-    if array.dtype.kind not in "biufcV" or array.dtype.fields or array.dtype.hasobject:
-        raise TypeError(f"leaf {path} has the dtype {array.dtype}, which JAX does not know.")
+    array = np.asarray(leaf, getattr(leaf, "dtype", None) or jnp.result_type(leaf))
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(array).reshape(array.shape), None
 
@@ -120,13 +164,14 @@ def decoded(template: Any, leaves: list[Leaf], arrays: list[np.ndarray]) -> Any:
 
 
 def _filled(place: Any, leaf: Leaf, array: np.ndarray) -> Any:
-    if leaf.key is not None:
-        return jax.random.wrap_key_data(jnp.array(array), impl=leaf.key)
     if isinstance(place, np.ndarray | np.generic):
-        return array
+        return array if isinstance(place, np.ndarray) else array[()]
+    value = jnp.array(array)
+    if leaf.key is not None:
+        value = jax.random.wrap_key_data(value, impl=leaf.key)
     if isinstance(place, jax.Array) and place.committed:
-        return jax.device_put(array, place.sharding)
-    return jnp.array(array)
+        value = jax.device_put(value, place.sharding)
+    return value
 
 
 def check_matches(where: str, template: Any, leaves: list[Leaf]) -> None:

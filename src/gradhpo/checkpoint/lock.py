@@ -37,10 +37,15 @@ def only_writer(directory: Path, takeover: bool = False) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise _busy(directory, _read(holder)) from None
+        raise DirectoryBusy(f"{_who(directory, _read(holder))} {_OTHER}") from None
+    except OSError as error:
+        raise type(error)(f"cannot lock {directory / LOCK}: {error.strerror}.") from None
     try:
         if not takeover and (found := _read(holder)) and not _ended(found):
-            raise _busy(directory, found)
+            raise DirectoryBusy(
+                f"{_who(directory, found)} {_OTHER} If that process is known to have ended, give "
+                f"takeover=True, or remove {holder}."
+            )
         _write(holder, _me())
         try:
             yield
@@ -49,6 +54,9 @@ def only_writer(directory: Path, takeover: bool = False) -> Iterator[None]:
                 holder.unlink()
     finally:
         lock.release()
+
+
+_OTHER = "Choose another directory, or wait."
 
 
 def _require_filelock() -> Any:
@@ -88,35 +96,35 @@ def _start_of(pid: int) -> int | None:
 
 def _ended(found: dict[str, Any]) -> bool:
     """Whether there is evidence, beside the lock that was free, that a holder has ended."""
-    if found.get("host") != platform.node():
-        return False
-    if found.get("boot") != _boot():
-        return True
+    here, boot = found.get("host") == platform.node(), _boot()
+    if found.get("boot") != boot:
+        return here  # this machine has been started anew since
+    if not here:
+        return boot is not None  # a container of this machine: the lock reaches it
     pid, started = found.get("pid"), found.get("started")
     if pid == os.getpid() or not isinstance(pid, int):
         return True  # this process let it go, or the file is none of ours: the lock was free
-    return started is None or _start_of(pid) != started
+    return started is None or _start_of(pid) != started  # else somebody has removed its lock
 
 
-def _busy(directory: Path, found: dict[str, Any]) -> DirectoryBusy:
+def _who(directory: Path, found: dict[str, Any]) -> str:
     if not found:
-        return DirectoryBusy(f"another process is writing to {directory}; choose another.")
-    return DirectoryBusy(
-        f"process {found.get('pid')} on {found.get('host')} has been writing to {directory} since "
-        f"{found.get('since')}. Choose another directory, or wait. If that process is known to "
-        f"have ended, remove {directory / HOLDER}."
-    )
+        return f"another process is writing to {directory}."
+    pid, host, since = (ascii(found.get(name)).strip("'") for name in ("pid", "host", "since"))
+    return f"process {pid} on {host} has been writing to {directory} since {since}."
 
 
 def _read(holder: Path) -> dict[str, Any]:
     """What the file says; nothing, if it is missing or damaged."""
-    with suppress(OSError, ValueError):
-        found = json.loads(holder.read_bytes()[:4096])
-        return found if isinstance(found, dict) else {}
+    with suppress(OSError, ValueError, RecursionError):
+        if holder.is_file() and not holder.is_symlink():
+            with holder.open("rb") as stream:
+                found = json.loads(stream.read(4096))
+            return found if isinstance(found, dict) else {}
     return {}
 
 
 def _write(holder: Path, content: dict[str, Any]) -> None:
-    temporary = holder.with_name(f".{content['pid']}.{HOLDER}")
-    temporary.write_text(json.dumps(content) + "\n")
-    os.replace(temporary, holder)
+    holder.unlink(missing_ok=True)
+    with holder.open("x") as stream:  # which follows no link
+        stream.write(json.dumps(content) + "\n")

@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.checkpoint.directory import MOST
 from gradhpo.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
-from gradhpo.checkpoint.leaves import Leaf
+from gradhpo.checkpoint.leaves import Leaf, is_storable
 
 __all__ = ["FILE", "FORMAT", "Manifest", "as_json", "read_manifest"]
 
@@ -43,7 +46,10 @@ class Manifest(NamedTuple):
         """The content of the file."""
         leaves = [leaf._asdict() for leaf in self.leaves]
         content = {"format": FORMAT} | self._asdict() | {"leaves": leaves}
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        if len(text) > MOST:
+            raise ValueError(f"{len(leaves)} leaves are too many for one {FILE}; stack them")
+        return text
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -67,9 +73,10 @@ def read_manifest(path: Path) -> Manifest:
         if number != FORMAT:
             raise ValueError(f"format {number!r}")
         manifest = Manifest(**content)
+        for name, kind in _KINDS.items():
+            if type(getattr(manifest, name)) is not kind:
+                raise ValueError(f"{name} is no {kind.__name__}")
         leaves = [_leaf(entry) for entry in manifest.leaves]  # type: ignore[arg-type]
-        if type(manifest.step) is not int or not isinstance(manifest.about, dict):
-            raise ValueError("step or about of a wrong type")
         return manifest._replace(leaves=leaves)
     except FileNotFoundError:
         raise CheckpointDamaged(f"{FILE} is missing") from None
@@ -77,30 +84,42 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointDamaged(f"{FILE} is no manifest of gradhpo ({error})") from None
 
 
+_KINDS = {
+    "step": int,
+    "about": dict,
+    "position": dict,
+    "metrics": list,
+    "environment": dict,
+    "leaves": list,
+}
+
+
 def _leaf(entry: dict[str, Any]) -> Leaf:
     leaf = Leaf(**entry)
-    shape = tuple(leaf.shape)
-    if not all(type(length) is int and length >= 0 for length in shape):
-        raise ValueError(f"leaf {leaf.path} of the shape {shape}")
-    return leaf._replace(shape=shape, dtype=np.dtype(_named(leaf.dtype)).name)
+    shape, dtype = tuple(leaf.shape), jnp.dtype(leaf.dtype)
+    if not all(type(length) is int and 0 <= length < 2**63 for length in shape):
+        raise ValueError(f"a leaf of the shape {shape}")
+    if not (is_storable(dtype) and type(leaf.path) is type(leaf.sha256) is str):
+        raise ValueError("a leaf that is none")
+    return leaf._replace(shape=shape, dtype=dtype.name)
 
 
-def _named(dtype: str) -> Any:
-    import jax.numpy as jnp
+def as_json(value: Any, name: str = "") -> Any:
+    """Settings as JSON has them.
 
-    return jnp.dtype(dtype)
-
-
-def as_json(value: Any) -> Any:
-    """Settings as JSON has them; what it has no form for by its type alone."""
+    Raises:
+        TypeError: one has no form there; names it.
+    """
     if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
+        return {str(key): as_json(item, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return as_json(value.tolist())
+        return [as_json(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return as_json(np.asarray(value).tolist(), name)
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return str(value) if isinstance(value, PathLike) else type(value).__name__
+    if isinstance(value, PathLike):
+        return as_json(os.fspath(value), name)
+    raise TypeError(f"{name or 'it'} is a {type(value).__name__}, which JSON has no form for.")

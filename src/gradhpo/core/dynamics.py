@@ -36,6 +36,7 @@ from gradhpo.core.types import (
 )
 from gradhpo.utils._calls import explain_call, explain_update
 from gradhpo.utils._partition import merge, split
+from gradhpo.utils.validation import check_callable
 
 __all__ = [
     "Dynamics",
@@ -107,6 +108,7 @@ def from_update(update_fn: UpdateFn) -> Dynamics:
     >>> print(dynamics.step(InnerState(1.0, ()), 0.5, 3.0).params)
     2.0
     """
+    check_callable("update_fn", update_fn, "(params, hyperparams, batch) -> params")
 
     def init(params, hyperparams):
         del hyperparams
@@ -155,6 +157,8 @@ def from_optax(
     >>> print(dynamics.step(inner, 0.25, 3.0).params)
     2.0
     """
+    if not is_optimizer(optimizer):
+        check_callable("the inner optimizer", optimizer, "hyperparams -> optimizer, or one itself")
     parts = Parts(train_loss, _explained(as_factory(optimizer)))
 
     def init(params, hyperparams):

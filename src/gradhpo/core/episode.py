@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Estimator
@@ -156,8 +157,10 @@ def _mean_over_tasks(x: jax.Array) -> jax.Array:
 
 
 def finished(state: BilevelState, T: int) -> BilevelState:
-    """The state after an episode of T steps, counted."""
-    return state.update(episode=state.episode + 1, drawn=state.drawn + T)
+    """The state after an episode of T steps, counted; counters never wrap around."""
+    most = jnp.iinfo(jnp.int32).max
+    drawn = jnp.where(state.drawn > most - T, most, state.drawn + T)
+    return state.update(episode=optax.safe_increment(jnp.asarray(state.episode)), drawn=drawn)
 
 
 def recovered(problem: BilevelProblem, before: InnerState, state: BilevelState) -> BilevelState:

@@ -29,8 +29,10 @@ __all__ = [
     "Loop",
     "Room",
     "Unrolled",
+    "check_estimator",
     "check_loop",
     "compiled",
+    "count_steps",
     "fold",
     "report",
     "roll",
@@ -176,6 +178,19 @@ class Estimator(_Method):
         )
 
 
+def check_estimator(who: str, estimator: Any) -> None:
+    """An estimator, and not the factory that makes one.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(estimator, Estimator):
+        raise TypeError(
+            f"{who} takes a gradhpo.Estimator, such as gradhpo.one_step() or gradhpo.reverse(20), "
+            f"got {estimator!r}. Are the brackets of a call missing?"
+        )
+
+
 class Unrolled(NamedTuple):
     """Derivatives of the validation loss after a window of training."""
 
@@ -228,7 +243,11 @@ def fold(
 
     Returns:
         `(carry, ys)`, with the `ys` stacked in the order of `xs`.
+
+    Raises:
+        ValueError: `xs` holds no arrays, so that nothing says how many steps there are.
     """
+    steps = count_steps(xs)
     if loop != "host":
         return lax.scan(
             lambda carry, x: body(problem, consts, carry, x),
@@ -238,12 +257,25 @@ def fold(
             unroll=loop == "unroll",
         )
     step = compiled(body, problem)
-    steps = range(jax.tree.leaves(xs)[0].shape[0])
     ys = []
-    for t in reversed(steps) if reverse else steps:
+    for t in reversed(range(steps)) if reverse else range(steps):
         carry, y = step(consts, carry, _entry(xs, t))
         ys.append(y)
     return carry, _stacked(ys[::-1] if reverse else ys) if ys else None
+
+
+def count_steps(xs: PyTree) -> int:
+    """The length of the leading axis.
+
+    Raises:
+        ValueError: there are no arrays.
+    """
+    if not (leaves := jax.tree.leaves(xs)):
+        raise ValueError(
+            "a batch needs at least one array, by which this method counts its steps; give a "
+            "dummy, such as 0.0, where nothing is read from it."
+        )
+    return leaves[0].shape[0]
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,7 +3,9 @@
 Everything here traces and looks at the jaxpr; nothing is computed.
 """
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import BilevelProblem, Window
 from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.types import Batch, Hyper, Params, PyTree
-from gradhpo.utils._calls import check_scalar, explain_loops
+from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._jaxpr import equations, needed
 from gradhpo.utils._partition import is_differentiable, merge, split
 from gradhpo.utils.gradients import tree_last
@@ -41,7 +43,7 @@ def check_problem(
         Names of the metrics that the losses return, as they stand in `state.metadata`.
 
     Raises:
-        TypeError: a loss is not one floating-point scalar.
+        TypeError: a loss is not one floating-point scalar, or asks for types that are switched off.
         ValueError: Phi changes the structure, shape or dtype of the state, or needs a value
             of the loss that only a line search has.
     """
@@ -49,15 +51,15 @@ def check_problem(
     names: list[str] = []
     if problem.reported_loss is not None:
         train = partial(losses.train, problem.reported_loss)
-        got = jax.eval_shape(train, inner.params, lam, batch.train, inner.model_state)
-        check_scalar("train_loss_fn", got.value)
+        with _refused_float64("train_loss_fn"):
+            got = jax.eval_shape(train, inner.params, lam, batch.train, inner.model_state)
         names += [f"train_{name}" for name in got.metrics]
     judge = partial(losses.judge, problem.outer_loss)
-    value, metrics = jax.eval_shape(judge, inner.params, lam, batch.val, inner.model_state)
-    check_scalar("val_loss_fn", value)
+    with _refused_float64("val_loss_fn"):
+        _, metrics = jax.eval_shape(judge, inner.params, lam, batch.val, inner.model_state)
     names += [f"val_{name}" for name in metrics]
     try:
-        with explain_loops():
+        with explain_loops(), _refused_float64("the training step"):
             after = jax.eval_shape(problem.dynamics.step, inner, lam, batch.train)
     except TypeError as error:
         if "required keyword-only argument" in str(error):
@@ -70,6 +72,21 @@ def check_problem(
     before = jax.eval_shape(lambda: inner)
     check_same_avals(before, after)
     return tuple(names)
+
+
+@contextlib.contextmanager
+def _refused_float64(name: str) -> Iterator[None]:
+    """JAX only warns of a request for float64 that it does not meet, and goes on in float32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Explicitly requested dtype .*float64", UserWarning)
+        try:
+            yield
+        except UserWarning as warning:
+            raise TypeError(
+                f"{name} asks for float64, but JAX has 64-bit types switched off and would compute "
+                "in float32. Ask for float32 or for the dtype of an argument, or switch them on "
+                "first: jax.config.update('jax_enable_x64', True)."
+            ) from warning
 
 
 class Reach(NamedTuple):
@@ -185,9 +202,9 @@ def untrained_params(
     problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch
 ) -> list[str]:
     """Names of the floating leaves of the parameters that the training loss has no path to."""
-    loss = problem.train_loss
-    if loss is None or problem.dynamics.parts is None:
-        return []  # what an update_fn trains on, this loss does not say
+    if problem.dynamics.parts is None:
+        return []  # what an update_fn trains on, no loss says
+    loss = problem.dynamics.parts.train_loss
     floating, rest = split(inner.params)
 
     def outputs(floating, rest, lam, batch, model_state):

@@ -65,7 +65,8 @@ def run_episode(
         loop: "scan" or "unroll" (see `gradhpo.core.estimator.fold`).
 
     Returns:
-        The state after the last step, `params = w_T`; see `end_episode`.
+        The state after the last step, `params = w_T`; see `end_episode`. Nothing is raised for an
+        update that was rejected: `state.status_counts` and the metadata tell of it.
     """
     before = state.inner
     state, origin, own = start_episode(estimator, problem, state, draw, keep_phi=keep_phi)
@@ -126,7 +127,8 @@ def run_episodes(
 
     Returns:
         `(state, history)`: `params` are phi after the last episode, `history` the
-        observations stacked over M.
+        observations stacked over M. A compiled program cannot stop at a rejected update:
+        `state.status_counts` and `first_bad_step` tell of them, of each episode its metadata.
     """
     episodes = next((x.shape[0] for x in jax.tree.leaves((windows, draws))), episodes)
     if episodes is None:

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.core.types import Batch, Hyper, LossFn, MetricDict, Params, PyTree, Scalar
-from gradhpo.utils._calls import explain_call
+from gradhpo.utils._calls import check_scalar, explain_call
+from gradhpo.utils.validation import check_callable
 
 __all__ = ["Evaluated", "has_model_state", "judge", "loss_value", "reported", "train"]
 
@@ -47,6 +48,7 @@ def _call(
     name: str, loss: LossFn, params: Params, lam: Hyper, batch: Batch, model_state: PyTree
 ) -> Any:
     """What the loss returns; an error is explained, `name` being what the user calls it."""
+    check_callable(name, loss, "(params, hyperparams, batch) -> scalar")
     arguments = (batch, model_state) if has_model_state(model_state) else (batch,)
     with explain_call(name, loss, params, lam, *arguments):
         return loss(params, lam, *arguments)
@@ -74,6 +76,7 @@ def train(loss: LossFn, params: Params, lam: Hyper, batch: Batch, model_state: P
             f"{_outline(got)}."
         )
     value, (after, metrics) = got
+    check_scalar("train_loss_fn", value)
     return Evaluated(value, after, _checked("train_loss_fn", metrics))
 
 
@@ -112,6 +115,7 @@ def reported(side: str, value: Scalar, metrics: MetricDict) -> MetricDict:
 
 def _value_and_metrics(name: str, got: Any) -> tuple[Scalar, MetricDict]:
     if not isinstance(got, tuple):
+        check_scalar(name, got)
         return got, {}
     if not _is_pair(got):
         raise TypeError(
@@ -119,6 +123,7 @@ def _value_and_metrics(name: str, got: Any) -> tuple[Scalar, MetricDict]:
             f"returned {_outline(got)}. A model state that a loss changes is declared by "
             "init(..., model_state=...); then it returns (loss, (model_state, metrics))."
         )
+    check_scalar(name, got[0])
     return got[0], _checked(name, got[1])
 
 

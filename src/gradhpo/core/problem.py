@@ -17,6 +17,7 @@ __all__ = [
     "BilevelProblem",
     "Start",
     "Window",
+    "check_problem_type",
     "check_window",
     "judge",
     "outer_gradients",
@@ -65,6 +66,19 @@ class BilevelProblem(NamedTuple):
         """The training loss to report, if one is known."""
         parts = self.dynamics.parts
         return self.train_loss or (None if parts is None else parts.train_loss)
+
+
+def check_problem_type(who: str, problem: Any) -> None:
+    """A bilevel problem.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(problem, BilevelProblem):
+        raise TypeError(
+            f"{who} takes a gradhpo.BilevelProblem(dynamics, outer_loss), got "
+            f"{type(problem).__name__}."
+        )
 
 
 def check_window(window: Window, steps: int | None = None) -> int:

@@ -9,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.status import Status
+from gradhpo.core.status import Status, status_message
 from gradhpo.core.types import Hyper, Memory, MetricDict, OptState, Params, PyTree
 from gradhpo.utils._partition import scalar_dtype
-from gradhpo.utils.validation import check_same_structure
+from gradhpo.utils.validation import (
+    check_count,
+    check_hyperparams,
+    check_params,
+    check_same_structure,
+)
 
 __all__ = ["METRICS", "BilevelState"]
 
@@ -24,7 +29,7 @@ def _zero() -> Any:
     return np.zeros((), np.int32)
 
 
-def _no_counts() -> Any:
+def no_counts() -> Any:
     return np.zeros((max(Status) + 1,), np.int32)
 
 
@@ -53,6 +58,8 @@ class BilevelState:
         drawn: int32 array: inner steps that `run` has drawn batches for, the position in the data.
         counts: int32 array: how often every status was the one of an update, by its code; see
             `status_counts`.
+
+    Counters stay at 2**31 - 1 once they are there.
     """
 
     params: Params
@@ -66,7 +73,7 @@ class BilevelState:
     phi: Any = ()
     episode: jax.Array = dataclasses.field(default_factory=_zero)
     drawn: jax.Array = dataclasses.field(default_factory=_zero)
-    counts: jax.Array = dataclasses.field(default_factory=_no_counts)
+    counts: jax.Array = dataclasses.field(default_factory=no_counts)
 
     @classmethod
     def create(
@@ -100,13 +107,23 @@ class BilevelState:
         >>> BilevelState.create(jnp.zeros(3), jnp.array(0.1)).status_counts
         {}
         """
-        return {code: int(self.counts[code]) for code in Status if self.counts[code]}
+        counts = np.asarray(self.counts)
+        return {code: int(counts[code]) for code in Status if counts[code]}
+
+    @property
+    def status_message(self) -> str:
+        """What the status of the last update means, with the remedy.
+
+        >>> BilevelState.create(jnp.zeros(3), jnp.array(0.1)).status_message
+        'OK: the step was taken and everything is finite'
+        """
+        return status_message(int(self.metadata["status"]))
 
     def update(self, **fields: Any) -> "BilevelState":
         """A copy with some fields replaced; `metadata` is merged, `step` becomes an int32 array.
 
         Raises:
-            TypeError: unknown field.
+            TypeError: unknown field, or a leaf of the wrong type; the message names it.
             ValueError: new `params` or `hyperparams` of another structure than the old.
 
         >>> state = BilevelState.create(jnp.zeros(3), jnp.array(0.1))
@@ -116,13 +133,16 @@ class BilevelState:
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(set(fields) - known):
             raise TypeError(f"BilevelState has no field {unknown[0]!r}; fields are {sorted(known)}")
-        for name in ("params", "hyperparams"):
+        for name, check in (("params", check_params), ("hyperparams", check_hyperparams)):
             if name in fields:
                 check_same_structure(name, getattr(self, name), fields[name])
+                check(fields[name])
         for name in ("step", "episode", "drawn"):
             if name in fields:
-                fields[name] = jnp.asarray(fields[name], jnp.int32)
+                fields[name] = jnp.asarray(_counted(name, fields[name]), jnp.int32)
         if "metadata" in fields:
+            if not isinstance(fields["metadata"], Mapping):
+                raise TypeError(f"metadata is a dictionary of metrics, got {fields['metadata']!r}.")
             fields["metadata"] = {**self.metadata, **fields["metadata"]}
         return dataclasses.replace(self, **fields)
 
@@ -133,6 +153,13 @@ class BilevelState:
         if isinstance(self.memory, Mapping):
             return self.memory.get(name, default)
         return getattr(self.memory, name, default)
+
+
+def _counted(name: str, value: Any) -> Any:
+    """A whole number, or an array of one; only what is not traced is looked at."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer):
+        return value
+    return check_count(name, value, minimum=0)
 
 
 def empty_metadata(hyperparams: Hyper, metrics: tuple[str, ...] = ()) -> MetricDict:

@@ -70,8 +70,9 @@ _MEANINGS = {
     Status.NONFINITE_HYPERGRAD: _Meaning(
         "the hypergradient is NaN or infinite although the losses are finite",
         "the hyperparameters, the outer slots and the memory were left alone",
-        "With Adam, AMSGrad or RAdam as inner optimizer set eps_root=1e-8: their square root has "
-        "no derivative at zero",
+        "With Adam, AMSGrad or LAMB as inner optimizer set eps_root=1e-8, with Adafactor eps=1e-8: "
+        "their square root has no derivative at zero. RAdam has none in its first steps, whatever "
+        "its eps_root: take another",
         rejects=True,
     ),
     Status.NONFINITE_HYPERPARAMS: _Meaning(
@@ -133,7 +134,7 @@ _MEANINGS = {
         "damping, or the default solver; cg and gmres break down on singular systems, which minres "
         "(for the training loss) and cgls solve. A negative metric curvature: this is no minimum, "
         "train longer between updates. A residual of NaN: the second derivatives are NaN; with "
-        "Adam, AMSGrad or RAdam in a fixed point set eps_root=1e-8",
+        "Adam, AMSGrad or LAMB in a fixed point set eps_root=1e-8",
         rejects=True,
         explains=True,
     ),

@@ -8,7 +8,7 @@ A pure function of the state: jit it, vmap it over seeds or tasks, scan it.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,26 @@ from jax import lax
 
 from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
-from gradhpo.core.estimator import Estimate, Estimator
+from gradhpo.core.estimator import Estimate, Estimator, check_estimator
 from gradhpo.core.inspect import check_problem
 from gradhpo.core.losses import has_model_state
-from gradhpo.core.outer import Outer, Rated, as_outer, check_outer_step, checked_apply
-from gradhpo.core.problem import BilevelProblem, Window
+from gradhpo.core.outer import (
+    Outer,
+    Rated,
+    as_outer,
+    check_outer,
+    check_outer_step,
+    checked_apply,
+)
+from gradhpo.core.problem import BilevelProblem, Window, check_problem_type
 from gradhpo.core.start import Origin
 from gradhpo.core.state import BilevelState, empty_metadata
 from gradhpo.core.status import Status
-from gradhpo.core.types import Hyper, Params, PyTree
+from gradhpo.core.types import Hyper, MetricDict, Params, PyTree
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_where
+from gradhpo.utils.validation import check_start, explain_leaves
 
 __all__ = [
     "OuterOptimizer",
@@ -37,10 +45,12 @@ __all__ = [
     "bilevel_step",
     "copies",
     "init_state",
+    "measured",
     "one_task",
     "outer_metrics",
     "per_task",
     "strengthen",
+    "verdict",
     "with_metrics",
 ]
 
@@ -66,7 +76,16 @@ def init_state(
         model_state: Of losses that have one, see `gradhpo.core.losses`.
 
     With `over_tasks` every task gets a copy of `params` and `model_state`.
+
+    Raises:
+        TypeError, ValueError: an argument is something else, or a leaf has a type or a value that
+            nothing can start from; the message names it.
     """
+    check_problem_type("init_state", problem)
+    check_estimator("init_state", estimator)
+    if outer_optimizer is not None:
+        check_outer("outer_optimizer", outer_optimizer)
+    check_start(params, hyperparams, model_state)
     params, hyperparams, model_state = strengthen((params, hyperparams, model_state))
     if estimator.tasks is not None:
         params, model_state = copies((params, model_state), estimator.tasks)
@@ -163,6 +182,10 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
     0.5 1.15
     """
 
+    check_estimator("bilevel_step", estimator)
+    if outer_optimizer is not None:
+        check_outer("outer_optimizer", outer_optimizer)
+
     def step(
         problem: BilevelProblem,
         state: BilevelState,
@@ -174,7 +197,7 @@ def bilevel_step(estimator: Estimator, outer_optimizer: OuterOptimizer = None) -
         if estimator.room is not None and estimator.room.missing(state.memory):
             # A batch's shape is known only now; allocated first, so that it can be undone.
             state = state.update(memory=estimator.room.make(state.memory, window))
-        with explain_loops():
+        with explain_loops(), explain_leaves(state=state, window=window):
             estimate = estimator.estimate(
                 problem, state.memory, state.inner, state.hyperparams, window, origin
             )
@@ -193,16 +216,53 @@ def apply_estimate(
     window: Window,
 ) -> BilevelState:
     """The outer update, the finite guard and the metrics."""
-    lam, h, info = state.hyperparams, estimate.hypergrad, dict(estimate.info)
-    new_lam, slots = checked_apply(outer, h, state.outer_opt_state, lam)
+    # One hypergradient for the update, its norm and the check: fused into each it is three.
+    estimate = estimate._replace(hypergrad=lax.optimization_barrier(estimate.hypergrad))
+    lam = state.hyperparams
+    new_lam, slots = checked_apply(outer, estimate.hypergrad, state.outer_opt_state, lam)
+    status, trained, remembered, tuned = verdict(
+        estimator, estimate, tree_is_finite((new_lam, slots))
+    )
+    inner = tree_where(trained, InnerState(*estimate.inner), state.inner)
+    first_bad, rejected = state.metadata["first_bad_step"], state.metadata["n_rejected"]
+    counts = jnp.asarray(state.counts)
+    return state.update(
+        params=inner.params,
+        inner_opt_state=inner.opt_state,
+        model_state=inner.model_state,
+        hyperparams=tree_where(tuned, new_lam, lam),
+        outer_opt_state=tree_where(tuned, slots, state.outer_opt_state),
+        step=optax.safe_increment(jnp.asarray(state.step)),
+        memory=tree_where(remembered, estimate.memory, state.memory),
+        counts=jnp.maximum(counts, counts.at[status].add(1)),  # one that wraps around stays
+        metadata={
+            **measured(estimator, outer, problem, state, estimate, window),
+            "status": status,
+            "first_bad_step": jnp.where(~tuned & (first_bad < 0), state.step, first_bad),
+            "n_rejected": jnp.where(tuned, rejected, optax.safe_increment(jnp.asarray(rejected))),
+        },
+    )
 
-    inner = InnerState(*estimate.inner)
-    trained = tree_is_finite(inner)
-    judged = jnp.isfinite(info["val_loss"])
-    norm = tree_l2_norm(h)
-    derived = tree_is_finite(h)  # the norm overflows first
-    stepped = tree_is_finite((new_lam, slots))
-    status = info.pop("status", jnp.zeros((), jnp.int32))
+
+class Verdict(NamedTuple):
+    """What the finite guard says of an estimate; flags are boolean scalars."""
+
+    status: jax.Array  # int32
+    trained: jax.Array  # the new inner state is finite
+    remembered: jax.Array  # the new memory is taken
+    tuned: jax.Array  # and so are the new hyperparameters
+
+
+def verdict(estimator: Estimator, estimate: Estimate, stepped: Any = True) -> Verdict:
+    """The finite guard, which looks and changes nothing.
+
+    Args:
+        stepped: Whether the outer step is finite; True where there is none.
+    """
+    trained = tree_is_finite(InnerState(*estimate.inner))
+    judged = jnp.isfinite(estimate.info["val_loss"])
+    derived = tree_is_finite(estimate.hypergrad)  # the norm overflows first
+    status = jnp.asarray(estimate.info.get("status", Status.OK), jnp.int32)
     explained = jnp.isin(status, jnp.array([code for code in Status if code.explains]))
     for good, code in (
         (stepped, Status.NONFINITE_HYPERPARAMS),
@@ -211,37 +271,33 @@ def apply_estimate(
         (trained, Status.NONFINITE_TRAIN_STATE),
     ):  # the earliest cause has the last word
         status = jnp.where(good | explained, status, code)
-    tuned = trained & judged & derived & stepped
-    inner = tree_where(trained, inner, state.inner)
     # After a bad validation batch the old memory is kept, unless it has to move on with s_t.
     remembered = jnp.where(judged, derived | explained, estimator.follows)
-    memory = tree_where(trained & remembered, estimate.memory, state.memory)
+    return Verdict(status, trained, trained & remembered, trained & judged & derived & stepped)
 
+
+def measured(
+    estimator: Estimator,
+    outer: Outer,
+    problem: BilevelProblem,
+    state: BilevelState,
+    estimate: Estimate,
+    window: Window,
+) -> MetricDict:
+    """The metrics of an estimate, all of the dtype of those in the state; no status.
+
+    Args:
+        outer: Its constraints and penalties are looked at, its rate is not.
+    """
+    lam, h = state.hyperparams, estimate.hypergrad
+    info = {name: value for name, value in estimate.info.items() if name != "status"}
     info |= _reported(problem, estimator, state, estimate, window)
-    info["hypergrad_norm"] = norm
+    info["hypergrad_norm"] = tree_l2_norm(h)
     if outer.settle is not None:
         rest = outer.settle(optax.tree.sub(lam, h))
         info["outer_stationarity"] = tree_l2_norm(optax.tree.sub(lam, rest))
     dtype = state.metadata["hypergrad_norm"].dtype
-    metrics = {name: jnp.asarray(value, dtype) for name, value in info.items()}
-    first_bad = state.metadata["first_bad_step"]
-    bad = ~tuned & (first_bad < 0)
-    return state.update(
-        params=inner.params,
-        inner_opt_state=inner.opt_state,
-        model_state=inner.model_state,
-        hyperparams=tree_where(tuned, new_lam, lam),
-        outer_opt_state=tree_where(tuned, slots, state.outer_opt_state),
-        step=optax.safe_increment(jnp.asarray(state.step)),
-        memory=memory,
-        counts=jnp.asarray(state.counts).at[status].add(1),
-        metadata={
-            **metrics,
-            "status": status.astype(jnp.int32),
-            "first_bad_step": jnp.where(bad, state.step, first_bad),
-            "n_rejected": state.metadata["n_rejected"] + (~tuned).astype(jnp.int32),
-        },
-    )
+    return {name: jnp.asarray(value, dtype) for name, value in info.items()}
 
 
 def _reported(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from gradhpo.core.declared import Declared, bind, declared
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.episode import episode_data
-from gradhpo.core.problem import BilevelProblem, Window, check_window
+from gradhpo.core.problem import BilevelProblem, Window, check_problem_type, check_window
 from gradhpo.core.source import (
     BatchSource,
     Pool,
@@ -33,8 +33,7 @@ from gradhpo.utils.validation import (
     check_batch,
     check_callable,
     check_count,
-    check_hyperparams,
-    check_params,
+    check_start,
 )
 
 __all__ = ["Task"]
@@ -87,14 +86,9 @@ class Task:
     test: Batch | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.problem, BilevelProblem):
-            raise TypeError(
-                "a task is of a gradhpo.BilevelProblem(dynamics, outer_loss), got "
-                f"{type(self.problem).__name__}."
-            )
+        check_problem_type("a task", self.problem)
         with float64():  # that numbers are too wide for the types of a run, `begin` says
-            check_params(self.params)
-            check_hyperparams(self.hyperparams)
+            check_start(self.params, self.hyperparams, self.model_state)
         self._check_sources()
         if self.space is not None:
             self.declared  # noqa: B018  refuses what is outside
@@ -191,8 +185,7 @@ class Task:
             ValueError: there are not so many batches, or the start brings another number of them.
         """
         steps = check_count("steps", steps)
-        check_params(self.params)
-        check_hyperparams(self.hyperparams)
+        check_start(self.params, self.hyperparams, self.model_state)
         inner, own = begin_episode(self.problem, self.origin(key), strengthen(self.hyperparams))
         picked = self.train is None or isinstance(self.train, Pool)
         drawn = None if picked else self.window(steps)

@@ -111,6 +111,19 @@ class Endless:
             raise ValueError(f"the loader is an iterator, {_REMEDY}")
         self._iterator, self._position, self._failed = None, Position(0, 0), False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, and what is pickled, is made anew of the loader and goes to this position."""
+        begun = self._iterator is not None or self._position != Position(0, 0)
+        again = self._numbered or isinstance(self._loader, list | tuple)
+        if begun and not again:
+            raise TypeError(
+                f"a source of {type(self._loader).__name__} that has begun cannot be copied or "
+                "pickled, because its loader may not give the same batches again. Keep its "
+                f"position, {tuple(self._position)}, and make it anew, from_loader(loader, "
+                "start=position); or let the loader be a function of the epoch."
+            )
+        return Endless, (self._loader, self._pad, tuple(self._position))
+
     def __call__(self) -> Batch:
         """The next batch: what the loader gives, as arrays; with `pad` a `Masked`.
 

@@ -5,6 +5,7 @@ Indices are for windows that stay on the device, where the loss gathers rows
 from a resident data set; `batches` is for training loops that take a callable.
 """
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -147,13 +148,16 @@ def batches(
     if not isinstance(start, tuple | list):
         start = divmod(check_count("start", start, minimum=0), per_epoch)
 
-    def epoch(number: int) -> Iterator[DataBatch]:
-        order = _order(seed, total, number)
-        for first in range(0, total, batch_size):
-            rows = order[first : first + batch_size]
-            yield DataBatch(arrays.inputs[rows], arrays.targets[rows])
+    shuffles = functools.partial(_epoch, arrays, batch_size, seed)
+    return from_loader(shuffles, pad=pad, start=start)
 
-    return from_loader(epoch, pad=pad, start=start)
+
+def _epoch(data: DataBatch, batch_size: int, seed: int, epoch: int) -> Iterator[DataBatch]:
+    total = len(data.targets)
+    order = _order(seed, total, epoch)
+    for first in range(0, total, batch_size):
+        rows = order[first : first + batch_size]
+        yield DataBatch(data.inputs[rows], data.targets[rows])
 
 
 def _order(seed: int, num_examples: int, epoch: int) -> np.ndarray:

@@ -61,15 +61,17 @@ def discrete_gap(task: Task, hyperparams: Hyper, steps: int, *, key: Any = None)
             "with spaces.integer or spaces.categorical."
         )
 
+    # Not a static argument of `jit`, which would keep the problem, and its data, for good.
+    program = jax.jit(partial(_trained, task.problem))
+
     def trained(lam: Hyper) -> float:
         inner, window = task.replace(space=None, hyperparams=lam).begin(steps, key)
-        return float(_trained(task.problem, inner, lam, window))
+        return float(program(inner, lam, window))
 
     settled = spaces.settle(hyperparams)
     return DiscreteGap(trained(spaces.value(hyperparams)), trained(settled), settled)
 
 
-@partial(jax.jit, static_argnums=0)
 def _trained(problem: BilevelProblem, inner: InnerState, lam: Hyper, window: Window) -> jax.Array:
     end = roll(problem.dynamics, inner, lam, window.train)
 

@@ -30,10 +30,10 @@ def at_once(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch
     """
     if problem.dynamics.parts is None:
         return float("nan")
-    return float(_at_once(problem, inner, lam, batch))
+    # Not a static argument of `jit`, which would keep the problem, and its data, for good.
+    return float(jax.jit(partial(_at_once, problem))(inner, lam, batch))
 
 
-@partial(jax.jit, static_argnums=0)
 def _at_once(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch) -> jax.Array:
     parts = problem.dynamics.parts
     assert parts is not None

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from gradhpo.core.episode import started as started_in
 from gradhpo.core.inspect import (
@@ -14,11 +15,16 @@ from gradhpo.core.inspect import (
 from gradhpo.core.outer import as_outer
 from gradhpo.core.problem import Window
 from gradhpo.core.start import Origin
-from gradhpo.core.state import BilevelState
+from gradhpo.core.state import BilevelState, empty_metadata, no_counts
 from gradhpo.core.step import one_task, outer_metrics, per_task
 from gradhpo.driver.setup import Setup
 from gradhpo.utils.gradients import tree_last
-from gradhpo.utils.validation import complain, difference
+from gradhpo.utils.validation import (
+    check_hyperparams,
+    check_params,
+    complain,
+    difference,
+)
 
 __all__ = ["Findings", "complain_of", "look"]
 
@@ -83,6 +89,15 @@ def _check_state(setup: Setup, state: BilevelState, window: Window) -> None:
         "init(state.params, state.hyperparams)."
     )
     lam, outer = state.hyperparams, setup.outer
+    check_params(state.params)
+    check_hyperparams(lam)
+    if missing := sorted(empty_metadata(lam).keys() - state.metadata.keys()):
+        raise ValueError(f"the metadata of this state lack {missing[0]!r}. {remedy}")
+    if np.shape(state.counts) != (len(no_counts()),):
+        raise ValueError(
+            f"the counts of this state have the shape {np.shape(state.counts)}, but there are "
+            f"{len(no_counts())} statuses. {remedy}"
+        )
     slots = jax.eval_shape(
         lambda params, lam: per_task(estimator, lambda w: problem.dynamics.init(w, lam))(params),
         state.params,

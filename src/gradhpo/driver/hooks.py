@@ -94,7 +94,7 @@ def scalars(name: str, tree: Any, of: tuple[str, ...] = tuple(SUMMARIES)) -> dic
 
 
 class Progress:
-    """The progress line of a run on stderr; a hook.
+    """The progress line of a run on stderr, with the updates rejected so far by name; a hook.
 
     Args:
         episodes: Of this run.
@@ -125,9 +125,12 @@ class Progress:
         metadata, lam, _ = _on_host(state, self.natural)
         metrics = numbers(metadata)
         losses = {name: x for name, x in metrics.items() if name in ("train_loss", "val_loss")}
+        counts = state.status_counts.items()
+        rejected = {f"rejected/{code.name}": n for code, n in counts if code.rejects}
         values = scalars("lam", lam, of=("min", "max")).items()
         single_first = sorted(values, key=lambda each: each[0].endswith(("/min", "/max")))
-        self.logger.log((losses or metrics) | dict(single_first[: self.ROOM]), episode - self.first)
+        values = dict(single_first[: self.ROOM])
+        self.logger.log((losses or metrics) | rejected | values, episode - self.first)
         self.due = time.monotonic() + self.EVERY
 
     @contextmanager

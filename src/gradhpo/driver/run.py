@@ -33,6 +33,7 @@ from gradhpo.driver._findings import complain_of, look
 from gradhpo.driver._programs import Programs, end_episode, programs
 from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver.data import Data, Drawn, in_one
+from gradhpo.driver.failure import OnFailure, Watch
 from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
 from gradhpo.driver.identity import identity
 from gradhpo.driver.interruption import Kept, handing_back, patient_signals
@@ -42,9 +43,11 @@ from gradhpo.driver.single import as_rate
 from gradhpo.driver.summary import summarise
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import avals
+from gradhpo.utils.validation import complain
 
 __all__ = ["Plan", "run"]
 
+MOST = np.iinfo(np.int32).max
 PATIENCE = 0.25  # seconds for one call of several episodes: Ctrl-C waits for its end
 
 
@@ -56,6 +59,7 @@ class Plan(NamedTuple):
     of: int | None = None  # episodes that the decay of the rate refers to; None: those of this run
     lr_hyper: float | None = None
     lr_reptile: float = 1.0
+    on_failure: OnFailure = "skip"
 
     def rates(self, first: int, dtype: Any) -> list[Any]:
         """The outer rate of every episode of a run that begins with episode `first`."""
@@ -80,23 +84,32 @@ def run(
     """The state after `plan.episodes` more episodes; see `gradhpo.tune`."""
     kept = Kept(state)
     line = Progress(plan.episodes, int(state.episode), progress, natural)
+    watch = None if plan.on_failure == "skip" else Watch(setup.name, state)
+    told: tuple[Any, ...] = hooks if watch is None else (*hooks, watch)
+    failure = None
     with ExitStack() as stack:
         signals = stack.enter_context(patient_signals(terminations=checkpoint is not None))
         stack.enter_context(handing_back(kept, signals))
         saver = stack.enter_context(saving(checkpoint, signals))
         stack.enter_context(closing(line))
         with suppress(StopRun):
-            for episode, seen in _episodes(setup, kept, plan, data, line, hooks, saver):
+            for episode, seen in _episodes(setup, kept, plan, data, line, told, saver):
                 stopped = [stops(hook(episode, seen)) for hook in (*hooks, line)]
+                failure = None if watch is None else watch(seen)
+                if failure is not None and plan.on_failure == "raise":
+                    raise failure
                 if saver is not None:
                     saver.after(kept.newest, data)
-                if any(stopped) or signals.heard is not None:
+                if failure is not None or any(stopped) or signals.heard is not None:
                     break
         kept.wait()
         if saver is not None:
             saver.finish()
         signals.obey()
-    summarise(setup.name, kept.first, kept.good)
+    if failure is None:
+        summarise(setup.name, kept.first, kept.good)
+    else:
+        complain(f"{failure} The run ends here (on_failure='stop').", strict=False)
     return kept.good
 
 
@@ -106,7 +119,7 @@ def _episodes(
     plan: Plan,
     data: Data,
     line: Progress,
-    hooks: tuple[Hook, ...],
+    hooks: tuple[Any, ...],
     saver: Saver | None,
 ) -> Iterator[tuple[int, BilevelState]]:
     """`(episode, state with params = w_T)` after every call; the state to go on from is kept."""
@@ -214,6 +227,11 @@ def _prepare(
         raise ValueError(
             f"T={plan.T}, but the windows that begin returns hold {T} steps: leave T out, or give "
             "the same."
+        )
+    if int(state.drawn) + plan.episodes * T > MOST:
+        raise ValueError(
+            f"this run would end after {int(state.drawn) + plan.episodes * T} inner steps, and "
+            f"state.drawn counts no more than {MOST}: go on with a state of a new init."
         )
     state = state.update(phi=())
     findings = setup.remember_shapes(look, state, shapes.window, shapes.origin)

@@ -7,8 +7,9 @@ from typing import Any
 
 from gradhpo.checkpoint.errors import CheckpointError, CheckpointMismatch
 from gradhpo.checkpoint.manifest import as_json
+from gradhpo.checkpoint.reader import check_about, compare_environments
 from gradhpo.checkpoint.settings import Checkpoints
-from gradhpo.checkpoint.writer import Writer, check_about, compare_environments, writing
+from gradhpo.checkpoint.writer import Writer, writing
 from gradhpo.core.state import BilevelState
 from gradhpo.driver.data import Data
 from gradhpo.driver.interruption import Signals
@@ -34,8 +35,17 @@ class Saver:
         self._told = False
 
     def origin(self, data: Data) -> dict[str, Any]:
-        """Where sources of data stood when this run began, be it in another process."""
+        """Where sources of data stood when this run began, be it in another process.
+
+        Raises:
+            CheckpointMismatch: the checkpoint is none of a run.
+        """
         if self.found is not None:
+            if "origin" not in self.found.manifest.position:
+                raise CheckpointMismatch(
+                    f"{self.found.path} was saved by a loop of its own, and not by `run`: take "
+                    "another directory, or restore it and give it to `run` as the state."
+                )
             self._origin = self.found.manifest.position["origin"]
         else:
             self._origin = data.positions()

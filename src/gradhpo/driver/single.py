@@ -10,18 +10,18 @@ import numpy as np
 from jax.core import Tracer
 
 from gradhpo.core.estimator import Estimator
-from gradhpo.core.outer import check_outer_step
+from gradhpo.core.outer import as_outer, check_outer_step
 from gradhpo.core.problem import Window
 from gradhpo.core.state import BilevelState
-from gradhpo.core.step import bilevel_step, with_metrics
-from gradhpo.core.types import Batch, Hyper
+from gradhpo.core.step import bilevel_step, measured, verdict, with_metrics
+from gradhpo.core.types import Batch, Hyper, MetricDict
 from gradhpo.driver._findings import complain_of, look
 from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver.setup import Setup, check_state, resolve
 from gradhpo.utils._calls import explain_loops
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.arrays import owned
-from gradhpo.utils.validation import check_batch
+from gradhpo.utils.validation import check_batch, explain_leaves
 
 __all__ = ["as_rate", "hypergradient", "step"]
 
@@ -31,18 +31,27 @@ def step(
 ) -> BilevelState:
     """The state after one update by this batch; see `EstimatorOptimizer.step`."""
     check_outer_step(setup.name, setup.outer, lr_hyper)
-    state, window = _taken(setup, state, Window(train_batch, val_batch))
-    rate = as_rate(lr_hyper, scalar_dtype(state.hyperparams))
-    compiled = _single(setup)
-    if not compiled.metrics:
-        compiled.metrics.append(_metrics(setup, state, window))
-    return compiled.step(with_metrics(state, compiled.metrics[0]), window, rate)
+    with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
+        state, window = _taken(setup, state, Window(train_batch, val_batch))
+        rate = as_rate(lr_hyper, scalar_dtype(state.hyperparams))
+        return _single(setup).step(_with_room(setup, state, window), window, rate)
 
 
-def hypergradient(setup: Setup, state: BilevelState, train_batch: Batch, val_batch: Batch) -> Hyper:
-    """What `step` would apply."""
-    state, window = _taken(setup, state, Window(train_batch, val_batch))
-    return _single(setup).hypergradient(state, window)
+def hypergradient(
+    setup: Setup,
+    state: BilevelState,
+    train_batch: Batch,
+    val_batch: Batch,
+    *,
+    with_metadata: bool = False,
+) -> Hyper | tuple[Hyper, MetricDict]:
+    """What `step` would apply, and what it would say of it."""
+    with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
+        state, window = _taken(setup, state, Window(train_batch, val_batch))
+        compiled = _single(setup)
+        if not with_metadata:
+            return compiled.hypergradient(state, window)[0]
+        return compiled.hypergradient(_with_room(setup, state, window), window, with_metadata=True)
 
 
 def as_rate(lr_hyper: Any, dtype: Any) -> Any:
@@ -59,7 +68,7 @@ class _Single(NamedTuple):
 
     metrics: list[tuple[str, ...]]  # those that the losses return, once the first call has looked
     step: Callable[..., BilevelState]
-    hypergradient: Callable[..., Hyper]
+    hypergradient: Callable[..., tuple[Hyper, MetricDict]]
 
 
 def _single(setup: Setup) -> _Single:
@@ -81,14 +90,20 @@ def _programs(setup: Setup) -> _Single:
         estimator, window = looked(state, batch)
         return bilevel_step(estimator, setup.outer)(setup.problem, state, window, lr_hyper)
 
-    def hypergradient(state, batch):
+    def hypergradient(state, batch, with_metadata=False):
         estimator, window = looked(state, batch)
+        problem = setup.problem
         with explain_loops():
-            return estimator.estimate(
-                setup.problem, state.memory, state.inner, state.hyperparams, window
-            ).hypergrad
+            estimate = estimator.estimate(
+                problem, state.memory, state.inner, state.hyperparams, window
+            )
+        if not with_metadata:
+            return estimate.hypergrad, {}
+        outer = as_outer(setup.outer, 1.0)  # its rate is not looked at
+        metrics = measured(estimator, outer, problem, state, estimate, window)
+        return estimate.hypergrad, {**metrics, "status": verdict(estimator, estimate).status}
 
-    return _Single([], jax.jit(step), jax.jit(hypergradient))
+    return _Single([], jax.jit(step), jax.jit(hypergradient, static_argnames="with_metadata"))
 
 
 def _repeated(setup: Setup, batch: Window) -> Window:
@@ -98,9 +113,13 @@ def _repeated(setup: Setup, batch: Window) -> Window:
     return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (steps, *jnp.shape(x))), batch)
 
 
-def _metrics(setup: Setup, state: BilevelState, batch: Window) -> tuple[str, ...]:
-    window = jax.eval_shape(lambda: _repeated(setup, batch))
-    return setup.remember_shapes(look, state, window).metrics
+def _with_room(setup: Setup, state: BilevelState, batch: Window) -> BilevelState:
+    """The state with room for the metrics that the losses return."""
+    known = _single(setup).metrics
+    if not known:
+        window = jax.eval_shape(lambda: _repeated(setup, batch))
+        known.append(setup.remember_shapes(look, state, window).metrics)
+    return with_metrics(state, known[0])
 
 
 def _taken(setup: Setup, state: BilevelState, batch: Window) -> tuple[BilevelState, Window]:

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from jax.core import Tracer
+
 from gradhpo.checkpoint.settings import CheckpointArgument, as_settings
 from gradhpo.core.declared import Declared
-from gradhpo.core.estimator import Estimator, Loop
+from gradhpo.core.estimator import Estimator, Loop, check_estimator
 from gradhpo.core.outer import check_outer, check_outer_step
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, init_state
@@ -14,12 +17,14 @@ from gradhpo.core.types import Hyper
 from gradhpo.driver._recompilation import note_compilation
 from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
+from gradhpo.driver.failure import OnFailure, check_on_failure
 from gradhpo.driver.hooks import Hook, Log
 from gradhpo.driver.run import Plan, run
 from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
 from gradhpo.utils.logging import MetricLogger
 from gradhpo.utils.validation import (
+    check_arrays,
     check_callable,
     check_choice,
     check_count,
@@ -46,6 +51,7 @@ def tune(
     logger: MetricLogger | None = None,
     natural: Callable[[Hyper], Any] | None = None,
     progress: bool | None = None,
+    on_failure: OnFailure = "skip",
     loop: str = "auto",
     strict: bool = False,
     checkpoint: CheckpointArgument = None,
@@ -84,6 +90,11 @@ def tune(
         natural: The hyperparameters as they shall be logged; None: by `task.natural`.
         progress: A progress line on stderr, with the losses and the first hyperparameters; None:
             where that is a terminal.
+        on_failure: What follows an update that the finite guard has rejected, and undone (a
+            `Status` that `rejects`): "skip" goes on with the next one and says so once, at the end;
+            "stop" ends the run after the episode, with a warning; "raise" raises
+            `gradhpo.UpdateRejected` there. Both look at the state after every episode, so each is a
+            compiled call of its own.
         loop: "scan", "unroll", "host" or "auto"; see
             `gradhpo.algorithms.EstimatorOptimizer`.
         strict: Raise where others are warned before the first episode.
@@ -97,6 +108,7 @@ def tune(
 
     Raises:
         TypeError, ValueError: before or at the first episode, naming what is wrong and the remedy.
+        UpdateRejected: with `on_failure="raise"`, after an episode in which an update was rejected.
         KeyboardInterrupt: after the episode that a first Ctrl-C fell into, or at the second.
             Whatever is raised while the run is on has the last good state as `error.state`.
 
@@ -130,6 +142,7 @@ def tune(
     losses = {"task.problem.outer_loss": task.problem.outer_loss}
     settings = (name, task.problem, given, outer, period, loop, strict)
     setup = found_again(_setup, settings, losses, strict=False)
+    check_estimator("tune", setup.estimator)
     if state is None:
         state = init_state(
             task.problem,
@@ -142,7 +155,7 @@ def tune(
     return checked_run(
         setup,
         state,
-        Plan(episodes, T, of, lr_hyper, lr_reptile),
+        Plan(episodes, T, of, lr_hyper, lr_reptile, on_failure),
         Data(task.train, task.val, get_task, setup.estimator.tasks),
         callback=callback,
         logger=logger,
@@ -214,6 +227,7 @@ def checked_run(
         T=T,
         lr_hyper=None if plan.lr_hyper is None else float(plan.lr_hyper),
         lr_reptile=check_fraction("lr_reptile", plan.lr_reptile),
+        on_failure=check_on_failure(plan.on_failure),
     )
     if callback is not None:
         check_callable("callback", callback, "(episode, state)")
@@ -226,6 +240,13 @@ def checked_run(
     if natural is not None:
         check_callable("natural", natural, "hyperparams -> dictionary")
     check_state(state)
+    check_arrays("the state", state)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
+        raise TypeError(
+            f"{'tune' if setup.name == 'tune' else 'run'} draws its batches on the host, episode "
+            "after episode, and cannot be traced by jit, vmap or scan: call it outside of them, or "
+            "take gradhpo.run_episodes, which is one program."
+        )
     if plan.of is not None:
         end = int(state.episode) + plan.episodes
         if end > check_count("of", plan.of):

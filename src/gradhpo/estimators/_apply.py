@@ -7,11 +7,13 @@ from jax.typing import ArrayLike
 
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.problem import BilevelProblem
+from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params
+from gradhpo.solvers.neumann import DIVERGED
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_scale
 
-__all__ = ["apply_gradient", "guarded", "relative_norm"]
+__all__ = ["apply_gradient", "guarded", "left", "relative_norm"]
 
 
 def relative_norm(defect: Params, right: Params) -> jax.Array:
@@ -20,8 +22,19 @@ def relative_norm(defect: Params, right: Params) -> jax.Array:
     return tree_l2_norm(defect) / jnp.where(norm == 0, 1, norm)
 
 
+def left(residual: jax.Array) -> jax.Array:
+    """The status of a system that is followed, not solved.
+
+    Batches leave it a residual. Ten times the right-hand side, of which u = 0 leaves one, says that
+    u runs away: by a rate that is too large, or a Hessian that is not positive definite.
+    """
+    status = jnp.where(residual >= DIVERGED, Status.LINEAR_SOLVE_INACCURATE, Status.OK)
+    return status.astype(jnp.int32)
+
+
 def guarded(hypergrad: Hyper, residual: jax.Array) -> Hyper:
-    """NaN where the new u would not be finite, so that the finite guard undoes both."""
+    """NaN where the new u (or whatever has this norm) would not be finite, also where the
+    hypergradient does not depend on it, so that the finite guard undoes both."""
     return tree_scale(jnp.where(jnp.isfinite(residual), 1, jnp.nan), hypergrad)
 
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from gradhpo.core.estimator import count_steps
 from gradhpo.core.types import Batch
 
-__all__ = ["Span", "cut", "length", "levels_for", "segments"]
+__all__ = ["Span", "cut", "levels_for", "segments"]
 
 
 class Span(NamedTuple):
@@ -20,17 +21,9 @@ class Span(NamedTuple):
     steps: int
 
 
-def length(batches: Batch) -> int:
-    """Number of batches stacked on the leading axis."""
-    leaves = jax.tree.leaves(batches)
-    if not leaves:
-        raise ValueError("a batch needs at least one array; give a dummy, such as 0.0.")
-    return leaves[0].shape[0]
-
-
 def cut(batches: Batch, span: Span) -> Batch:
     """The batches of a span; the whole window is not copied."""
-    if length(batches) == span.steps:
+    if count_steps(batches) == span.steps:
         return batches
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, span.start, span.steps), batches)
 

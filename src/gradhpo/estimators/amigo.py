@@ -22,10 +22,20 @@ import numpy as np
 import optax
 
 from gradhpo.core.curvature import check_reached, condition_of, curvature, training_loss
-from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, roll
+from gradhpo.core.estimator import (
+    Cost,
+    Estimate,
+    Estimator,
+    Loop,
+    check_loop,
+    count_steps,
+    fold,
+    report,
+    roll,
+)
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params
-from gradhpo.estimators._apply import relative_norm
+from gradhpo.estimators._apply import guarded, left, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 from gradhpo.utils.validation import check_count, check_positive, unless_traced
@@ -85,14 +95,17 @@ def amigo(
         train = curvature(loss, inner, lam, last.train)
         u_hessian, u_mixed = train.products(u)
         indirect = tree_scale(-1, u_mixed)
+        residual = relative_norm(optax.tree.sub(u_hessian, alpha), alpha)
         info = report(
             val_loss,
             direct,
             indirect,
+            status=left(residual),
             stationarity=tree_l2_norm(train.gradient),
-            linear_residual=relative_norm(optax.tree.sub(u_hessian, alpha), alpha),
+            linear_residual=residual,
         )
-        return Estimate(optax.tree.add(direct, indirect), inner, AmigoMemory(u), info)
+        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
+        return Estimate(hypergrad, inner, AmigoMemory(u), info)
 
     return Estimator(
         init,
@@ -109,5 +122,5 @@ def cycle(batches: Batch, n: int) -> Batch:
     >>> print(cycle(np.array([10, 20, 30]), 5))
     [10 20 30 10 20]
     """
-    steps = jax.tree.leaves(batches)[0].shape[0]
+    steps = count_steps(batches)
     return batches if n == steps else jax.tree.map(lambda x: x[np.arange(n) % steps], batches)

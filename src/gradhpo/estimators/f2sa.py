@@ -36,7 +36,7 @@ from gradhpo.core.losses import loss_value
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import OptState, Params
-from gradhpo.estimators._apply import apply_gradient
+from gradhpo.estimators._apply import apply_gradient, guarded
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 from gradhpo.utils.schedules import Schedule, check_schedule, value_at
@@ -124,17 +124,19 @@ def f2sa(
         gradient, at_z = _gradients(loss, z, lam, last.train)
         indirect = tree_scale(kappa, optax.tree.sub(at_y, at_z))
         y_floating, z_floating = split(y.params)[0], split(z.params)[0]
+        distance = tree_l2_norm(optax.tree.sub(y_floating, z_floating))
         info = report(
             loss_value(problem.outer_loss, z.params, lam, last.val, z.model_state),
             direct,
             indirect,
             stationarity=tree_l2_norm(gradient),
             penalty=jnp.asarray(kappa),
-            distance=tree_l2_norm(optax.tree.sub(y_floating, z_floating)),
+            distance=distance,
         )
         updates = jnp.asarray(optax.safe_increment(memory.updates))
         memory = F2saMemory(y_floating, y.opt_state, updates)
-        return Estimate(optax.tree.add(direct, indirect), z, memory, info)
+        hypergrad = guarded(optax.tree.add(direct, indirect), distance)  # y as well
+        return Estimate(hypergrad, z, memory, info)
 
     def reset(memory, inner, lam):
         del lam

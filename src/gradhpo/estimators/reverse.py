@@ -34,6 +34,7 @@ from gradhpo.core.estimator import (
     Loop,
     Unrolled,
     check_loop,
+    count_steps,
     fold,
     report,
     roll,
@@ -43,7 +44,7 @@ from gradhpo.core.problem import BilevelProblem, Window, outer_gradients
 from gradhpo.core.start import pull_start
 from gradhpo.core.types import Batch, Hyper
 from gradhpo.estimators._kept import bytes_of, carried, keep, recall
-from gradhpo.estimators._segments import Span, cut, length, levels_for, segments
+from gradhpo.estimators._segments import Span, cut, levels_for, segments
 from gradhpo.estimators.reversible import reversible, reversible_gradients
 from gradhpo.utils.gradients import tree_l2_norm, tree_last
 from gradhpo.utils.validation import check_choice, check_count
@@ -150,7 +151,7 @@ def unrolled_gradients(
     if memory == "reversible":
         _check_whole(truncate)
         return reversible_gradients(problem, inner, lam, window, loop=loop).gradients
-    total = length(window.train)
+    total = count_steps(window.train)
     steps = total if truncate is None else truncate
     levels = ()
     if memory == "segments":

@@ -40,6 +40,7 @@ from gradhpo.core.estimator import (
     Loop,
     Unrolled,
     check_loop,
+    count_steps,
     fold,
     report,
 )
@@ -183,7 +184,7 @@ def reversible_gradients(
     0.5625 -0.4375 -0.1914... 0
     """
     least_momentum = _checked(least_momentum)
-    steps = jax.tree.leaves(window.train)[0].shape[0]
+    steps = count_steps(window.train)
     bits = _bits(problem, lam, inner, steps, least_momentum)
     rates, constant, fits = _rates(problem, lam, inner, steps)
     plans = jax.vmap(plan)(_smallest(rates, constant, steps))

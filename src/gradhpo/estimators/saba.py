@@ -38,7 +38,7 @@ from gradhpo.core.estimator import Cost, Estimate, Estimator, report
 from gradhpo.core.losses import train as train_loss
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Batch, Params, PyTree
-from gradhpo.estimators._apply import apply_gradient, guarded, relative_norm
+from gradhpo.estimators._apply import apply_gradient, guarded, left, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale, tree_where
 from gradhpo.utils.validation import check_callable, check_count, check_positive, unless_traced
@@ -140,6 +140,7 @@ def saba(
             val_loss,
             direct,
             indirect,
+            status=left(residual),
             stationarity=tree_l2_norm(gradient),
             linear_residual=residual,
         )

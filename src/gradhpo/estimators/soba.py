@@ -26,7 +26,7 @@ from gradhpo.core.curvature import check_reached, condition_of, curvature, train
 from gradhpo.core.estimator import Cost, Estimate, Estimator, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.types import Params
-from gradhpo.estimators._apply import guarded, relative_norm
+from gradhpo.estimators._apply import guarded, left, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 from gradhpo.utils.schedules import Schedule, check_schedule, value_at
@@ -80,6 +80,7 @@ def soba(step_size: Schedule = 0.1) -> Estimator:
             val_loss,
             direct,
             indirect,
+            status=left(residual),
             stationarity=tree_l2_norm(train.gradient),
             linear_residual=residual,
         )

@@ -22,7 +22,7 @@ from gradhpo.core.curvature import check_reached, condition_of, curvature, train
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report, roll
 from gradhpo.core.problem import outer_gradients
 from gradhpo.core.status import Status
-from gradhpo.estimators._apply import relative_norm
+from gradhpo.estimators._apply import guarded, relative_norm
 from gradhpo.estimators.amigo import cycle
 from gradhpo.solvers.neumann import DIVERGED
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
@@ -84,15 +84,17 @@ def stocbio(
         train = curvature(loss, inner, lam, last.train)
         u_hessian, u_mixed = train.products(u)
         indirect = tree_scale(-1, u_mixed)
+        residual = relative_norm(optax.tree.sub(u_hessian, alpha), alpha)
         info = report(
             val_loss,
             direct,
             indirect,
             status=jnp.where(converges, Status.OK, Status.LINEAR_SOLVE_INACCURATE),
             stationarity=tree_l2_norm(train.gradient),
-            linear_residual=relative_norm(optax.tree.sub(u_hessian, alpha), alpha),
+            linear_residual=residual,
         )
-        return Estimate(optax.tree.add(direct, indirect), inner, memory, info)
+        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
+        return Estimate(hypergrad, inner, memory, info)
 
     return Estimator(
         init,

@@ -38,6 +38,8 @@ class StudyConfig:
     """Directory for the results; created when missing."""
     overwrite: bool = False
     """Replace the files of an earlier run in that directory."""
+    resume: bool = False
+    """Go on with the run of these settings that was cut off in that directory."""
     seeds: int = 5
     """Number of repetitions with different seeds."""
     fast: bool = False
@@ -47,6 +49,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         self._at_least(seeds=1)
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run, overwrite begins anew: give one of them.")
         if not self.method:
             return  # keeps a plain `--help` free of the methods' imports
         known = self.known_methods()

@@ -14,7 +14,17 @@ import numpy as np
 
 from gradhpo.report.results import StudyResult
 
-__all__ = ["output_directory", "read", "write", "write_csv", "write_each"]
+__all__ = [
+    "RUN",
+    "UNFINISHED",
+    "output_directory",
+    "publish",
+    "read",
+    "unfinished_parts",
+    "write",
+    "write_csv",
+    "write_each",
+]
 
 RESULTS = (
     ".csv",
@@ -24,9 +34,15 @@ RESULTS = (
     ".png",
 )  # kinds of files; their names are known when a study has run
 ROOM = 16 << 20  # bytes; few runs write more
+UNFINISHED, RUN = "unfinished", "run.json"  # see `gradhpo.report.parts`
 
 
-def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[str] = ()) -> Path:
+def output_directory(
+    path: str | Path,
+    overwrite: bool = False,
+    names: Sequence[str] = (),
+    resume: bool = False,
+) -> Path:
     """Create the directory a study writes to, try it out, and return it as an absolute path.
 
     Called before the work starts, so that a long run does not end in an error that was
@@ -37,10 +53,11 @@ def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[
             (.json, .jsonl, .csv, .png, .html).
         names: Other files that are going to be written, which it may not hold either.
         overwrite: Whether it may hold those too; they are replaced where the names agree.
+        resume: Whether a run that was cut off there goes on.
 
     Raises:
         NotADirectoryError: `path`, or one of its parents, is a file.
-        FileExistsError: it holds results.
+        FileExistsError: it holds results, or finished parts of a run that was cut off.
         OSError: the directory cannot be created or written to, or the disk is full.
 
     >>> import tempfile
@@ -67,13 +84,25 @@ def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[
             f"cannot write to {absolute}: {error.strerror}. Choose another directory with --out, "
             f"with {ROOM >> 20} MB to spare."
         ) from None
-    if results and not overwrite:
+    parts = unfinished_parts(absolute)
+    if parts and not (overwrite or resume):
+        raise FileExistsError(
+            f"{absolute} holds an unfinished run, with {len(parts)} finished parts. Go on with "
+            "--resume, choose another directory with --out, or begin anew with --overwrite."
+        )
+    if results and not (overwrite or parts):
         more = ", ..." if len(results) > 3 else ""
         raise FileExistsError(
             f"{absolute} holds results already ({', '.join(results[:3])}{more}). Choose another "
             "directory with --out, or replace them with --overwrite."
         )
     return absolute
+
+
+def unfinished_parts(out: Path) -> list[Path]:
+    """The finished parts of a run that was cut off in this directory."""
+    known = (out / UNFINISHED / RUN).is_file()
+    return sorted((out / UNFINISHED).glob("[!.]*-????????.json")) if known else []
 
 
 def write(result: StudyResult, out: str | Path) -> list[Path]:
@@ -114,7 +143,7 @@ def write_each(result: StudyResult, out: str | Path) -> Iterator[Path]:
     failures: list[Exception] = []
     for name, make in {**own, **result.files}.items():
         try:
-            _complete(directory / name, make)
+            publish(directory / name, make)
         except Exception as error:  # of any kind: a figure is drawn by code of others
             failures.append(error)
         else:
@@ -184,7 +213,7 @@ def _text(content: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(content, encoding="utf-8", newline="")
 
 
-def _complete(path: Path, make: Callable[[Path], object]) -> None:
+def publish(path: Path, make: Callable[[Path], object]) -> None:
     """Write a file through a temporary neighbour, so that no reader ever sees half of it."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix is a figure's format
     try:
@@ -192,9 +221,20 @@ def _complete(path: Path, make: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
         temporary.replace(path)
+        if os.name == "posix":  # others cannot open a directory
+            _flush(path.parent)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(directory: Path) -> None:
+    """The new name to the disk, so that a power failure finds it there."""
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

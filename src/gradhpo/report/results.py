@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from gradhpo.report.intervals import Summary, interval, paired
 from gradhpo.report.provenance import command, versions
 
-__all__ = ["METRICS", "Difference", "MethodResult", "StudyResult", "summarize"]
+__all__ = ["METRICS", "Difference", "MethodResult", "StudyResult", "plain", "summarize"]
 
 _LOSSES = ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "test_mse")
 _AGREEMENT = ("cosine", "norm_ratio", "relative_error")  # of an estimate with the exact derivative
@@ -139,7 +139,7 @@ class StudyResult:
         """The content of `result.json`: plain, strict JSON values."""
         return {
             "study": self.study,
-            "settings": _plain(self.settings),
+            "settings": plain(self.settings),
             "versions": dict(self.versions),
             "command": self.command,
             "wall_seconds": self.wall_seconds,
@@ -214,16 +214,16 @@ def _each(parse: Callable[[Any], Any], items: Mapping[str, Any], where: str) -> 
     return parsed
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Settings as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float | str):

@@ -36,6 +36,7 @@ def dense(damping: float = 0.0) -> Solver:
         x, _, rank, _ = jnp.linalg.lstsq(G.T, flat, rcond=cutoff)
         k = jnp.asarray(flat.size, jnp.int32)
         found = judged(product, b, unravel(x), scale, k, *spectrum(G))
-        return found._replace(least_squares=rank < flat.size)
+        singular = (rank < flat.size) & jnp.isfinite(found.residual)  # NaN has rank 0
+        return found._replace(least_squares=singular)
 
     return solve

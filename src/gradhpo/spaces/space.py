@@ -61,6 +61,7 @@ class Space:
         project: What is stored to where it may be; None: anywhere.
         ties: Whether this projection moves a number because of others.
         settle: What is stored to the value that is taken home, discrete; None: its value.
+        declaration: The call that declared it; None: it was made by hand.
     """
 
     name: str
@@ -70,6 +71,15 @@ class Space:
     project: Map | None = None
     settle: Map | None = None
     ties: bool = False
+    declaration: Callable[[], "Space"] | None = dataclasses.field(
+        default=None, init=False, repr=False
+    )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy, and what is pickled, is declared again: the same object, in one process."""
+        if self.declaration is None:
+            return super().__reduce_ex__(protocol)
+        return self.declaration, ()
 
     @property
     def natural(self) -> bool:
@@ -90,7 +100,14 @@ def _fine(value: np.ndarray) -> None:
 
 def _declared(make: Callable[..., Space]) -> Callable[..., Space]:
     """Equal arguments give the same object, so that programs are found again."""
-    cached, signature = functools.lru_cache(maxsize=None)(make), inspect.signature(make)
+    signature = inspect.signature(make)
+
+    @functools.cache
+    def cached(*args: Any, **settings: Any) -> Space:
+        space = make(*args, **settings)
+        again = functools.partial(declare, *args, **settings)
+        object.__setattr__(space, "declaration", again)
+        return space
 
     @functools.wraps(make)
     def declare(*args: Any, **settings: Any) -> Space:

@@ -27,6 +27,7 @@ from gradhpo.estimators.reversible import reversible_gradients
 from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.drawing import COLORS, new_axes, new_figure, save
+from gradhpo.report.parts import once
 from gradhpo.studies.shared.reversible import (
     ReversibleConfig,
     Rows,
@@ -114,7 +115,8 @@ def _sweep(data: Rows, rates: np.ndarray, seed: int):
     """`(losses, derivatives)` in parts; a derivative is NaN where reversal was flagged."""
     for start in range(0, len(rates), TOGETHER):
         part = jnp.asarray(rates[start : start + TOGETHER], jnp.float32)
-        yield tuple(np.asarray(x, np.float64) for x in _derive(data, part, jax.random.key(seed)))
+        found = once(f"seed {seed}, rate {start}", _derive, data, part, jax.random.key(seed))
+        yield tuple(np.asarray(x, np.float64) for x in found)
 
 
 @jax.jit

@@ -19,12 +19,15 @@ import optax
 from gradhpo.core.dynamics import from_optax
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.source import InOrder
+from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.core.types import Params
 from gradhpo.diagnostics import HypergradientCheck, check_hypergradient, known_methods
+from gradhpo.diagnostics.rows import Row
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, StudyConfig, silent
 from gradhpo.report.drawing import FAINT, INK, new_figure, save
+from gradhpo.report.parts import once
 from gradhpo.testing.problems import learning_rates, mlp_momentum, straight_line
 from gradhpo.utils._partition import is_differentiable
 
@@ -120,7 +123,17 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         task = problem_at(steps)
         methods = config.method or known_methods()
         moved = [task.replace(params=_moved(task.params, seed)) for seed in range(config.seeds)]
-        checks[name] = [check_hypergradient(each, steps, methods) for each in moved]
+        checks[name] = [
+            once(
+                f"{name}, start {seed}",
+                check_hypergradient,
+                each,
+                steps,
+                methods,
+                types=(HypergradientCheck, Row, Status),
+            )
+            for seed, each in enumerate(moved)
+        ]
         for line in ("", name, *str(checks[name][0]).splitlines()):
             progress(line)
     methods = summarize(*_numbers(checks))

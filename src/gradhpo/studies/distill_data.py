@@ -24,6 +24,7 @@ from gradhpo.core.outer import descent
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.report import StudyResult, plots, summarize
 from gradhpo.report.config import Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.shared.reversible import (
     CLASSES,
     ReversibleConfig,
@@ -82,7 +83,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     data = rows(loaded, 1, config.examples, TEST)
     losses, images = [], []
     for seed in range(config.seeds):
-        found, pixels, discarded = _learn(config.iterations, data, jax.random.key(seed))
+        how = config.iterations, data, jax.random.key(seed)
+        found, pixels, discarded = once(f"seed {seed}", _learn, *how)
         losses.append(np.asarray(found, np.float64))
         images.append(np.asarray(pixels))
         train, val, test = losses[-1][-1]

@@ -38,6 +38,7 @@ from gradhpo.core.types import DataBatch
 from gradhpo.estimators.reverse import reverse
 from gradhpo.report import StudyResult, plots, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.shared.cells import ends
 from gradhpo.studies.shared.detection import detection
 
@@ -111,14 +112,18 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         kept = {"all": np.ones(len(wrong)), "oracle": 1.0 - wrong}
         for part in config.budget:
             name = f"R={round(part * config.train_size)}"
-            found = _clean(config, part * config.train_size, train, val)
+            budget = part * config.train_size
+            found = once(
+                f"seed {seed}, {part}", _clean, config, budget, train, val, types=(Cleaned,)
+            )
             kept[name] = (found.weights[-1] >= SMALL).astype(float)
             seen = [detection(weights, wrong, SMALL) for weights in found.weights]
             scores.setdefault(name, []).append((seen[-1].f1, seen[-1].auc))
             curves.setdefault(name, []).append([each.f1 for each in seen])
             values.setdefault(name, {}).setdefault("val_loss_by_epoch", []).append(found.val_loss)
         for name, rows in kept.items():
-            accuracy = float(_retrained(rows, train, val, test))
+            part = f"seed {seed}, {name}, trained again"
+            accuracy = float(once(part, _retrained, rows, train, val, test))
             values[name].setdefault("test_accuracy", []).append(accuracy)
             f1 = f", F1 {scores[name][-1][0]:.3f}" if name in scores else ""
             told = (

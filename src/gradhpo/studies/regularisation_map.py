@@ -24,6 +24,7 @@ from gradhpo.core.outer import descent
 from gradhpo.core.problem import BilevelProblem
 from gradhpo.report import StudyResult, plots, summarize
 from gradhpo.report.config import Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.shared.reversible import (
     CLASSES,
     ReversibleConfig,
@@ -89,14 +90,15 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     data = rows(loaded, *(config.examples,) * 3)
     single, learned, curves, maps = [], [], [], []
     for seed in range(config.seeds):
-        lam, losses, discarded = _learn(config.iterations, data, jax.random.key(seed))
+        how = config.iterations, data, jax.random.key(seed)
+        lam, losses, discarded = once(f"seed {seed}", _learn, *how)
         fresh = jax.random.split(jax.random.key(1_000_000 + seed), FRESH)
-        grid = [_judge(data, _everywhere(np.log(x)), fresh) for x in GRID]
+        grid = once(f"seed {seed}, single penalties", _on_grid, data, fresh)
         best = int(np.argmin([losses[1] for losses in grid]))
         single.append(grid[best])
-        learned.append(_judge(data, lam, fresh))
+        learned.append(once(f"seed {seed}, judged", _judge, data, lam, fresh))
         curves.append(np.asarray(losses, np.float64))
-        maps.append(np.asarray(lam[0]))
+        maps.append(lam[0])
         progress(
             f"regularisation_map: {config.dataset}, seed {seed}: validation loss "
             f"{learned[-1][1]:.4f}, best single penalty {GRID[best]:.1e}: {single[-1][1]:.4f}"
@@ -169,6 +171,10 @@ def _losses(data: Rows, lam: list[jax.Array], keys: jax.Array) -> jax.Array:
         return jnp.stack([cross_entropy(params, part) for part in data])
 
     return jax.lax.map(losses, keys).mean(0)
+
+
+def _on_grid(data: Rows, keys: jax.Array) -> list[np.ndarray]:
+    return [_judge(data, _everywhere(np.log(x)), keys) for x in GRID]
 
 
 def _judge(data: Rows, lam: list[jax.Array], keys: jax.Array) -> np.ndarray:

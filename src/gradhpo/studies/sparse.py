@@ -34,6 +34,7 @@ from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.report.drawing import new_axes, new_figure, save
 from gradhpo.report.lines import Line, draw_lines
+from gradhpo.report.parts import once
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, parts
 from gradhpo.transforms import top_k
@@ -114,7 +115,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         train, val, test = (_rows(each) for each in part[:3])
         for name in methods:
             by = _by_search if name in STUDIED else _by_hypergradients
-            got = by(name, config, train, val, seed)
+            how = name, config, train, val, seed
+            got = once(f"seed {seed}, {name}", by, *how, types=(Found,))
             found[name].append(got)
             loss, accuracy = _judged(config.steps, got.weights, train, test)
             for metric, value in zip(

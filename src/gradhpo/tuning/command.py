@@ -170,9 +170,19 @@ def _tuned(
         state, spent = at(task, method, outer, lowest(probes).drawn), probes[-1].spent
         earlier = sum(probe.earlier for probe in probes)
     place = run.place(f"seed{seed}-tuned")
-    how = {"patience": config.patience, "state": state, "seed": seed, "place": place}
     with _log(run, config, seed) as log:
-        trial = trained(task, method, outer, length, hook=log, **how)
+        trial = trained(
+            task,
+            method,
+            outer,
+            length,
+            hook=log,
+            patience=config.patience,
+            state=state,
+            seed=seed,
+            on_failure=config.on_failure,
+            place=place,
+        )
     cost = Cost(trial.cost.gradients + spent, trial.cost.products)
     return Outcome(trial._replace(cost=cost, earlier=trial.earlier + earlier), judged(trial))
 

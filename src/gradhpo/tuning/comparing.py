@@ -24,6 +24,7 @@ from gradhpo.core.step import init_state
 from gradhpo.core.task import Task
 from gradhpo.core.types import Hyper
 from gradhpo.driver.caches import kept
+from gradhpo.driver.failure import OnFailure
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.drawing import new_axes, new_figure, save
@@ -94,7 +95,7 @@ class Training(NamedTuple):
 def ended(spent: float, trial: Trial, drawn: Hyper = None) -> Training:
     """A training that is over."""
     hyperparams = trial.history.named(trial.state.hyperparams)
-    done = Done(judged(trial), hyperparams, *trial.cost, trial.seconds)
+    done = Done(judged(trial), hyperparams, *trial.cost, trial.seconds, trial.ended == "stopped")
     return Training(spent, done, trial, drawn)
 
 
@@ -109,6 +110,7 @@ def compare(
     outer_rate: float = 0.02,
     outer: str = "adam",
     width: float = WIDTH,
+    on_failure: OnFailure = "skip",
     title: str = "compare",
     progress: Progress = silent,
     place: Callable[[str], Place] = lambda name: NOWHERE,
@@ -129,6 +131,8 @@ def compare(
         outer: "adam" or "sgd".
         width: A search draws from this far to both sides of the start, in what is stored: 3 is a
             factor of 20 in both directions for `spaces.log()`.
+        on_failure: Of trainings by hypergradients, see `gradhpo.tune`: one that is stopped is the
+            last of its method and seed.
         title: Stands above the table.
         progress: Told of every method that is done.
         place: Where its trainings are kept, by a name for every seed and method.
@@ -141,6 +145,7 @@ def compare(
     Raises:
         ValueError: a budget that is less than one training; an unknown method.
         ImportError: a search without Optuna.
+        UpdateRejected: with `on_failure="raise"`.
         Exception, KeyboardInterrupt: of the task, at the first Ctrl-C. If seeds were done by then,
             what they have found is in `error.result`.
 
@@ -185,7 +190,9 @@ def compare(
             for i, name in enumerate(names):
                 method = chosen(name)
                 own = place(f"seed{seed}-{method.name}-{i}")
-                done = list(_trainings(make, method, by, rate, length, budget, seed, width, own))
+                done = list(
+                    _trainings(make, method, by, rate, length, budget, seed, width, on_failure, own)
+                )
                 own.thin(spared={0} if seed == 0 else ())  # by which a changed task is found out
                 judged, costs[name] = lowest(done).judged, cost(done)
                 earlier += sum(each.earlier for each in done)
@@ -209,12 +216,13 @@ def _trainings(
     budget: float,
     seed: int,
     width: float,
+    on_failure: OnFailure,
     place: Place,
 ) -> Iterable[Training]:
     name = method.name
     if name not in SEARCHES:
         outer = _outer(by, method.outer_rate or rate)
-        return by_hypergradients(make, method, outer, length, budget, seed, place)
+        return by_hypergradients(make, method, outer, length, budget, seed, on_failure, place)
     price = length.episodes * length.steps
     _check_paid(budget // price, price, budget, name)
     return by_search(make, name, length, int(budget // price), seed, width, place=place)
@@ -235,6 +243,7 @@ def by_hypergradients(
     length: Length,
     budget: float,
     seed: int = 0,
+    on_failure: OnFailure = "skip",
     place: Place = NOWHERE,
 ) -> Iterator[Training]:
     """Trainings one after the other, the hyperparameters of each where the last one left them.
@@ -251,8 +260,18 @@ def by_hypergradients(
         """Training `i`, after one that ended with this state."""
         task = make(seed)
         start = None if state is None else _restarted(task, estimator, outer, state)
-        how = {"state": start, "seed": seed, "place": sequence.place(i)}
-        return _whole(trained(task, estimator, outer, length, **how))
+        return _whole(
+            trained(
+                task,
+                estimator,
+                outer,
+                length,
+                state=start,
+                seed=seed,
+                on_failure=on_failure,
+                place=sequence.place(i),
+            )
+        )
 
     def end_of(last: int) -> BilevelState:
         """What a training of an earlier process has left, from the last state that is kept; the
@@ -274,6 +293,8 @@ def by_hypergradients(
         known = sequence.done(i)
         if known is not None and (i or not sequence.kept(i)):
             yield Training(spent, known, None)
+            if known.stopped:
+                return
             continue
         if i and state is None:
             state = end_of(i - 1)
@@ -281,6 +302,8 @@ def by_hypergradients(
         sequence.add(i, training.done, needed=i)
         state = None if sequence.done(i + 1) else training.trial.state
         yield training
+        if training.done.stopped:
+            return
 
 
 def by_search(

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from tyro.conf import Positional
 
+from gradhpo.driver.failure import OnFailure
 from gradhpo.tuning.methods import chosen
 from gradhpo.tuning.training import Length
 
@@ -42,6 +43,10 @@ class TaskConfig:
     """Step size on the hyperparameters, as they are stored."""
     outer: Literal["adam", "sgd"] = "adam"
     """The optimizer of the hyperparameters; a simplex that is kept by projection needs sgd."""
+    on_failure: OnFailure = "skip"
+    """After an update that is rejected because something is not finite: skip it, stop the training
+    after its episode, or raise: end the command with exit status 1. For trainings by hypergradients
+    alone; the others have no updates."""
     width: float = 3.0
     """Searches draw from this far to both sides of the start, in what is stored: 3 is a factor of
     20 for `spaces.log()`."""

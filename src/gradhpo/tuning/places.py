@@ -54,6 +54,7 @@ class Done(NamedTuple):
     gradients: float
     products: float
     seconds: float
+    stopped: bool = False  # by an update that was rejected
 
     @property
     def cost(self) -> Cost:

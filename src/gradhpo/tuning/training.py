@@ -21,6 +21,7 @@ from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.core.types import Batch, Hyper, MetricDict, Scalar
 from gradhpo.driver.caches import kept
+from gradhpo.driver.failure import OnFailure
 from gradhpo.driver.hooks import StopRun, numbers, scalars
 from gradhpo.driver.identity import digest_of
 from gradhpo.driver.tune import tune
@@ -145,7 +146,8 @@ class Trial(NamedTuple):
     history: History
     state: BilevelState
     hyperparams: Any  # to take home: in natural scale, discrete ones decided
-    ended: str  # "": all episodes; "early": by patience; "interrupted"; "failed"
+    ended: str  # "": all episodes; "early": by patience; "stopped": by `on_failure`;
+    # "interrupted"; "failed"
     cost: Cost
     seconds: float  # of all processes that went on with it
     error: BaseException | None = None  # that ended it
@@ -166,6 +168,7 @@ def trained(
     patience: int = 0,
     state: BilevelState | None = None,
     seed: int = 0,
+    on_failure: OnFailure = "skip",
     place: Place = NOWHERE,
 ) -> Trial:
     """Train the task and keep what happens; Ctrl-C ends it after the episode, an error at once.
@@ -182,6 +185,7 @@ def trained(
         patience: Episodes without a lower validation loss before the training ends; 0: never.
         state: Where to go on from; None: the task's start.
         seed: Of the draws that a problem's `begin` gets; the same for trainings to be compared.
+        on_failure: See `gradhpo.tune`.
         place: Where it is kept; one that has been there goes on, one that was done is read.
     """
     raised = None
@@ -198,9 +202,11 @@ def trained(
             callback=look,
             state=state,
             get_task=draws,
+            on_failure=on_failure,
             checkpoint=place.checkpoints(lambda: {"test data": digest_of(task.test)[:16]}),
         )
-        ended = "early" if look.early else ""
+        short = len(look.history.rows) < length.episodes
+        ended = "early" if look.early else "stopped" if short else ""
     except (Exception, KeyboardInterrupt) as error:
         if not look.history.rows:
             raise

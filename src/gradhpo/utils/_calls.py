@@ -119,6 +119,8 @@ def explain_update() -> Iterator[None]:
 
 def check_scalar(name: str, value: Any) -> None:
     """What a loss returns as its value must be one floating-point scalar."""
+    if isinstance(value, float | int):
+        value = np.asarray(value)
     expected = f"{name} must return one floating-point scalar"
     leaves = leaves_with_names(value)
     if isinstance(value, (tuple, list)):

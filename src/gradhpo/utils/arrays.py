@@ -22,7 +22,13 @@ def _as_array(x: Any) -> Any:
     if isinstance(x, (jax.Array, np.ndarray, np.generic)):
         return x
     if isinstance(x, list):
-        return np.asarray(x)
+        try:
+            return np.asarray(x)
+        except ValueError:
+            raise ValueError(
+                f"a list of numbers stands for an array, but this one is ragged: {x!r}. Pad it, or "
+                "give its parts as arrays of their own."
+            ) from None
     if not hasattr(x, "__array__"):
         return x
     try:  # an array of another library, such as a tensor of PyTorch on the host
@@ -34,7 +40,10 @@ def _as_array(x: Any) -> Any:
 
 
 def _is_numbers(x: Any) -> bool:
-    return isinstance(x, list) and not any(hasattr(y, "shape") for y in jax.tree.leaves(x))
+    if not isinstance(x, list):
+        return False
+    leaves = jax.tree.leaves(x)
+    return not any(hasattr(y, "shape") for y in leaves) and (bool(leaves) or not x)
 
 
 def owned(batch: Any) -> Any:

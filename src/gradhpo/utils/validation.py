@@ -5,10 +5,11 @@ checked when a call is first traced, with an exception; numerics are reported as
 (`gradhpo.core.status`), because an exception cannot leave compiled code.
 """
 
+import contextlib
 import operator
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from gradhpo.utils._partition import NOT_REAL
 __all__ = [
     "GradhpoWarning",
     "check_alike",
+    "check_arrays",
     "check_batch",
     "check_callable",
     "check_choice",
@@ -36,8 +38,10 @@ __all__ = [
     "check_same_avals",
     "check_same_structure",
     "check_seed",
+    "check_start",
     "complain",
     "difference",
+    "explain_leaves",
     "leaves_with_names",
     "nonfinite_rows",
     "unless_traced",
@@ -227,6 +231,19 @@ def check_hyperparams(hyperparams: Any) -> None:
             )
 
 
+def check_start(params: Any, hyperparams: Any, model_state: Any) -> None:
+    """What a state begins with; where it is not traced, the hyperparameters must be finite."""
+    check_params(params)
+    check_hyperparams(hyperparams)
+    check_arrays("the model state", model_state)
+    for name, leaf in leaves_with_names(hyperparams):
+        if not isinstance(leaf, Tracer) and nonfinite_rows(np.atleast_1d(leaf)):
+            raise ValueError(
+                f"leaf {name} of hyperparams is not finite (value {_short(leaf)}), so that no "
+                "update of it would be. Start from a number, -20.0 for the logarithm of 0, say."
+            )
+
+
 def check_params(params: Any) -> None:
     """At least one floating-point leaf and none complex; others are carried through untouched."""
     check_taken_apart(params)
@@ -242,7 +259,7 @@ def check_params(params: Any) -> None:
 
 
 def _dtype(what: str, name: str, leaf: Any) -> Any:
-    """The dtype a leaf will have as an array; float64 input without x64 is refused."""
+    """The dtype a leaf will have as an array; what JAX would silently truncate is refused."""
     dtype = _array_dtype(what, name, leaf)
     if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 and dtype != leaf.dtype:
         raise TypeError(
@@ -250,15 +267,28 @@ def _dtype(what: str, name: str, leaf: Any) -> Any:
             "silently truncate it. Cast it with .astype(np.float32), or switch them on first: "
             "jax.config.update('jax_enable_x64', True)."
         )
+    whole = isinstance(leaf, int | np.integer | np.ndarray) and jnp.issubdtype(dtype, jnp.integer)
+    if whole and np.size(leaf):
+        limits = jnp.iinfo(dtype)
+        for extreme in (np.min(leaf), np.max(leaf)):
+            if not limits.min <= extreme <= limits.max:
+                raise ValueError(
+                    f"leaf {name} of {what} holds {extreme}, which is too large for {dtype}, the "
+                    "widest integer type with JAX's 64-bit types switched off. Switch them on "
+                    "first, jax.config.update('jax_enable_x64', True), or keep it out of there."
+                )
     return dtype
 
 
 def _array_dtype(what: str, name: str, leaf: Any) -> Any:
-    """The dtype a leaf will have as an array."""
+    """The dtype a leaf will have as an array; one whose memory is gone is refused."""
+    _check_alive(what, name, leaf)
     try:
+        if isinstance(leaf, str | bytes | type | np.dtype):  # they would name a dtype
+            raise TypeError
         return jnp.result_type(leaf)
-    except TypeError:
-        if hasattr(leaf, "dtype"):  # an array of text or of Python objects
+    except (TypeError, OverflowError):
+        if isinstance(leaf, np.ndarray | np.generic):  # an array of text or of Python objects
             raise TypeError(
                 f"leaf {name} of {what} has dtype {leaf.dtype}, which JAX has no arrays of. Encode "
                 "it as numbers, or leave it out."
@@ -269,8 +299,46 @@ def _array_dtype(what: str, name: str, leaf: Any) -> Any:
         ) from None
 
 
+def _check_alive(what: str, name: str, leaf: Any) -> None:
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or not leaf.is_deleted():
+        return
+    raise ValueError(
+        f"leaf {name} of {what} is an array that has been deleted: it was donated, by "
+        "donate_argnums= of a jit of yours, say. gradhpo donates nothing that it is given. Go on "
+        "from what the call that took it returned, or do not donate it."
+    )
+
+
+@contextlib.contextmanager
+def explain_leaves(**trees: Any) -> Iterator[None]:
+    """Where a call fails because of a leaf that is no array, or is one no more, say which.
+
+    For calls in a loop: what does not fail is not looked at.
+    """
+    try:
+        yield
+    except Exception:
+        try:
+            for what, tree in trees.items():
+                for name, leaf in leaves_with_names(tree):
+                    _array_dtype(what, name, leaf)
+        except (TypeError, ValueError) as refusal:
+            raise refusal from None
+        raise
+
+
+def check_arrays(what: str, tree: Any) -> None:
+    """Every leaf an array or a number of a type that JAX has now, and its memory still there.
+
+    >>> check_arrays("the model state", {"mean": np.zeros(3, np.float32), "seen": 0})
+    """
+    for name, leaf in leaves_with_names(tree):
+        _dtype(what, name, leaf)
+
+
 def _short(leaf: Any) -> str:
-    text = str(leaf) if np.size(leaf) <= 4 and not isinstance(leaf, Tracer) else ""
+    known = isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex)
+    text = str(leaf) if known and np.size(leaf) <= 4 and not isinstance(leaf, Tracer) else ""
     return text or f"of shape {np.shape(leaf)}"
 
 

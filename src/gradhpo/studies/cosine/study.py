@@ -13,6 +13,7 @@ from gradhpo.report import MethodResult, StudyResult, interval, summarize, write
 from gradhpo.report.config import Progress, StudyConfig, silent
 from gradhpo.report.drawing import new_axes, new_figure, save
 from gradhpo.report.lines import Line, draw_lines
+from gradhpo.report.parts import once
 from gradhpo.studies.cosine.methods import METHODS, Agreement, cost, measure
 from gradhpo.studies.cosine.problems import Family, characters, sinusoids
 from gradhpo.studies.cosine.published import INDIRECT, WHOLE
@@ -101,9 +102,10 @@ def _along(
     runs = []
     for seed in range(config.seeds):
         window = family.draw(jax.random.key(1_000_000 + seed), number)
-        points = []
-        for m, params, lam in family.meta_train(seed, at):
-            points.append(measure(family, params, lam, window))
+        points, run = [], f"{family.name}, run {seed}"
+        for m, params, lam in once(f"{run}, meta-training", family.meta_train, seed, at):
+            how = family, params, lam, window
+            points.append(once(f"{run}, {m}", measure, *how, types=(Agreement,)))
             near = ", ".join(
                 f"{name} {points[-1][name].whole.mean():.3f}"
                 for name in ("fo", "one_step", "hyperdistill", "drmad")

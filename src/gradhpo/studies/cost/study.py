@@ -9,7 +9,8 @@ import numpy as np
 from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
 from gradhpo.report.drawing import COLORS, new_axes, new_figure, save
-from gradhpo.studies.cost.measuring import price, subject, update_flops
+from gradhpo.report.parts import once
+from gradhpo.studies.cost.measuring import Subject, price, subject, update_flops
 from gradhpo.studies.cost.published import PRICES
 from gradhpo.studies.shared.meta_learning import (
     FIT_PERIOD,
@@ -84,14 +85,7 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         for method in config.method or META_METHODS:
             row = f"{name}: {method}"
             schedule = schedule_of(name, config.steps)
-            found = price(on, method, schedule, repeats=config.seeds)
-            rows[row] = {"update_flops": update_flops(on, method, schedule), **found._asdict()}
-            memory[row] = [
-                found.temp_bytes
-                if steps == config.steps
-                else price(on, method, schedule_of(name, steps)).temp_bytes
-                for steps in horizons
-            ]
+            rows[row], memory[row] = once(row, _priced, on, name, method, config, horizons)
             fifty = meta_method(method, schedule).cost(
                 config.steps, 1, episodes=FIT_PERIOD, period=FIT_PERIOD
             )
@@ -114,6 +108,21 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             "cost.png": lambda path: _draw(rows, config, path),
         },
     )
+
+
+def _priced(
+    on: Subject, name: str, method: str, config: Config, horizons: tuple[int, ...]
+) -> tuple[dict[str, float], list[float]]:
+    """All that is measured, and the memory by the number of steps."""
+    schedule = schedule_of(name, config.steps)
+    found = price(on, method, schedule, repeats=config.seeds)
+    memory = [
+        found.temp_bytes
+        if steps == config.steps
+        else price(on, method, schedule_of(name, steps)).temp_bytes
+        for steps in horizons
+    ]
+    return {"update_flops": update_flops(on, method, schedule), **found._asdict()}, memory
 
 
 def _reduced(config: Config) -> Config:

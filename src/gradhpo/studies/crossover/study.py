@@ -1,13 +1,15 @@
 """The run of the study: every method at every number of hyperparameters."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from gradhpo.report import StudyResult, summarize
+from gradhpo.core.task import Task
+from gradhpo.report import StudyResult, Summary, summarize
 from gradhpo.report.config import Progress, StudyConfig, silent
+from gradhpo.report.parts import once
 from gradhpo.report.results import MethodResult
 from gradhpo.studies.crossover.figure import draw
 from gradhpo.studies.crossover.problem import LARGEST, WIDTH, family
@@ -80,17 +82,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             if name == "tpe" and size > config.tpe_most:
                 progress(f"crossover: H = {size:,}: tpe is left out (--tpe-most)")
                 continue
-            own = "" if name in SEARCHES else f":outer_rate={rate(name, size, config)}"
-            found = compare(
-                partial(task, size),
-                [name + own],
-                config.budget,
-                episodes=1,
-                steps=config.steps,
-                seeds=config.seeds,
-                width=WIDTH,
-            )
-            cell = Cell(found.methods[name + own], found.wall_seconds / config.seeds)
+            types = Cell, MethodResult, Summary
+            cell = once(f"H = {size}, {name}", _cell, task, size, name, config, types=types)
             cells[size, name] = cell
             progress(f"crossover: H = {size:,}, {name}: {cell}")
     for line in findings(cells, config.budget):
@@ -106,6 +99,20 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             "crossover.png": partial(draw, cells, config.budget),
         },
     )
+
+
+def _cell(task: Callable[..., Task], size: int, name: str, config: Config) -> Cell:
+    own = "" if name in SEARCHES else f":outer_rate={rate(name, size, config)}"
+    found = compare(
+        partial(task, size),
+        [name + own],
+        config.budget,
+        episodes=1,
+        steps=config.steps,
+        seeds=config.seeds,
+        width=WIDTH,
+    )
+    return Cell(found.methods[name + own], found.wall_seconds / config.seeds)
 
 
 def rate(name: str, size: int, config: Config) -> float:

@@ -12,6 +12,7 @@ from gradhpo import datasets
 from gradhpo.report import StudyResult, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
 from gradhpo.report.drawing import label_ends, new_axes, new_figure, save, styles
+from gradhpo.report.parts import once
 from gradhpo.studies.feature_selection.methods import METHODS, Budget, Found, by, cost
 from gradhpo.studies.feature_selection.problem import data
 from gradhpo.studies.shared.cells import ends, summarize_cells
@@ -91,7 +92,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             part = data(loaded, sizes, config.noise, seed)
             real[name] = part.real
             for method in methods:
-                found = by(method, budget, part, seed)
+                where = f"{name}, seed {seed}, {method}"
+                found = once(where, by, method, budget, part, seed, types=(Found,))
                 results.setdefault(name, {}).setdefault(method, []).append(found)
                 kept, noise = _kept(found, part.real)
                 progress(

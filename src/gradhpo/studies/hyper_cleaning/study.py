@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from gradhpo.core.estimator import Cost
 from gradhpo.core.types import DataBatch
 from gradhpo.report import MethodResult, StudyResult
 from gradhpo.report.config import Progress, StudyConfig, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.hyper_cleaning import tables
 from gradhpo.studies.hyper_cleaning.model import METHODS, estimator, examples
 from gradhpo.studies.hyper_cleaning.network import init
@@ -114,7 +115,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         files |= loaded.files
         for noise, seed in itertools.product(config.label_noise, range(config.seeds)):
             part = _parts(loaded, config, noise, seed)
-            for momentum, method, found in _runs(part, methods, config, seed, trials):
+            where = f"{name} {noise}, seed {seed}"
+            for momentum, method, found in _runs(where, part, methods, config, seed, trials):
                 cell = Cell(name, noise, momentum)
                 results.setdefault(cell, {}).setdefault(method, []).append(Trial(found, part.wrong))
                 auc = detection(found.weights, part.wrong).auc
@@ -167,18 +169,18 @@ def _parts(data: datasets.Dataset, config: Config, noise: float, seed: int) -> P
 
 
 def _runs(
-    part: Parts, methods: tuple[str, ...], config: Config, seed: int, trials: int
+    where: str, part: Parts, methods: tuple[str, ...], config: Config, seed: int, trials: int
 ) -> Iterator[tuple[Momentum, str, Run]]:
     """Every method on one trial, all from the same weights of the network."""
     data = Data(*(examples(each) for each in part[:3]))
     params = init(seed, part.train.inputs)
     for momentum, method in itertools.product(config.momentum, methods):
         setting = Setting(method, momentum, config.steps, config.gamma, config.budget)
-        how = setting, params, data, config.updates, POINTS
+        how: tuple[Any, ...] = setting, params, data, config.updates, POINTS
+        by = train
         if method in STUDIED:
-            yield momentum, method, train_by_search(*how, trials, seed)
-        else:
-            yield momentum, method, train(*how)
+            by, how = train_by_search, (*how, trials, seed)
+        yield momentum, method, once(f"{where}, {momentum}, {method}", by, *how, types=(Run,))
 
 
 def _trials(costs: Mapping[str, Cost], config: Config) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from gradhpo import datasets
 from gradhpo.report import write_csv
 from gradhpo.report.config import Progress
+from gradhpo.report.parts import once
 from gradhpo.studies.hypergradient_descent.figures import passages, tuning
 from gradhpo.studies.hypergradient_descent.models import Images
 from gradhpo.studies.hypergradient_descent.optimizers import Recipe
@@ -91,7 +92,8 @@ def grid(model: str, data: Images, seeds: int, cap: int, progress: Progress) -> 
                 [*itertools.product(RATES, BETAS if name in GRID else (0.0,))], np.float32
             )
             recipe, (rates, betas) = Recipe(method, decays=bool(decay)), pairs.T
-            taken = iterations_until(model, recipe, rates, betas, seed, data, order, GOAL)
+            how = model, recipe, rates, betas, seed, data, order, GOAL
+            taken = once(f"grid, seed {seed}, {name}", iterations_until, *how)
             values[seed] = np.where(taken, taken, cap).reshape(values.shape[1:])
             progress(f"hypergradient_descent: grid, seed {seed}, {name} done")
     shown = {name: found[name] for name in GRID}

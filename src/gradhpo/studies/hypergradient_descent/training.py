@@ -4,6 +4,7 @@ All methods of a seed start from the same weights and see the same batches, crop
 inside one compiled program; every method may run from several initial rates side by side.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jax import lax
 
 from gradhpo import datasets
 from gradhpo.report.config import Progress
+from gradhpo.report.parts import once
 from gradhpo.studies.hypergradient_descent.models import MODELS, Images, augmented
 from gradhpo.studies.hypergradient_descent.optimizers import (
     OPTIMIZERS,
@@ -69,25 +71,15 @@ def train(
     plan, etas = tuple(recipes.values()), jnp.asarray(rates, jnp.float32)
     history = []  # [seed][epoch] of (losses, rates, validation losses), lists by recipe
     for seed in range(seeds):
-        start, shuffle = jax.random.split(jax.random.key(seed))
-        params, running = MODELS[model].init(start, data.train.inputs.shape[1:])
-        carry = tuple(
-            _begin(recipe, params, running, etas, np.full(len(rates), recipe.beta, np.float32))
-            for recipe in plan
-        )
-        history.append([])
-        for epoch in range(epochs):
-            order = datasets.epoch_indices(seed, len(data.train.targets), BATCH, epoch)
-            keys = jax.random.split(jax.random.fold_in(shuffle, epoch), len(order))
-            steps = np.arange(len(order)) + epoch * len(order)
-            carry, seen = _epoch(model, plan, carry, etas, data[:-1], (steps, order, keys))
-            losses = [_evaluate(model, each, data) for each in carry]
-            history[-1].append([(*recorded, x) for recorded, x in zip(seen, losses, strict=True)])
+
+        def tell(epoch: int, losses: list[np.ndarray]) -> None:
             told = ", ".join(f"{n} {x[0]:.4f}" for n, x in zip(recipes, losses, strict=True))
-            where = f"{model}, seed {seed}, epoch {epoch + 1}/{epochs}"
+            where = f"{model}, seed {seed}, epoch {epoch + 1}/{epochs}"  # noqa: B023
             if len(rates) > 1:
                 where += f", from {rates[0]:g}"
             progress(f"hypergradient_descent: {where}: validation loss {told}")
+
+        history.append(once(f"seed {seed}", _run, model, plan, etas, data, seed, epochs, tell))
     return {
         name: [
             Curves(
@@ -100,6 +92,28 @@ def train(
         ]
         for i, name in enumerate(recipes)
     }
+
+
+def _run(
+    model: str, plan: Any, etas: Any, data: Images, seed: int, epochs: int, tell: Callable
+) -> list[list[tuple[Any, Any, Any]]]:
+    """Of one seed: [epoch] of (losses, rates, validation losses), lists by recipe."""
+    start, shuffle = jax.random.split(jax.random.key(seed))
+    params, running = MODELS[model].init(start, data.train.inputs.shape[1:])
+    carry = tuple(
+        _begin(recipe, params, running, etas, np.full(len(etas), recipe.beta, np.float32))
+        for recipe in plan
+    )
+    history = []
+    for epoch in range(epochs):
+        order = datasets.epoch_indices(seed, len(data.train.targets), BATCH, epoch)
+        keys = jax.random.split(jax.random.fold_in(shuffle, epoch), len(order))
+        steps = np.arange(len(order)) + epoch * len(order)
+        carry, seen = _epoch(model, plan, carry, etas, data[:-1], (steps, order, keys))
+        losses = [_evaluate(model, each, data) for each in carry]
+        history.append([(*recorded, x) for recorded, x in zip(seen, losses, strict=True)])
+        tell(epoch, losses)
+    return history
 
 
 @partial(jax.jit, static_argnums=0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from gradhpo.datasets import Dataset
 from gradhpo.estimators.reverse import reverse
 from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.image_training.figures import draw
 from gradhpo.studies.image_training.problem import ByHand, Sizes, start, task
 from gradhpo.studies.shared.pixels import load_pixels
@@ -25,6 +26,7 @@ from gradhpo.tuning.comparing import (
     by_hypergradients,
     by_search,
     cost,
+    ended,
     lowest,
     so_far,
 )
@@ -85,6 +87,18 @@ class Config(DataStudyConfig):
         self._at_least(train_size=1, val_size=1, batch_size=1, steps=1, trainings=1)
 
 
+class Found(NamedTuple):
+    """What a contestant has done on one seed."""
+
+    spent: list[float]  # gradients up to the end of every training
+    judged: list[dict[str, float]]  # how its model does
+    best: dict[str, float]  # that of the lowest validation loss
+    used: dict[str, float]  # the hyperparameters it was trained with
+    so_far: np.ndarray  # the lowest validation loss at each part of the budget
+    cost: tuple[float, float]  # gradients, and products of second order
+    seconds: float  # of the processor
+
+
 def run(config: Config, progress: Progress = silent) -> StudyResult:
     """Run the contestants; a row for every training is in `trainings.csv`."""
     begun = time.perf_counter()
@@ -102,29 +116,26 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     price = reverse(config.steps).cost(config.steps, numbers, episodes=config.trainings)
     budget = as_gradients(price)
     outer = optax.adam(optax.cosine_decay_schedule(config.outer_rate, config.trainings))
-    found: dict[str, list[list[Training]]] = {name: [] for name in methods}
+    found: dict[str, list[Found]] = {name: [] for name in methods}
     values: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     costs: dict[str, tuple[float, float]] = {}
     for seed, name in itertools.product(range(config.seeds), methods):
-        since = time.process_time()
-        done = _trainings(make, config, budget, outer, name, seed)
-        seconds, best = time.process_time() - since, lowest(done)
+        how = make, config, budget, outer, name, seed
+        done = once(f"seed {seed}, {name}", _contest, *how, types=(Found,))
         found[name].append(done)
-        curve = {"val_loss_by_epoch": so_far(done, budget), "seconds": seconds}
-        values[name].append(best.judged | curve)
-        costs[name] = cost(done)
+        curve = {"val_loss_by_epoch": done.so_far, "seconds": done.seconds}
+        values[name].append(done.best | curve)
+        costs[name] = done.cost
         progress(
-            f"image_training: {config.dataset}, seed {seed}, {name}: {len(done)} trainings in "
-            f"{seconds:.0f} s of the processor, validation loss {best.judged['val_loss']:.4f}, "
-            f"test accuracy {100 * best.judged['test_accuracy']:.2f} %"
+            f"image_training: {config.dataset}, seed {seed}, {name}: {len(done.spent)} trainings "
+            f"in {done.seconds:.0f} s of the processor, validation loss "
+            f"{done.best['val_loss']:.4f}, test accuracy {100 * done.best['test_accuracy']:.2f} %"
         )
     columns = {
         name: {key: np.stack([seed[key] for seed in each]) for key in each[0]}
         for name, each in values.items()
     }
-    used = {
-        name: [lowest(done).trial.history.start for done in runs] for name, runs in found.items()
-    }
+    used = {name: [done.used for done in runs] for name, runs in found.items()}
     files: dict[str, Any] = {
         "hyperparameters.csv": partial(_write_used, used),
         "trainings.csv": partial(_write_trainings, found),
@@ -149,6 +160,28 @@ def _maker(data: Dataset, config: Config, by_hand: ByHand) -> Callable[[int], Ta
     return lru_cache(maxsize=1)(partial(task, data, sizes, start(by_hand)))
 
 
+def _contest(
+    make: Callable[[int], Task],
+    config: Config,
+    budget: float,
+    outer: optax.GradientTransformation,
+    name: str,
+    seed: int,
+) -> Found:
+    since = time.process_time()
+    done = _trainings(make, config, budget, outer, name, seed)
+    seconds, best = time.process_time() - since, lowest(done)
+    return Found(
+        [each.spent for each in done],
+        [each.judged for each in done],
+        best.judged,
+        best.trial.history.start,
+        so_far(done, budget),
+        cost(done),
+        seconds,
+    )
+
+
 def _trainings(
     make: Callable[[int], Task],
     config: Config,
@@ -161,7 +194,7 @@ def _trainings(
     length = Length(1, config.steps)
     if name == "fixed":
         trial = left_alone(make(seed), length)
-        return [Training(config.steps, trial, judged(trial))]
+        return [ended(config.steps, trial)]
     if name in STUDIED:
         return by_search(make, name, length, int(budget // config.steps), seed, config.width)
     return list(by_hypergradients(make, chosen(name), outer, length, budget, seed))
@@ -172,11 +205,15 @@ def _grid(data: Dataset, config: Config, progress: Progress) -> dict[ByHand, flo
     found = {}
     for values in itertools.product(*GRID):
         by_hand = ByHand(*values)
-        make = _maker(data, config, by_hand)
-        trials = [left_alone(make(seed), Length(1, config.steps)) for seed in TUNING_SEEDS]
-        found[by_hand] = float(np.mean([judged(trial)["val_loss"] for trial in trials]))
+        found[by_hand] = once(f"by hand, {values}", _by_hand, data, config, by_hand)
         progress(f"image_training: by hand, {values}: validation loss {found[by_hand]:.4f}")
     return found
+
+
+def _by_hand(data: Dataset, config: Config, by_hand: ByHand) -> float:
+    make = _maker(data, config, by_hand)
+    trials = [left_alone(make(seed), Length(1, config.steps)) for seed in TUNING_SEEDS]
+    return float(np.mean([judged(trial)["val_loss"] for trial in trials]))
 
 
 def _write_used(used: Mapping[str, list[dict[str, float]]], path: Path) -> None:
@@ -190,14 +227,14 @@ def _write_used(used: Mapping[str, list[dict[str, float]]], path: Path) -> None:
     write_csv(path, ["method", "seed", "hyperparameter", "value"], table)
 
 
-def _write_trainings(found: Mapping[str, list[list[Training]]], path: Path) -> None:
+def _write_trainings(found: Mapping[str, list[Found]], path: Path) -> None:
     """A row for every training: the gradients spent up to its end, and how its model does."""
     fields = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
     table = [
-        [method, seed, each.spent, *(each.judged[field] for field in fields)]
+        [method, seed, spent, *(judged[field] for field in fields)]
         for method, runs in found.items()
         for seed, done in enumerate(runs)
-        for each in done
+        for spent, judged in zip(done.spent, done.judged, strict=True)
     ]
     write_csv(path, ["method", "seed", "gradients", *fields], table)
 

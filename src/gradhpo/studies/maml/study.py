@@ -12,6 +12,7 @@ from gradhpo.report import MethodResult, StudyResult, interval, summarize, write
 from gradhpo.report.config import Progress, StudyConfig, silent
 from gradhpo.report.drawing import INK, new_axes, new_figure, save, styles
 from gradhpo.report.lines import Line, draw_lines
+from gradhpo.report.parts import once
 from gradhpo.studies.maml.published import PUBLISHED, Published
 from gradhpo.studies.maml.training import ENTRIES, STEPS, advance, draw, errors, initial
 
@@ -72,7 +73,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     found: Errors = {}
     for shots in config.shots:
         for method in methods:
-            found[method, shots] = _errors(method, shots, config)
+            part = f"{shots} points, {method}"
+            found[method, shots] = once(part, _errors, method, shots, config)
             after = found[method, shots].mean(axis=0)
             progress(
                 f"maml: {shots} points, {method}: error {after[0]:.3f} before, {after[1]:.3f} "

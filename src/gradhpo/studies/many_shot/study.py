@@ -10,12 +10,14 @@ import numpy as np
 from gradhpo.core.estimator import Cost
 from gradhpo.core.state import BilevelState
 from gradhpo.estimators.over_tasks import over_tasks
+from gradhpo.meta.images import ManyShot
 from gradhpo.report import StudyResult, interval, paired, plots, summarize, write_csv
 from gradhpo.report.config import Progress, silent
 from gradhpo.report.intervals import Summary
+from gradhpo.report.parts import once
 from gradhpo.studies.many_shot.published import products, reported
 from gradhpo.studies.many_shot.setting import Config, samples
-from gradhpo.studies.many_shot.training import Learner, Run
+from gradhpo.studies.many_shot.training import Learner, Run, Score
 from gradhpo.studies.shared.meta_learning import (
     FIT_PERIOD,
     META_METHODS,
@@ -46,21 +48,13 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     plan = Run(config.episodes, config.meta_batch, config.rate, config.points)
     values: dict[str, dict[str, list]] = {method: {} for method in methods}
     for seed, method in itertools.product(range(config.seeds), methods):
-        before, curve = time.perf_counter(), []
-
-        def watch(state: BilevelState) -> None:
-            curve.append(learner.test(state, val, min(VAL_TASKS, config.tests)))  # noqa: B023
-
-        state = learner.train(method, seed, plan, watch)
-        score = learner.test(state, test, config.tests)
-        found = {"test_loss": score.loss.mean(), "test_accuracy": score.accuracy.mean()}
-        found |= {"val_loss_by_epoch": np.array([point.loss.mean() for point in curve])}
-        found |= {"val_accuracy_by_epoch": np.array([point.accuracy.mean() for point in curve])}
+        before, how = time.perf_counter(), (learner, method, seed, plan, val, test, config.tests)
+        found, said = once(f"seed {seed}, {method}", _trained, *how)
         for metric, value in found.items():
             values[method].setdefault(metric, []).append(value)
         progress(
             f"many_shot: {config.model}, seed {seed}, {method}: test accuracy "
-            f"{100 * score.accuracy.mean():.2f} %{remark(state)}, "
+            f"{100 * found['test_accuracy']:.2f} %{said}, "
             f"{time.perf_counter() - before:.0f} s"
         )
     costs = {method: _cost(method, config) for method in methods}
@@ -78,6 +72,25 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             "accuracy.png": lambda path: _draw(values, config, path),
         },
     )
+
+
+def _trained(
+    learner: Learner, method: str, seed: int, plan: Run, val: ManyShot, test: ManyShot, tests: int
+) -> tuple[dict[str, Any], str]:
+    """The metrics of one seed, and a remark."""
+    curve: list[Score] = []
+
+    def watch(state: BilevelState) -> None:
+        curve.append(learner.test(state, val, min(VAL_TASKS, tests)))
+
+    state = learner.train(method, seed, plan, watch)
+    score = learner.test(state, test, tests)
+    return {
+        "test_loss": score.loss.mean(),
+        "test_accuracy": score.accuracy.mean(),
+        "val_loss_by_epoch": np.array([point.loss.mean() for point in curve]),
+        "val_accuracy_by_epoch": np.array([point.accuracy.mean() for point in curve]),
+    }, remark(state)
 
 
 def _schedule(config: Config) -> Schedule:

@@ -13,9 +13,10 @@ from gradhpo import datasets
 from gradhpo.core.types import DataBatch
 from gradhpo.report import MethodResult, StudyResult
 from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.meta_weight_net import tables
 from gradhpo.studies.meta_weight_net.tables import Results, Trial
-from gradhpo.studies.meta_weight_net.training import METHODS, NET, UNTOUCHED, draws, train
+from gradhpo.studies.meta_weight_net.training import METHODS, NET, UNTOUCHED, Run, draws, train
 from gradhpo.studies.shared.cells import summarize_cells
 from gradhpo.studies.shared.detection import detection
 from gradhpo.studies.shared.images import ImageConfig, Parts, parts
@@ -77,7 +78,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
         )
         cell = results.setdefault(f"{clean} clean", {})
         for seed in range(config.seeds):
-            for method, trial in _trials(parts(data, sizes, seed), asked, config, seed):
+            part, where = parts(data, sizes, seed), f"{clean} clean, seed {seed}"
+            for method, trial in _trials(where, part, asked, config, seed):
                 cell.setdefault(method, []).append(trial)
                 progress(f"meta_weight_net: {clean} clean, seed {seed}, {method}: {trial.told()}")
     rows = tables.rows(results)
@@ -105,7 +107,7 @@ def _reduced(config: Config) -> Config:
 
 
 def _trials(
-    part: Parts, asked: list[str], config: Config, seed: int
+    where: str, part: Parts, asked: list[str], config: Config, seed: int
 ) -> Iterator[tuple[str, Trial]]:
     """The baselines and the methods on the data of one seed, from the same weights."""
     noisy, val, test = (DataBatch(*map(jnp.asarray, each)) for each in part[:3])
@@ -120,7 +122,8 @@ def _trials(
     for name, (method, train_on) in runs.items():
         sizes = len(train_on.targets), len(val.targets)
         rows = draws(seed, sizes, config.batch_size, steps)
-        found = train(method, seed, (train_on, val, test), rows, points)
+        how = method, seed, (train_on, val, test), rows, points
+        found = once(f"{where}, {name}", train, *how, types=(Run,))
         test_accuracy, val_accuracy = found.test[:, 1], found.val[:, 1]
         trial = Trial(test_accuracy[-1], val_accuracy[-1], test_accuracy)
         if method.weighted:

@@ -16,6 +16,7 @@ from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.report.drawing import INK, new_axes, new_figure, save
 from gradhpo.report.lines import Line, draw_lines
+from gradhpo.report.parts import once
 from gradhpo.studies.mixed.methods import METHODS, RATES, Budget, Found, Seed, judge
 from gradhpo.studies.mixed.problem import ACTIVATIONS, WIDTHS, data, init
 from gradhpo.tuning.searches import STUDIED, require_optuna
@@ -81,9 +82,9 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     for number in range(config.seeds):
         seed = _seed(loaded, config, number)
         for name in methods:
-            got = METHODS[name](budget, seed)
+            got, test = once(f"seed {number}, {name}", _one, name, budget, seed, types=(Found,))
             found[name].append(got)
-            tests[name].append(judge(budget, seed, got.hyperparams)[1])
+            tests[name].append(test)
             progress(
                 f"mixed: {config.dataset}, seed {number}, {name}: {_told(got)}, validation loss "
                 f"{got.best[-1]:.4f}, test {tests[name][-1]:.4f}"
@@ -112,6 +113,12 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             "losses.png": partial(_draw, found, config),
         },
     )
+
+
+def _one(name: str, budget: Budget, seed: Seed) -> tuple[Found, float]:
+    """What a method finds, and the test loss of that."""
+    got = METHODS[name](budget, seed)
+    return got, judge(budget, seed, got.hyperparams)[1]
 
 
 def _seed(loaded: datasets.Dataset, config: Config, number: int) -> Seed:

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from gradhpo import datasets
+from gradhpo.core.problem import Window
 from gradhpo.meta.images import FewShot, split_classes
 from gradhpo.report import MethodResult, StudyResult, plots, summarize, write_csv
 from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.omniglot.published import ACCURACY
 from gradhpo.studies.omniglot.training import METHODS, STEPS, Learner, draw
 
@@ -131,22 +133,37 @@ def _trials(
         )
         few = jax.tree.map(lambda x: x[: max(1, config.tests // 4)], test)  # for the curves
         for method, row in values.items():
-            told, note, at = time.perf_counter(), "", learner.start(seed)
-            if method != "fixed":
-                states = learner.train(method, seed, train, config.points, config.carry)
-                reached = [(state.params, state.hyperparams) for state in states]
-                curve = [learner.test(*point, few).accuracy.mean() for point in reached]
-                row.setdefault("test_accuracy_by_epoch", []).append(curve)
-                at, rejected = reached[-1], int(states[-1].metadata["n_rejected"])
-                note = f", {rejected} updates rejected" if rejected else ""
-            score = learner.test(*at, test)
-            row.setdefault("test_loss", []).append(score.loss.mean())
-            row.setdefault("test_accuracy", []).append(score.accuracy.mean())
+            told, how = time.perf_counter(), (learner, method, seed, train, few, test, config)
+            found, note = once(f"{ways} ways, seed {seed}, {method}", _trial, *how)
+            for metric, value in found.items():
+                row.setdefault(metric, []).append(value)
             progress(
                 f"omniglot: {ways}-way {config.shots}-shot, seed {seed}, {method}: test accuracy "
-                f"{100 * score.accuracy.mean():.2f} %{note}, {time.perf_counter() - told:.0f} s"
+                f"{100 * found['test_accuracy']:.2f} %{note}, {time.perf_counter() - told:.0f} s"
             )
     return values
+
+
+def _trial(
+    learner: Learner,
+    method: str,
+    seed: int,
+    train: Window,
+    few: Window,
+    test: Window,
+    config: Config,
+) -> tuple[dict[str, Any], str]:
+    """The metrics of a method on a seed, and a remark."""
+    found, note, at = {}, "", learner.start(seed)
+    if method != "fixed":
+        states = learner.train(method, seed, train, config.points, config.carry)
+        reached = [(state.params, state.hyperparams) for state in states]
+        curve = [learner.test(*point, few).accuracy.mean() for point in reached]
+        found["test_accuracy_by_epoch"] = curve
+        at, rejected = reached[-1], int(states[-1].metadata["n_rejected"])
+        note = f", {rejected} updates rejected" if rejected else ""
+    score = learner.test(*at, test)
+    return found | {"test_loss": score.loss.mean(), "test_accuracy": score.accuracy.mean()}, note
 
 
 HEADER = ["method", "ways", "accuracy", "low", "high", "published", "half", "products"]

@@ -12,6 +12,7 @@ import numpy as np
 from gradhpo import datasets
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.schedule.export import losses_with_optax, parse, plain
 from gradhpo.studies.schedule.figures import (
     draw_meta_curve,
@@ -21,7 +22,7 @@ from gradhpo.studies.schedule.figures import (
     write_training,
 )
 from gradhpo.studies.schedule.meta import META, meta_optimize
-from gradhpo.studies.schedule.problem import curve, initial, judge
+from gradhpo.studies.schedule.problem import Schedule, curve, initial, judge
 from gradhpo.studies.shared.reversible import ReversibleConfig, by_part, cost, note_of, rows
 
 __all__ = ["Config", "run"]
@@ -82,7 +83,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     losses, best = [], []
     for seed in range(config.seeds):
         keys = jax.random.split(jax.random.key(seed), config.iterations)
-        found, seen, discarded = meta_optimize(META[config.meta], data, start, keys)
+        how = META[config.meta], data, start, keys
+        found, seen, discarded = once(f"seed {seed}", meta_optimize, *how, types=(Schedule,))
         losses.append(seen)
         best.append(found)
         progress(
@@ -95,8 +97,10 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
 
     fresh = [jax.random.key(1_000_000 + i) for i in range(FRESH)]
     scored = {
-        "initial": [judge(data, start, fresh)] * config.seeds,
-        "learned": [judge(data, lam, fresh) for lam in best],
+        "initial": [once("initial", judge, data, start, fresh)] * config.seeds,
+        "learned": [
+            once(f"learned, seed {i}", judge, data, lam, fresh) for i, lam in enumerate(best)
+        ],
     }
     values = {name: by_part(each) for name, each in scored.items()}
     every = np.array(losses)
@@ -106,7 +110,10 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     _, schedules = parse(content)  # Optax gets what the file holds
     _, unlearned = parse(json.dumps(plain(start)))
     taken_home = {"optax, initial": unlearned, "optax, learned": schedules}
-    pairs = {name: by_part(losses_with_optax(data, each)) for name, each in taken_home.items()}
+    pairs = {
+        name: by_part(once(name, losses_with_optax, data, each))
+        for name, each in taken_home.items()
+    }
     alone = config.steps, 0
     costs = {"initial": alone, "learned": cost(config.iterations, config.steps)}
     methods = summarize(values, costs, baseline="initial")

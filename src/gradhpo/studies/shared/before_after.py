@@ -23,11 +23,13 @@ from gradhpo.core.types import Hyper, Params
 from gradhpo.examples.mnist import logits
 from gradhpo.report import StudyResult, plots, summarize, write_csv
 from gradhpo.report.config import Progress
+from gradhpo.report.parts import once
 from gradhpo.studies.shared.images import ImageConfig, cost, parts, scorer, tuned
 
 __all__ = ["Outcome", "TaskAt", "before_after", "retrained", "with_paths"]
 
 Curves = dict[str, np.ndarray]
+Judge = Callable[[Params], np.ndarray]
 
 
 TaskAt = Callable[..., Task]
@@ -86,22 +88,18 @@ def before_after(
     for seed in range(config.seeds):
         part = parts(data, config, seed)
         fresh = partial(task_at, seed, part.train, part.val, part.test)
-        trained = {row: retrained(fresh(), lam, training) for row, lam in before.items()}
+        judge = partial(_scored, score, part.test)
+        judged = {
+            row: once(f"seed {seed}, {row}", _left_alone, fresh, lam, training, judge)
+            for row, lam in before.items()
+        }
         for method in methods:
-            seen: list[Any] = []
-            state = tuned(
-                fresh(),
-                method,
-                config,
-                outer,
-                callback=lambda m, state: seen.append(state),  # noqa: B023
-                lr_reptile=0.0 if restarts else 1.0,
-            )
-            trained[method] = retrained(fresh(), state.hyperparams, training)
-            trained[f"{method} online"] = seen[-1].params  # w_T of the last episode
-            paths[method].append(_path(fresh(), seen))
-        for row, params in trained.items():
-            scores.setdefault(row, []).append(score(params, part.test))
+            how = fresh, method, config, training, outer, 0.0 if restarts else 1.0, judge
+            afresh, online, path = once(f"seed {seed}, {method}", _learned, *how)
+            judged |= {method: afresh, f"{method} online": online}
+            paths[method].append(path)
+        for row, pair in judged.items():
+            scores.setdefault(row, []).append(pair)
         told = ", ".join(f"{row} {100 * pairs[-1][1]:.2f} %" for row, pairs in scores.items())
         progress(f"{name}: {config.dataset}, seed {seed}, test accuracy: {told}")
 
@@ -131,6 +129,39 @@ def before_after(
     summaries = summarize(table, costs, baseline=baseline)
     result = StudyResult(name, config, summaries, seconds, data.files, files)
     return Outcome(result, curves)
+
+
+def _scored(score: Callable[[Params, Any], np.ndarray], test: Any, params: Params) -> np.ndarray:
+    return score(params, test)
+
+
+def _left_alone(
+    fresh: Callable[[], Task], hyperparams: Hyper, training: ImageConfig, judge: Judge
+) -> np.ndarray:
+    return judge(retrained(fresh(), hyperparams, training))
+
+
+def _learned(
+    fresh: Callable[[], Task],
+    method: str,
+    config: ImageConfig,
+    training: ImageConfig,
+    outer: optax.GradientTransformation,
+    lr_reptile: float,
+    judge: Judge,
+) -> tuple[np.ndarray, np.ndarray, Curves]:
+    """Scores of a training afresh and of the method's own run, and its hyperparameters."""
+    seen: list[Any] = []
+    state = tuned(
+        fresh(),
+        method,
+        config,
+        outer,
+        callback=lambda m, state: seen.append(state),
+        lr_reptile=lr_reptile,
+    )
+    afresh = retrained(fresh(), state.hyperparams, training)
+    return judge(afresh), judge(seen[-1].params), _path(fresh(), seen)  # w_T of the last episode
 
 
 def with_paths(

@@ -11,6 +11,7 @@ import numpy as np
 from gradhpo import datasets
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import DataStudyConfig, Progress, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.single_loop.entries import ENTRIES, GRID, RATES, cost
 from gradhpo.studies.single_loop.figures import draw, write
 from gradhpo.studies.single_loop.problem import Exact, Split, exact, logistic, split
@@ -64,7 +65,8 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     rates = {m: _rates(m, data, start, config, progress) for m in methods}
     curves: dict[str, list[Curve]] = {m: [] for m in methods}
     for seed, method in itertools.product(range(config.seeds), methods):
-        curve = _train(method, rates[method], data, start, config, seed, POINTS)
+        how = method, rates[method], data, start, config, seed, POINTS
+        curve = once(f"seed {seed}, {method}", _train, *how, types=(Curve, Exact))
         curves[method].append(curve)
         progress(
             f"single_loop: {config.dataset}, seed {seed}, {method}: validation loss "
@@ -105,19 +107,27 @@ def _rates(
         return RATES[config.dataset][method]
     found = {}
     for rates in GRID:
-        worst = -np.inf
-        for seed in TUNING_SEEDS:
-            value = _train(method, rates, data, start, config, seed, 1).last.value
-            worst = max(worst, value if np.isfinite(value) else np.inf)
-            if worst >= start.value:
-                break  # diverged
-        found[rates] = worst
+        part = f"{method} by {rates}"
+        found[rates] = once(part, _worst, method, rates, data, start, config)
     best = min(found, key=found.__getitem__)
     progress(
         f"single_loop: {config.dataset}, {method}: inner and outer rate {best}, validation loss "
         f"{found[best]:.4f}"
     )
     return best
+
+
+def _worst(
+    method: str, rates: tuple[float, float], data: Split, start: Exact, config: Config
+) -> float:
+    """The highest validation loss of the tuning seeds; not all of them where it diverges."""
+    worst = -np.inf
+    for seed in TUNING_SEEDS:
+        value = _train(method, rates, data, start, config, seed, 1).last.value
+        worst = max(worst, value if np.isfinite(value) else np.inf)
+        if worst >= start.value:
+            break  # diverged
+    return float(worst)
 
 
 def _train(

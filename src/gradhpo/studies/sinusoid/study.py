@@ -3,17 +3,18 @@
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from gradhpo.core.estimator import Cost
 from gradhpo.meta import Sinusoids
 from gradhpo.report import MethodResult, StudyResult, summarize, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
+from gradhpo.report.parts import once
 from gradhpo.studies.sinusoid import figures
 from gradhpo.studies.sinusoid.problem import QUERIES, SHOTS, SIZE, Drawn, draw
 from gradhpo.studies.sinusoid.settings import METHODS, SETTINGS, Row, Setting, rows, seen
@@ -138,15 +139,18 @@ def _train(config: Config, lines: Sequence[Row], progress: Progress) -> dict[str
 
     def outcome(method: str, setting: Setting) -> Outcome:
         started = time.perf_counter()
-        found = train(method, setting, drawn[setting.steps, setting.fresh])
-        found = jax.tree.map(np.asarray, found)
         name = next(name for name, wanted in needed.items() if wanted == (method, setting))
+        data = drawn[setting.steps, setting.fresh]
+        found = once(name, train, method, setting, data, types=(Outcome,))
         seconds = time.perf_counter() - started
         progress(f"sinusoid: {name}: {config.seeds} seeds trained in {seconds:.0f} s")
         return found
 
     with ThreadPoolExecutor(2) as pool:
-        futures = {each: pool.submit(outcome, *each) for each in dict.fromkeys(needed.values())}
+        futures = {
+            each: pool.submit(copy_context().run, outcome, *each)
+            for each in dict.fromkeys(needed.values())
+        }
         try:
             return {name: futures[wanted].result() for name, wanted in needed.items()}
         except BaseException:  # an interrupt, too, does not wait for methods that have not begun

@@ -26,6 +26,7 @@ from gradhpo.report import StudyResult, summarize, write_csv
 from gradhpo.report.config import Progress, StudyConfig, silent
 from gradhpo.report.drawing import new_axes, new_figure, save, styles
 from gradhpo.report.lines import Line, draw_lines
+from gradhpo.report.parts import once
 from gradhpo.solvers import neumann
 from gradhpo.studies.toy.published import LAST_COSINE, LOSSES, STEPS
 from gradhpo.utils._precision import float64
@@ -139,9 +140,9 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     noise[0] = 0
     starts = np.array(START) + noise
     with float64():
-        curves = {name: _runs(name, config, starts) for name in names}
+        curves = {name: once(name, _runs, name, config, starts, types=(Curve,)) for name in names}
         full = {
-            T: _runs(f"full, T={T}", config, starts)
+            T: once(f"exact, T={T}", _runs, f"full, T={T}", config, starts, types=(Curve,))
             for T in dict.fromkeys(METHODS[name][0] for name in names)
         }
     values = {}

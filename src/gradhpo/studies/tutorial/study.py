@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from gradhpo.core.loop import linear_decay
 from gradhpo.report import StudyResult, summarize, table, write_each
 from gradhpo.report.config import Progress, StudyConfig, silent
 from gradhpo.report.drawing import require_matplotlib
+from gradhpo.report.parts import once
 from gradhpo.studies.tutorial import problem
 from gradhpo.studies.tutorial.figure import convergence
 from gradhpo.studies.tutorial.findings import LITERAL, best_episode, findings
@@ -112,7 +114,7 @@ def train(config: Config, done: Callable[[str, Outcome], None]) -> dict[str, Out
         rates = jnp.full_like(rates, config.outer_rate)
     setting = (jnp.float32(config.learning_rate), jnp.asarray(config.outer == "adam"), rates)
 
-    def outcome(name: str) -> Outcome:
+    def compute(name: str) -> Outcome:
         if name == LITERAL:
             five = jax.tree.map(lambda x: x[:, :, :5], indices)
             rest = jnp.float32(0.01), jnp.asarray(True), jnp.full_like(rates, 3e-3)
@@ -123,13 +125,16 @@ def train(config: Config, done: Callable[[str, Outcome], None]) -> dict[str, Out
         else:
             compiled = problem.tuned(name, config.steps, config.restart)
             arrays = compiled(weights, data, indices, *setting)
-        found = Outcome(*(np.asarray(x, np.float64) for x in arrays))
+        return Outcome(*(np.asarray(x, np.float64) for x in arrays))
+
+    def outcome(name: str) -> Outcome:
+        found = once(name, compute, name, types=(Outcome,))
         done(name, found)
         return found
 
     names = _rows(config)
     with ThreadPoolExecutor(2) as pool:  # the longest first
-        tasks = {name: pool.submit(outcome, name) for name in reversed(names)}
+        tasks = {name: pool.submit(copy_context().run, outcome, name) for name in reversed(names)}
         try:
             return {name: tasks[name].result() for name in names}
         except BaseException:  # an interrupt, too, does not wait for methods that have not begun

@@ -17,6 +17,7 @@ from gradhpo.report import StudyResult, interval, paired, plots, summarize, writ
 from gradhpo.report.config import DataStudyConfig, Progress, silent
 from gradhpo.report.drawing import new_axes, new_figure, save
 from gradhpo.report.lines import Line, draw_lines
+from gradhpo.report.parts import once
 from gradhpo.studies.shared.pixels import load_pixels
 from gradhpo.studies.two_stage.stages import METHODS, PERIOD, Halves, Stages
 
@@ -110,14 +111,13 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
     values: dict[str, dict[str, list[Any]]] = {method: {} for method in methods}
     weights: dict[str, list[np.ndarray]] = {method: [] for method in methods if method != HALF}
     for seed, method in itertools.product(range(config.seeds), methods):
-        before, part = time.perf_counter(), _part(data, config, seed)
-        lam, said = stages.first(method, config.gamma, seed, part.images, part.halves)
-        used = part.halves.val if method == HALF else part.halves.whole
-        curve = stages.second(lam, seed, part.images, used, part.test, config.points)
+        before = time.perf_counter()
+        how = stages, method, data, config, seed
+        curve, weight, said = once(f"seed {seed}, {method}", _both, *how)
         for metric, value in {"": curve[-1], "_by_epoch": curve}.items():
             values[method].setdefault(f"test_accuracy{metric}", []).append(value)
         if method in weights:
-            weights[method].append(np.asarray(stages.model.weight(lam, jnp.asarray(LOSSES))))
+            weights[method].append(weight)
         progress(
             f"two_stage: seed {seed}, {method}: test accuracy {100 * curve[-1]:.2f} %{said}, "
             f"{time.perf_counter() - before:.0f} s"
@@ -143,6 +143,17 @@ def run(config: Config, progress: Progress = silent) -> StudyResult:
             "weights.png": lambda path: _draw_weights(weights, path),
         },
     )
+
+
+def _both(
+    stages: Stages, method: str, data: datasets.Dataset, config: Config, seed: int
+) -> tuple[np.ndarray, Any, str]:
+    """The accuracies of the second stage, and the weights by loss and a remark of the first."""
+    part = _part(data, config, seed)
+    lam, said = stages.first(method, config.gamma, seed, part.images, part.halves)
+    used = part.halves.val if method == HALF else part.halves.whole
+    curve = stages.second(lam, seed, part.images, used, part.test, config.points)
+    return curve, stages.model.weight(lam, jnp.asarray(LOSSES)), said
 
 
 def _part(data: datasets.Dataset, config: Config, seed: int) -> Part:
