@@ -189,7 +189,8 @@ def trained(
         place: Where it is kept; one that has been there goes on, one that was done is read.
     """
     raised = None
-    look = _Look(task, state, hook or _nothing, patience, place)
+    stops = on_failure == "stop"
+    look = _Look(task, state, hook or _nothing, patience, stops, place)
     T = None if brings(task) else length.steps
     draws = None if task.problem.begin is None else _draws(seed, state)
     try:
@@ -232,10 +233,17 @@ class _Look:
     """
 
     def __init__(
-        self, task: Task, state: BilevelState | None, hook: Hook, patience: int, place: Place
+        self,
+        task: Task,
+        state: BilevelState | None,
+        hook: Hook,
+        patience: int,
+        stops: bool,
+        place: Place,
     ):
         self.history, self._journal = History(task, state), place.episodes()
-        self._hook, self._patience, self._begun = hook, patience, place.begun
+        self._hook, self._begun = hook, place.begun
+        self._patience, self._stops = patience, stops
         self.early, self.earlier, self._began = False, 0.0, time.monotonic()
         self._lowest, self._since = math.inf, 0
 
@@ -255,7 +263,7 @@ class _Look:
         for row in rows:
             self.history.rows.append(row)
             self._see(row)
-        if self.early:
+        if self.early or (self._stops and _rejected(state)):
             raise StopRun
 
     @property
@@ -270,6 +278,12 @@ class _Look:
         lower = loss < self._lowest
         self._lowest, self._since = (loss, 0) if lower else (self._lowest, self._since + 1)
         self.early = self.early or 0 < self._patience <= self._since
+
+
+def _rejected(state: BilevelState) -> bool:
+    """Whether an update of the training has been, by which one with `on_failure="stop"` is over."""
+    counts = np.asarray(state.counts)
+    return any(code.rejects and counts[code] for code in Status)
 
 
 def _nothing(row: Row) -> None:
