@@ -25,7 +25,7 @@ from gradhpo.driver.failure import OnFailure
 from gradhpo.driver.hooks import StopRun, numbers, scalars
 from gradhpo.driver.identity import digest_of
 from gradhpo.driver.tune import tune
-from gradhpo.tuning.places import NOWHERE, Place, Row
+from gradhpo.tuning.places import NOWHERE, LogRow, Place
 from gradhpo.utils.gradients import tree_last
 
 __all__ = [
@@ -73,13 +73,13 @@ class History:
         stored = task.stored
         self._natural = stored.natural or (lambda lam: lam)
         self.start = self.values((state or stored).hyperparams)
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
 
     def __call__(self, episode: int, state: BilevelState) -> None:
         """Keep what this episode left behind."""
         del episode
         metrics = numbers(jax.device_get(state.metadata))
-        self.rows.append(Row(int(state.step), metrics, self.named(state.hyperparams)))
+        self.rows.append(LogRow(int(state.step), metrics, self.named(state.hyperparams)))
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -154,7 +154,7 @@ class Trial(NamedTuple):
     earlier: float = 0.0  # of the seconds, those of processes before this one
 
 
-Hook = Callable[[Row], Any]
+Hook = Callable[[LogRow], Any]
 Method = Callable[[Loop], Estimator]
 
 
@@ -271,7 +271,7 @@ class _Look:
         """That the training has taken."""
         return self.earlier + time.monotonic() - self._began
 
-    def _see(self, row: Row) -> None:
+    def _see(self, row: LogRow) -> None:
         self._begun()
         self._hook(row)
         loss = row.metrics["val_loss"]
@@ -286,7 +286,7 @@ def _rejected(state: BilevelState) -> bool:
     return any(code.rejects and counts[code] for code in Status)
 
 
-def _nothing(row: Row) -> None:
+def _nothing(row: LogRow) -> None:
     """Where nobody else looks on."""
 
 
