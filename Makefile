@@ -15,7 +15,7 @@ OPTIMISED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
 ENGINE := $(addprefix tests/,core estimators algorithms testing utils)
 STUDIES := from gradhpo.studies.registry import STUDIES; print(*STUDIES)
 
-.PHONY: demo test bits faults coverage test-x64 test-optimised mutations lint types docs links reproduce bench \
+.PHONY: demo test bits faults coverage test-x64 test-optimised mutations lint types docs links audit reproduce bench \
 	clean
 
 demo: .venv/demo.stamp
@@ -66,6 +66,11 @@ docs: .venv/dev.stamp
 # Links of the documents to other sites; those within are a test. Needs a network.
 links: .venv/dev.stamp
 	$(BIN)/sphinx-build -q -W --keep-going -b linkcheck docs docs/_build/linkcheck
+
+# Dependencies, as they are installed here, with a known vulnerability. Needs a network.
+audit: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet "pip-audit>=2.7"
+	$(BIN)/pip-audit --local --skip-editable
 
 # Hours, not minutes: the slow tests, then every study at full size; replaces results in out/.
 reproduce: .venv/dev.stamp

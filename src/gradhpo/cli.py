@@ -4,6 +4,7 @@ import linecache
 import os
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         CheckpointError,
         DatasetError,
         ImportError,
+        MemoryError,
         OSError,
         TypeError,
         UpdateRejected,
@@ -112,11 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the message alone tells the user what to mend.
 
-    A checkpoint, a data file, a disk: always. Else where a `raise` of ours refuses what it was
-    given, settings or a method that does not fit. What arises under our code, in JAX, NumPy or
-    Python, is a bug.
+    A checkpoint, a data file, a disk, the memory: always. Else where a `raise` of ours refuses what
+    it was given, settings or a method that does not fit. What arises under our code, in JAX, NumPy
+    or Python, is a bug.
     """
-    if isinstance(error, CheckpointError | DatasetError | OSError):
+    if isinstance(error, CheckpointError | DatasetError | MemoryError | OSError):
         return True
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
     module = frame.f_globals.get("__name__", "")
@@ -342,8 +344,17 @@ def _parse(config: type, program: str, options: list[str]) -> Any:
     """The settings from the command line: each field of the dataclass is an option."""
     import tyro
 
+    _check_printable(options)
     # FlagCreatePairsOff: `--fast`, without a `--no-fast` that would be the default anyway.
     return tyro.cli(config, prog=program, args=options, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _check_printable(options: list[str]) -> None:
+    """Refuse control characters, which a terminal would obey when tyro quotes an option, and bytes
+    outside of the encoding of text, which nothing could show."""
+    for option in options:
+        if any(unicodedata.category(char) in ("Cc", "Cs") for char in option):
+            raise UsageError(f"an option holds a control or a broken character: {option!a:.200}")
 
 
 def _show(line: str) -> None:

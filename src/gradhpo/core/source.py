@@ -38,6 +38,7 @@ __all__ = [
     "draw",
     "fetch",
     "gather",
+    "on_host",
     "resident",
     "stack",
 ]
@@ -163,7 +164,8 @@ class InOrder:
         batches: Arrays that share their leading axis, the step.
 
     Raises:
-        ValueError: there is no array, or not all share their leading axis; the message names one.
+        ValueError: there is no array, not all share their leading axis, or batches are empty; the
+            message names one.
 
     >>> InOrder(np.arange(6).reshape(3, 2)).steps(first=1, count=2)
     array([[2, 3],
@@ -187,6 +189,7 @@ class InOrder:
                     f"leaf {other} the shape {np.shape(leaf)}."
                 )
         check_batch("a source InOrder", self.batches)
+        check_batch("a source InOrder", jax.tree.map(lambda x: x[0], self.batches))
         self.length = wanted[0]
 
     def steps(self, first: int, count: int) -> Batch:
@@ -245,7 +248,7 @@ def draw(train: BatchSource, val: BatchSource, first: int, steps: int) -> Window
         for name, source in sources.items()
         if not isinstance(source, Resident | InOrder)
     }
-    for t in range(steps):
+    for t in range(steps if drawn else 0):  # T may be anything that somebody types
         for name, stacked in drawn.items():
             stacked.add(_call(name, sources[name], t, steps))
 
@@ -326,7 +329,7 @@ class _Stack:
         self.count += 1
 
     def _place(self, x: Any) -> Any:
-        if isinstance(x, jax.Array) and not _on_host(x):
+        if isinstance(x, jax.Array) and not on_host(x):
             return []
         return np.empty((self.steps, *np.shape(x)), jnp.result_type(x))
 
@@ -339,7 +342,8 @@ def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x))
 
 
-def _on_host(x: jax.Array) -> bool:
+def on_host(x: jax.Array) -> bool:
+    """Whether NumPy can read an array where it is."""
     if isinstance(x, Tracer) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return False
     return all(device.platform == "cpu" for device in x.devices())

@@ -61,7 +61,7 @@ def download(remote: Remote, folder: Path) -> Path:
         digest = sha256(target)
         if digest == remote.sha256:
             return target
-        aside = target.rename(target.with_name(target.name + ".corrupt"))
+        aside = target.replace(target.with_name(target.name + ".corrupt"))
         raise DatasetError(
             f"{target} has SHA-256 {digest}, but {remote.sha256} was expected. It was moved to "
             f"{aside.name}; load again to download a fresh copy."

@@ -80,7 +80,9 @@ def _listed_digests(root: Path) -> Mapping[Path, str]:
     listed = {}
     for folder in (root.parent, root):
         sums = folder / "SHA256SUMS"
-        for line in sums.read_text("utf-8").splitlines() if sums.is_file() else []:
+        # Names of files need not be UTF-8; a digest that is none fits nothing.
+        text = sums.read_text("utf-8", "surrogateescape") if sums.is_file() else ""
+        for line in text.splitlines():
             digest, _, name = line.partition(" ")
             listed[folder / name.lstrip(" *")] = digest.lower()
     return listed
@@ -115,7 +117,7 @@ def read(source: Source, wanted: Wanted) -> Contents:
             raise DatasetError(f"{path} has SHA-256 {digest}, but SHA256SUMS lists {listed[path]}.")
         name = PurePosixPath(path.relative_to(source.root).as_posix())
         members = _members(path, name.parent, wanted, digest, source.remotes)
-        if path not in listed and members:
+        if path not in listed:
             _compare(path, digest, source.remotes)
         for member, contents in members:
             files[str(name)] = digest

@@ -10,6 +10,7 @@ from os import PathLike
 import numpy as np
 
 from gradhpo.core.types import DataBatch
+from gradhpo.datasets.archives import LIMIT
 from gradhpo.datasets.dataset import Dataset, DatasetError, check_finite
 from gradhpo.datasets.download import Remote, require
 from gradhpo.datasets.sources import Contents, by_key, find, read
@@ -102,7 +103,7 @@ def parse_libsvm(data: bytes, n_features: int, name: str = "data") -> DataBatch:
         Inputs float32 (N, n_features), labels int32 in {0, 1}.
 
     Raises:
-        DatasetError: not LIBSVM text, no lines, an index outside
+        DatasetError: not LIBSVM text, no lines, too many, an index outside
             `[1, n_features]`, another label, or a value that is not finite.
 
     >>> parse_libsvm(b"-1 1:0.5\\n1 2:2\\n", n_features=2).inputs
@@ -113,8 +114,11 @@ def parse_libsvm(data: bytes, n_features: int, name: str = "data") -> DataBatch:
         inputs, labels = require("sklearn.datasets").load_svmlight_file(
             io.BytesIO(data), n_features=n_features, dtype=np.float32, zero_based=False
         )
-    except ValueError as error:
+    except (OverflowError, ValueError) as error:
         raise DatasetError(f"{name} is not LIBSVM text: {error}.") from error
+    dense = 4 * labels.size * n_features
+    if dense > LIMIT:  # two bytes of text are a whole row
+        raise DatasetError(f"{name} would take {dense} bytes; the limit is {LIMIT}.")
     bad = np.flatnonzero(np.abs(labels) != 1)
     if bad.size or not labels.size:
         seen = f"line {bad[0] + 1} has {labels[bad[0]]:g}" if bad.size else "it has no lines"

@@ -6,6 +6,7 @@ from tyro.conf import Positional
 
 from gradhpo.doctor.examine import METHODS, Diagnosis, doctor
 from gradhpo.report.config import Progress, silent
+from gradhpo.tuning.config import check_number_of
 from gradhpo.tuning.methods import chosen
 from gradhpo.tuning.searches import SEARCHES
 from gradhpo.tuning.target import load
@@ -36,9 +37,10 @@ class DoctorConfig:
     """Seconds after which nothing is begun that can be left out."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "episodes", "limit"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("steps", "episodes"):
+            check_number_of(name, getattr(self, name))
+        if not self.limit >= 1:
+            raise ValueError(f"limit must be at least 1, not {self.limit}.")
         for word in self.method:
             if chosen(word).name in SEARCHES or ":" in word:
                 raise ValueError(f"doctor measures methods by their names alone, not {word}.")

@@ -30,8 +30,10 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import strengthen, with_metrics
 from gradhpo.core.types import Hyper
 from gradhpo.driver._findings import complain_of, look
+from gradhpo.driver._memory import memory_explained
 from gradhpo.driver._programs import Programs, end_episode, programs
 from gradhpo.driver._recompilation import note_shapes
+from gradhpo.driver._spoilt import Spoilt
 from gradhpo.driver.data import Data, Drawn, in_one
 from gradhpo.driver.failure import OnFailure, Watch
 from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
@@ -83,6 +85,7 @@ def run(
 ) -> BilevelState:
     """The state after `plan.episodes` more episodes; see `gradhpo.tune`."""
     kept = Kept(state)
+    spoilt = Spoilt(data)
     line = Progress(plan.episodes, int(state.episode), progress, natural)
     watch = None if plan.on_failure == "skip" else Watch(setup.name, state)
     told: tuple[Any, ...] = hooks if watch is None else (*hooks, watch)
@@ -91,9 +94,10 @@ def run(
         signals = stack.enter_context(patient_signals(terminations=checkpoint is not None))
         stack.enter_context(handing_back(kept, signals))
         saver = stack.enter_context(saving(checkpoint, signals))
+        stack.enter_context(memory_explained(setup.name, state, plan.T))
         stack.enter_context(closing(line))
         with suppress(StopRun):
-            for episode, seen in _episodes(setup, kept, plan, data, line, told, saver):
+            for episode, seen in _episodes(setup, kept, plan, data, spoilt, line, told, saver):
                 stopped = [stops(hook(episode, seen)) for hook in (*hooks, line)]
                 failure = None if watch is None else watch(seen)
                 if failure is not None and plan.on_failure == "raise":
@@ -107,7 +111,7 @@ def run(
             saver.finish()
         signals.obey()
     if failure is None:
-        summarise(setup.name, kept.first, kept.good)
+        summarise(setup.name, kept.first, kept.good, spoilt.said)
     else:
         complain(f"{failure} The run ends here (on_failure='stop').", strict=False)
     return kept.good
@@ -118,6 +122,7 @@ def _episodes(
     kept: Kept,
     plan: Plan,
     data: Data,
+    spoilt: Spoilt,
     line: Progress,
     hooks: tuple[Any, ...],
     saver: Saver | None,
@@ -169,6 +174,7 @@ def _episodes(
                 ended, w_T = compiled.episodes(state, np.int32(n), windows, some, resident)
                 state = ended.update(**w_T)
         kept.put(ended)
+        spoilt.look(window, first + done + 1)
         done, position = done + n, position + n * T
         yield first + done, state
         if done == plan.episodes:

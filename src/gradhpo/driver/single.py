@@ -16,6 +16,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step, measured, verdict, with_metrics
 from gradhpo.core.types import Batch, Hyper, MetricDict
 from gradhpo.driver._findings import complain_of, look
+from gradhpo.driver._memory import memory_explained
 from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver.setup import Setup, check_state, resolve
 from gradhpo.utils._calls import explain_loops
@@ -34,7 +35,9 @@ def step(
     with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
         state, window = _taken(setup, state, Window(train_batch, val_batch))
         rate = as_rate(lr_hyper, scalar_dtype(state.hyperparams))
-        return _single(setup).step(_with_room(setup, state, window), window, rate)
+        state = _with_room(setup, state, window)
+        with memory_explained(setup.name, state, setup.estimator.unroll_steps):
+            return _single(setup).step(state, window, rate)
 
 
 def hypergradient(
@@ -49,9 +52,11 @@ def hypergradient(
     with explain_leaves(state=state, train_batch=train_batch, val_batch=val_batch):
         state, window = _taken(setup, state, Window(train_batch, val_batch))
         compiled = _single(setup)
-        if not with_metadata:
-            return compiled.hypergradient(state, window)[0]
-        return compiled.hypergradient(_with_room(setup, state, window), window, with_metadata=True)
+        with memory_explained(setup.name, state, setup.estimator.unroll_steps):
+            if not with_metadata:
+                return compiled.hypergradient(state, window)[0]
+            state = _with_room(setup, state, window)
+            return compiled.hypergradient(state, window, with_metadata=True)
 
 
 def as_rate(lr_hyper: Any, dtype: Any) -> Any:

@@ -12,8 +12,11 @@ DOUBTFUL = 0.5
 """The share of updates taken with an inaccurate hypergradient above which a run says so."""
 
 
-def summarise(name: str, before: BilevelState, after: BilevelState) -> None:
+def summarise(name: str, before: BilevelState, after: BilevelState, spoilt: str = "") -> None:
     """One warning for all updates between two states that were rejected, or mostly inaccurate.
+
+    Args:
+        spoilt: What batch brought a value that is not finite; "" where none is known to have.
 
     Fits of HyperDistill that its guard refuses are no reason to warn: the theta before them is
     used, and many short runs have no other.
@@ -33,6 +36,6 @@ def summarise(name: str, before: BilevelState, after: BilevelState) -> None:
     complain(
         f"{name}: {rejected} of the {updates} updates of this run were rejected{where}. Statuses "
         f"other than OK: {', '.join(f'{code.name} {found[code]}' for code in ranked)}. The most "
-        f"frequent, {status_message(ranked[0])}.",
+        f"frequent, {status_message(ranked[0])}." + (f" In the data, {spoilt}." if spoilt else ""),
         strict=False,
     )

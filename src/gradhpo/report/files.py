@@ -13,6 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from gradhpo.report.results import StudyResult
+from gradhpo.utils.logging import printable
 
 __all__ = [
     "RUN",
@@ -205,7 +206,7 @@ def _curves(result: StudyResult) -> str:
             epochs = range(1, summary.mean.size + 1) if summary.mean.ndim else [""]
             for seed, values in enumerate(summary.seeds):
                 for epoch, value in zip(epochs, np.atleast_1d(values).tolist(), strict=True):
-                    writer.writerow([name, metric, seed, epoch, value])
+                    writer.writerow([name, printable(metric), seed, epoch, value])
     return file.getvalue()
 
 
@@ -216,6 +217,7 @@ def _text(content: str) -> Callable[[Path], object]:
 def publish(path: Path, make: Callable[[Path], object]) -> None:
     """Write a file through a temporary neighbour, so that no reader ever sees half of it."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix is a figure's format
+    temporary.unlink(missing_ok=True)  # what lies there may be a link that leads elsewhere
     try:
         make(temporary)
         with temporary.open("rb+") as file:

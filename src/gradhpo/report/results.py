@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from gradhpo.report.intervals import Summary, interval, paired
 from gradhpo.report.provenance import command, versions
+from gradhpo.utils._file_names import check_file_name
 
 __all__ = ["METRICS", "Difference", "MethodResult", "StudyResult", "plain", "summarize"]
 
@@ -86,6 +87,8 @@ class MethodResult:
         gradients, products = data["gradient_evaluations"], data["second_order_products"]
         if not (isinstance(gradients, int | float) and isinstance(products, int | float)):
             raise ValueError(f"costs must be numbers, not {gradients!r} and {products!r}")
+        for cost in (gradients, products):
+            float(cost)  # JSON has whole numbers beyond every float
         metrics = _each(Summary.from_json, data["metrics"], "metrics")
         differences = _each(Difference.from_json, data["paired_difference"], "paired_difference")
         return cls(metrics, gradients, products, differences)
@@ -107,7 +110,8 @@ class StudyResult:
         command: See `command()`, the default.
 
     Raises:
-        ValueError: a name cannot be printed on a line, or a difference is to an absent method.
+        ValueError: a name cannot be printed on a line, or not be that of a file in the directory of
+            the results; or a difference is to an absent method.
 
     >>> losses = {"fixed": {"val_loss": [2.0, 3.0]}, "t1t2": {"val_loss": [1.5, 2.6]}}
     >>> result = StudyResult("toy", {}, summarize(losses, baseline="fixed"), wall_seconds=1.0)
@@ -130,6 +134,8 @@ class StudyResult:
         for name in (self.study, *self.methods):
             if not name or not name.isprintable():
                 raise ValueError(f"a name must be printable and not empty, not {name!r}.")
+        for name in self.files:
+            check_file_name(name)
         for name, method in self.methods.items():
             for item in method.paired_difference.values():
                 if item.to not in self.methods:

@@ -6,6 +6,7 @@ import numpy as np
 
 from gradhpo.report.intervals import Summary
 from gradhpo.report.results import MethodResult, StudyResult
+from gradhpo.utils.logging import printable
 
 __all__ = ["table"]
 
@@ -65,7 +66,7 @@ def _block(metric: str, methods: Mapping[str, MethodResult]) -> str:
             row[3:] = [*_cells(triple, difference_digits, sign="+"), star, to]
         costs = (method.gradient_evaluations, method.second_order_products)
         rows.append([*row, *(f"{cost:,.10g}" for cost in costs)])
-    name = metric.replace("_by_epoch", ", last epoch")
+    name = printable(metric.replace("_by_epoch", ", last epoch"))
     header = [*(_HEADER if differences else _HEADER[:3] + ("",) * 4), *_COSTS]
     return "\n".join([f"{name} ({_better(metric)})", *_align([header, *rows])])
 

@@ -11,7 +11,20 @@ from gradhpo.driver.failure import OnFailure
 from gradhpo.tuning.methods import chosen
 from gradhpo.tuning.training import Length
 
-__all__ = ["CompareConfig", "TaskConfig", "TuneConfig"]
+__all__ = ["CompareConfig", "TaskConfig", "TuneConfig", "check_number_of"]
+
+
+MOST = np.iinfo(np.int32).max
+
+
+def check_number_of(name: str, value: int) -> None:
+    """A number of things that are counted in 32 bits.
+
+    Raises:
+        ValueError: it is below 1 or too large.
+    """
+    if not 1 <= value <= MOST:
+        raise ValueError(f"{name} must be from 1 to {MOST}, not {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +68,7 @@ class TaskConfig:
         if self.resume and self.overwrite:
             raise ValueError("resume goes on with a run, overwrite begins anew: give one of them.")
         for name in ("seeds", "episodes", "steps"):
-            self._at_least(name, 1)
+            check_number_of(name, getattr(self, name))
         for name in ("outer_rate", "width"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0):

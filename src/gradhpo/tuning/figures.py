@@ -10,6 +10,7 @@ from gradhpo.report.drawing import COLORS, FAINT, INK, new_axes, new_figure, sty
 from gradhpo.report.intervals import interval
 from gradhpo.report.lines import Line, draw_lines
 from gradhpo.tuning.command import Outcome
+from gradhpo.utils.logging import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,8 @@ def _hyperparams(rows: list[Outcome]) -> "Figure":
     figure = new_figure(2.6 * columns + 0.6, 2.0 * lines + 0.3)
     for place, name in enumerate(shown, start=1):
         axes = figure.add_subplot(lines, columns, place)
-        axes.set_title(name, loc="left", color=INK, fontsize=9)
+        # The name is the user's: no formula, whatever signs of dollars are in it.
+        axes.set_title(printable(name), loc="left", color=INK, fontsize=9, parse_math=False)
         _bare(axes)
         paths = [row.trial.history.hyperparams[name] for row in rows]
         least, most = min(p.min() for p in paths), max(p.max() for p in paths)

@@ -60,8 +60,9 @@ def load_hyperparams(path: str | Path, like: Hyper, seed: int | None = None) -> 
     leaves = []
     for name, leaf in wanted.items():
         try:
-            value = np.asarray(found[name], float).astype(np.asarray(leaf).dtype)
-        except (TypeError, ValueError):
+            with np.errstate(over="ignore"):  # it becomes infinite, which is refused
+                value = np.asarray(found[name], float).astype(np.asarray(leaf).dtype)
+        except (OverflowError, TypeError, ValueError):
             value = np.full(np.shape(leaf), np.nan)
         if not np.isfinite(value).all():
             raise ValueError(f"leaf {name!r} of {file} holds something else than finite numbers.")
@@ -79,7 +80,7 @@ def _read(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
         content = json.loads(file.read_text(encoding="utf-8"))
         seeds = {number: dict(seed["values"]) for number, seed in content["seeds"].items()}
         return seeds, int(content["best_seed"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} was not written by gradhpo tune ({type(error).__name__}: {error})."
         ) from None

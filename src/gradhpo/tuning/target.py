@@ -70,6 +70,10 @@ def load(name: str, settings: Sequence[str] = ()) -> Target:
             f"{module_name!r} is a file; name the module as in an import, {stem}:{attribute}, in "
             "the directory that it is found from."
         )
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(
+            f"{module_name!r} is no name of a module, as in `import {attribute}_task`."
+        )
     found = _attribute(_module(module_name), attribute)
     values = dict(map(setting, settings))
     if isinstance(found, Task):

@@ -98,8 +98,7 @@ class CSVLogger(FileLogger):
         self._columns: list[str] = []
         self._warned = False
         if self.path.is_file():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                self._columns = next(csv.reader(file), [])
+            self._columns = _first_row(self.path)
         if self._columns and self._columns[0] != "step":
             self._file.close()
             raise ValueError(f"{self._target} exists and is not a log: no column `step`.")
@@ -122,6 +121,15 @@ class CSVLogger(FileLogger):
     def _step_of(self, line: bytes) -> int | None:
         first = line.partition(b",")[0].strip()
         return int(first) if first.isdigit() else None
+
+
+def _first_row(path: Path) -> list[str]:
+    """The columns of a log; of a file of another kind one that is none."""
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return next(csv.reader(file), [])
+        except (csv.Error, UnicodeDecodeError):
+            return ["no text"]
 
 
 class MultiLogger:
