@@ -95,6 +95,15 @@ def test_patience_and_a_warm_start_go_on(run, every, here):
     assert found["ended"] == "early"
 
 
+@pytest.mark.filterwarnings("ignore::gradhpo.GradhpoWarning")
+def test_a_training_that_was_stopped_does_not_go_on(run, here):
+    """By a rejected update, in its first episode; the cut is in the next training."""
+    options = ("--set", "rate=1e9", "--steps", "40", "--on-failure", "stop")
+    cut_again_and_again(run, ("tune", *SHORT, *options), [2], here)
+    found = json.loads((here / "cut/hyperparams.json").read_text())["seeds"]["0"]
+    assert (found["ended"], found["episodes"]) == ("stopped", 1)
+
+
 @pytest.mark.parametrize("every, method", [(ALL, "tpe"), (FEW, "cmaes")], indirect=["every"])
 def test_a_search_goes_on(run, every, here, method):
     """The sampler is told of what was found, and draws the same."""

@@ -11,7 +11,7 @@ from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest, wit
 from gradhpo.tuning.config import TaskConfig, TuneConfig
 from gradhpo.tuning.directory import RunDirectory, events
 from gradhpo.tuning.methods import chosen, method_of
-from gradhpo.tuning.places import Row
+from gradhpo.tuning.places import LogRow
 from gradhpo.tuning.searches import SEARCHES, require_optuna
 from gradhpo.tuning.target import Target, check_begins_anew, load
 from gradhpo.tuning.training import (
@@ -197,13 +197,14 @@ def _searched(
 
         def seen(training: Training) -> None:
             done.append(training)
-            log(Row(len(done), training.judged, training.done.hyperparams))
+            log(LogRow(len(done), training.judged, training.done.hyperparams))
 
         how = (length, config.trials, seed, config.width, seen, run.place(f"seed{seed}-tuned"))
         try:
             by_search(target.make, config.method, *how)
             best = with_trial(lowest(done), target.make, length, seed)
         except (Exception, KeyboardInterrupt) as raised:
+            # What an earlier process has found counts again when the search is done.
             at_hand = [each for each in done if each.trained is not None]
             if not at_hand:
                 raise
@@ -226,7 +227,7 @@ def _log(run: RunDirectory, config: TuneConfig, seed: int) -> Iterator[Hook]:
     with ExitStack() as stack:
         logger: MultiLogger | None = None
 
-        def hook(row: Row) -> None:
+        def hook(row: LogRow) -> None:
             nonlocal logger
             if logger is None:
                 logger = stack.enter_context(_new_logs(run, config, seed))

@@ -28,7 +28,7 @@ from gradhpo.core.estimator import Cost
 from gradhpo.core.state import BilevelState
 from gradhpo.utils.validation import complain
 
-__all__ = ["NOWHERE", "Done", "Journal", "Place", "Row", "Sequence", "replace_file"]
+__all__ = ["NOWHERE", "Done", "Journal", "Place", "LogRow", "Sequence", "replace_file"]
 
 EVERY = 30.0  # seconds between two states that are saved
 EPISODES, TRAININGS = "episodes.jsonl", "trainings.jsonl"
@@ -37,7 +37,7 @@ STATES = re.compile(r"step-\d{10}(\.damaged(-\d+)?)?|\.unfinished-.*")
 PART = re.compile(r"training(\d{3,})")
 
 
-class Row(NamedTuple):
+class LogRow(NamedTuple):
     """What an episode leaves behind, or in a log of trainings each of them."""
 
     step: int
@@ -62,7 +62,7 @@ class Done(NamedTuple):
         return Cost(self.gradients, self.products)
 
 
-T = TypeVar("T", "Row", "Done")
+T = TypeVar("T", "LogRow", "Done")
 
 
 class Journal(Generic[T]):
@@ -105,7 +105,7 @@ class Journal(Generic[T]):
             replace_file(self._path, content)
 
 
-def _line(row: Row | Done) -> bytes:
+def _line(row: LogRow | Done) -> bytes:
     said = json.dumps(row._asdict())
     return json.dumps({"row": row._asdict(), "sha256": _digest(said)}).encode() + b"\n"
 
@@ -172,11 +172,11 @@ class Place:
         """The same, without a path."""
         return dataclasses.replace(self, path=None)
 
-    def episodes(self) -> Journal[Row]:
+    def episodes(self) -> Journal[LogRow]:
         """Of a training. States that are ahead of it are set aside, and lines without one go."""
         if self.path is None:
-            return Journal(Row)
-        journal = Journal(Row, self.path / EPISODES)
+            return Journal(LogRow)
+        journal = Journal(LogRow, self.path / EPISODES)
         last = journal.rows[-1].step if journal.rows else -1
         for step in steps(self.path):
             if step > last:
@@ -190,11 +190,11 @@ class Place:
             journal.cut(0)
         return journal
 
-    def checkpoints(self, about: dict[str, Any]) -> Checkpoints | None:
+    def checkpoints(self, about: Callable[[], dict[str, Any]]) -> Checkpoints | None:
         """For `gradhpo.tune`. Whose turn it is here, the lock of the command says."""
         if self.path is None:
             return None
-        return Checkpoints(directory=self.path, seconds=EVERY, about=about, takeover=True)
+        return Checkpoints(directory=self.path, seconds=EVERY, about=about(), takeover=True)
 
     def remove(self) -> None:
         """Remove what is kept here. Files of others stay, and no link is followed."""

@@ -25,7 +25,7 @@ from gradhpo.driver.failure import OnFailure
 from gradhpo.driver.hooks import StopRun, numbers, scalars
 from gradhpo.driver.identity import digest_of
 from gradhpo.driver.tune import tune
-from gradhpo.tuning.places import NOWHERE, Place, Row
+from gradhpo.tuning.places import NOWHERE, LogRow, Place
 from gradhpo.utils.gradients import tree_last
 
 __all__ = [
@@ -73,13 +73,13 @@ class History:
         stored = task.stored
         self._natural = stored.natural or (lambda lam: lam)
         self.start = self.values((state or stored).hyperparams)
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
 
     def __call__(self, episode: int, state: BilevelState) -> None:
         """Keep what this episode left behind."""
         del episode
         metrics = numbers(jax.device_get(state.metadata))
-        self.rows.append(Row(int(state.step), metrics, self.named(state.hyperparams)))
+        self.rows.append(LogRow(int(state.step), metrics, self.named(state.hyperparams)))
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -154,7 +154,7 @@ class Trial(NamedTuple):
     earlier: float = 0.0  # of the seconds, those of processes before this one
 
 
-Hook = Callable[[Row], Any]
+Hook = Callable[[LogRow], Any]
 Method = Callable[[Loop], Estimator]
 
 
@@ -189,8 +189,8 @@ def trained(
         place: Where it is kept; one that has been there goes on, one that was done is read.
     """
     raised = None
-    look = _Look(task, state, hook or _nothing, patience, place)
-    about = {} if task.test is None else {"test data": digest_of(task.test)[:16]}
+    stops = on_failure == "stop"
+    look = _Look(task, state, hook or _nothing, patience, stops, place)
     T = None if brings(task) else length.steps
     draws = None if task.problem.begin is None else _draws(seed, state)
     try:
@@ -204,7 +204,7 @@ def trained(
             state=state,
             get_task=draws,
             on_failure=on_failure,
-            checkpoint=place.checkpoints(about),
+            checkpoint=place.checkpoints(lambda: {"test data": digest_of(task.test)[:16]}),
         )
         short = len(look.history.rows) < length.episodes
         ended = "early" if look.early else "stopped" if short else ""
@@ -233,10 +233,17 @@ class _Look:
     """
 
     def __init__(
-        self, task: Task, state: BilevelState | None, hook: Hook, patience: int, place: Place
+        self,
+        task: Task,
+        state: BilevelState | None,
+        hook: Hook,
+        patience: int,
+        stops: bool,
+        place: Place,
     ):
         self.history, self._journal = History(task, state), place.episodes()
-        self._hook, self._patience, self._begun = hook, patience, place.begun
+        self._hook, self._begun = hook, place.begun
+        self._patience, self._stops = patience, stops
         self.early, self.earlier, self._began = False, 0.0, time.monotonic()
         self._lowest, self._since = math.inf, 0
 
@@ -256,7 +263,7 @@ class _Look:
         for row in rows:
             self.history.rows.append(row)
             self._see(row)
-        if self.early:
+        if self.early or (self._stops and _rejected(state)):
             raise StopRun
 
     @property
@@ -264,7 +271,7 @@ class _Look:
         """That the training has taken."""
         return self.earlier + time.monotonic() - self._began
 
-    def _see(self, row: Row) -> None:
+    def _see(self, row: LogRow) -> None:
         self._begun()
         self._hook(row)
         loss = row.metrics["val_loss"]
@@ -273,7 +280,13 @@ class _Look:
         self.early = self.early or 0 < self._patience <= self._since
 
 
-def _nothing(row: Row) -> None:
+def _rejected(state: BilevelState) -> bool:
+    """Whether an update of the training has been, by which one with `on_failure="stop"` is over."""
+    counts = np.asarray(state.counts)
+    return any(code.rejects and counts[code] for code in Status)
+
+
+def _nothing(row: LogRow) -> None:
     """Where nobody else looks on."""
 
 
