@@ -188,7 +188,8 @@ def test_tune_wants_a_task():
 def test_messages_of_tune_name_its_own_arguments():
     problem = BilevelProblem(from_optax(loss, optax.sgd(0.1)), judge)
     source = Resident(DATA, 4)
-    task = Task(problem, {"w": np.zeros(2, np.float32)}, {"w": np.zeros(2)}, source, source)
+    zeros = {"w": np.zeros(2, np.float32)}
+    task = Task(problem, zeros, zeros, source, source)
     with pytest.raises(ValueError, match=r"tune moves the hyperparameters by outer= or by"):
         tune(task, reverse(T), episodes=1, T=T)
     with pytest.raises(ValueError, match=r"give T= to it"):

@@ -12,7 +12,7 @@ import pytest
 from facade_cases import KINDS, METHODS, Source, T, method, run, start
 
 from gradhpo import Resident, checkpoint
-from gradhpo.checkpoint import Checkpoints
+from gradhpo.checkpoint import CheckpointMismatch, Checkpoints
 from gradhpo.driver.identity import digest_of
 from gradhpo.solvers import cg
 
@@ -82,6 +82,18 @@ def test_01_killed_at_random_moments(name):
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"{name}: " in found.stdout and "differs" not in found.stdout
+
+
+def test_18_other_data_are_refused(tmp_path):
+    """One number of one example; tests/driver/test_checkpoints.py has more that may differ."""
+    opt = method("one_step")
+    state = opt.init(*start())
+    run(opt, state, M=1, of=4, checkpoint=tmp_path, **RESIDENT)
+    other = DATA.copy()
+    other[7, 1] += 1
+    changed = RESIDENT | {"get_val_batch": Resident(other, 3, seed=2)}
+    with pytest.raises(CheckpointMismatch, match=r"val data.sha256: \w+ -> \w+"):
+        run(opt, state, **ALL, checkpoint=tmp_path, **changed)
 
 
 @pytest.fixture

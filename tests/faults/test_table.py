@@ -33,7 +33,7 @@ def test_nearly_all_have_a_test():
     assert len(FAULTS) - len(without) >= LEAST, without
 
 
-@pytest.mark.parametrize("number, cells", rows())
+@pytest.mark.parametrize("number, cells", list(rows()))
 def test_the_tests_of_a_row_exist(number, cells):
     assert named(cells) or len(cells[-1]) > 30, "neither a test nor a reason"
     for path, test in named(cells):

@@ -23,10 +23,10 @@ from gradhpo.driver.data import Data, Drawn
 from gradhpo.driver.setup import Setup
 from gradhpo.utils._jaxpr import equations
 
-__all__ = ["digest_of", "identity", "plain_settings"]
+__all__ = ["digest_of", "identify", "plain_settings"]
 
 
-def identity(
+def identify(
     setup: Setup, plan: Any, data: Data, state: BilevelState, window: Window, drawn: Drawn
 ) -> dict[str, Any]:
     """Names and values, as JSON has them.

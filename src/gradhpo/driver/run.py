@@ -37,7 +37,7 @@ from gradhpo.driver._spoilt import Spoilt
 from gradhpo.driver.data import Data, Drawn, in_one
 from gradhpo.driver.failure import OnFailure, Watch
 from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
-from gradhpo.driver.identity import identity
+from gradhpo.driver.identity import identify
 from gradhpo.driver.interruption import Kept, handing_back, patient_signals
 from gradhpo.driver.saving import Saver, saving
 from gradhpo.driver.setup import Setup, resolve
@@ -143,7 +143,7 @@ def _episodes(
     state, T, compiled = _prepare(setup, plan, state, shapes)
     done = 0
     if saver is not None:
-        about = identity(setup, plan, data, kept.first, shapes.window, drawn[0])
+        about = identify(setup, plan, data, kept.first, shapes.window, drawn[0])
         found = saver.begin(about, state, first + plan.episodes)
         if found is not None:
             kept.begin(found)
