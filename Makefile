@@ -30,8 +30,8 @@ test: .venv/dev.stamp bits
 bits: .venv/dev.stamp
 	$(OPTIMISED) $(PYTEST) -m "optimised and not slow" tests $(TESTFLAGS) || test $$? = 5
 
-# Processes that are killed, signalled and starved, see docs/reliability.md. Several minutes of fuzz
-# are marked slow alone.
+# Processes that are killed, signalled and starved, see docs/reliability.md; the fuzz and all studies
+# are slow tests of `make reproduce`.
 faults: .venv/dev.stamp
 	$(PYTEST) -m faults tests $(TESTFLAGS)
 

@@ -1,6 +1,6 @@
 """`gradhpo tune` that is killed, interrupted, terminated, and resumed with other settings.
 
-Its files after an interrupt within or between trainings: tests/tuning/test_resume.py.
+Its files after an interrupt within or between trainings: tests/tuning/test_commands_resumed.py.
 """
 
 import json

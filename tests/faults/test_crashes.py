@@ -161,7 +161,7 @@ with checkpoint.writing(sys.argv[1], keep=2) as writer:
 """
 TRACED = "rename fsync mkdir unlink unlinkat rmdir".split()
 STRACE = shutil.which("strace")
-KILLS = 4  # of every kind of call, evenly spread; renames and fsyncs three times as many
+KILLS = 2  # of every kind of call, evenly spread; renames and fsyncs three times as many
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from gradhpo import GradhpoWarning, Start, Status, cg, neumann, nystrom, outer
 from gradhpo.algorithms import METHODS
 from gradhpo.cli import _is_for_the_user
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+pytestmark = pytest.mark.slow
 
 
 def fuzz(examples):

@@ -459,7 +459,6 @@ def result_file(draw, place):
 
 
 @pytest.mark.slow
-@pytest.mark.faults
 @pytest.mark.parametrize(
     "group, attempt",
     [("command lines", command_line), ("data files", data_file), ("results", result_file)],

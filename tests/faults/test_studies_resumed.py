@@ -174,7 +174,6 @@ def test_01_a_study_that_was_cut_off_goes_on(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.faults
 @pytest.mark.parametrize("name", STUDIES)
 def test_01_every_study_goes_on(name, tmp_path, monkeypatch):
     if name in ("mixed", "crossover", "sparse"):
