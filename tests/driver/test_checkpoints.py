@@ -1,5 +1,7 @@
 """`run(checkpoint=...)`: what it goes on with, and what it refuses."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,22 @@ import optax
 import pytest
 from facade_cases import Source, T, method, run, start, train_loss, val_loss
 
-from gradhpo import GradhpoWarning, InOrder, Resident, Start, checkpoint
+from gradhpo import (
+    BilevelProblem,
+    GradhpoWarning,
+    InOrder,
+    Resident,
+    Start,
+    StopRun,
+    Task,
+    UpdateRejected,
+    checkpoint,
+    es,
+    from_optax,
+    hyperdistill,
+    one_step,
+    tune,
+)
 from gradhpo.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, Writer
 from gradhpo.datasets import from_loader
 from gradhpo.driver.identity import digest_of
@@ -285,3 +302,123 @@ def test_wrong_arguments(tmp_path):
             Checkpoints(directory=tmp_path, **wrong)
     with pytest.raises(TypeError, match="directory"):
         Checkpoints(directory=3)
+
+
+def test_a_run_that_has_ended_leaves_its_sources_where_it_did(tmp_path):
+    """The next run of a script takes the next batches, also when the first has nothing to do."""
+    opt = method("one_step")
+    state = opt.init(*start())
+    for train, val in (("function", "function"), ("by epoch", "by epoch")):
+        first, again = sources(train, val), sources(train, val)
+        run(opt, state, M=2, of=4, checkpoint=tmp_path / train, **first)
+        half = run(opt, state, M=2, of=4, checkpoint=tmp_path / train, **again)
+        ends = [run(opt, half, M=2, of=4, **each) for each in (first, again)]
+        assert digest_of(ends[0]) == digest_of(ends[1])
+
+
+def test_loaders_that_share_a_generator_go_on(tmp_path):
+    def both():
+        draw = np.random.default_rng(3)
+        sides = (from_loader(lambda: iter(np.split(draw.permutation(DATA), 4))) for _ in range(2))
+        return dict(zip(("get_train_batch", "get_val_batch"), sides, strict=True))
+
+    opt = method("one_step")
+    state = opt.init(*start())
+    whole = run(opt, state, M=4, **both())
+    cut(tmp_path, opt, state, **both())
+    assert digest_of(run(opt, state, M=4, checkpoint=tmp_path, **both())) == digest_of(whole)
+
+
+def test_a_callback_that_stops_by_an_exception_is_saved(tmp_path):
+    def callback(episode, state):
+        if episode == 3:
+            raise StopRun
+
+    opt, data = method("one_step"), sources("resident", "resident")
+    kept = Checkpoints(directory=tmp_path)
+    got = run(opt, opt.init(*start()), M=5, callback=callback, checkpoint=kept, **data)
+    assert checkpoint.steps(tmp_path) == [int(got.step)] == [3 * T]
+
+
+def test_records_of_another_run_in_a_log_stay(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for steps in ((10, 20, 30), (10, 20, 30, 40)):
+        with JSONLinesLogger(path) as logger:
+            for step in steps:
+                logger.log({"x": 1.0}, step)
+    with JSONLinesLogger(path) as logger:
+        logger.rewind(20)
+        logger.log({"x": 2.0}, 30)
+    found = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert found == [10, 20, 30, 10, 20, 30]
+
+
+def test_a_rejected_update_is_saved_before_it_is_raised(tmp_path):
+    """So the same call goes on past it."""
+    bad = STACKED.copy()
+    bad[T] = np.nan
+    data = {"get_train_batch": InOrder(bad), "get_val_batch": InOrder(STACKED)}
+    opt = method("one_step")
+    state = opt.init(*start())
+    with pytest.raises(UpdateRejected, match=r"In the data, the first value.*batch 1 of episode 2"):
+        run(opt, state, M=4, on_failure="raise", checkpoint=tmp_path, **data)
+    assert checkpoint.steps(tmp_path) == [2 * T]
+    assert int(run(opt, state, M=4, on_failure="raise", checkpoint=tmp_path, **data).episode) == 4
+
+
+def tuned(directory, estimator, loss=train_loss, outer=None, **settings):
+    problem = BilevelProblem(from_optax(loss, optax.sgd(0.1)), val_loss)
+    source = Resident(DATA, 3)
+    task = Task(problem, *start(), source, source)
+    outer = outer or optax.adam(0.1)
+    return tune(task, estimator, outer, episodes=2, T=T, checkpoint=directory, **settings)
+
+
+KEY = jax.random.key(5)
+
+
+def test_what_a_program_does_not_show_is_told_apart(tmp_path):
+    """Seeds in a method's memory, rates in an optimizer's state, the fit of HyperDistill."""
+    pairs = [
+        ({"estimator": es(T, seed=0)}, {"estimator": es(T, seed=1)}, "start"),
+        (
+            {"estimator": one_step(), "outer": optax.inject_hyperparams(optax.adam)(0.1)},
+            {"estimator": one_step(), "outer": optax.inject_hyperparams(optax.adam)(0.5)},
+            "start",
+        ),
+        (
+            {"estimator": hyperdistill()},
+            {"estimator": hyperdistill(theta=0.5)},
+            "start|programs",
+        ),
+    ]
+    for i, (one, other, named) in enumerate(pairs):
+        tuned(tmp_path / str(i), **one)
+        with pytest.raises(CheckpointMismatch, match=named):
+            tuned(tmp_path / str(i), **other)
+
+
+def test_losses_may_close_over_keys_and_remat_by_names(tmp_path):
+    policy = jax.checkpoint_policies.save_only_these_names("a", "b", "c")
+
+    def loss(w, lam, batch):
+        inner = jax.checkpoint(lambda w: train_loss(w, lam, batch), policy=policy)
+        return inner(w) + 0.0 * jax.random.uniform(KEY)
+
+    ends = [tuned(tmp_path, one_step(), loss) for _ in range(2)]
+    assert digest_of(ends[0]) == digest_of(ends[1])
+
+
+def test_the_state_before_one_that_fails_is_saved(tmp_path, monkeypatch):
+    """As where a computation fails after its episode was launched."""
+    opt, data = method("one_step"), sources("resident", "resident")
+    real = Writer._write
+
+    def failing(writer, state, step, *rest):
+        if int(state.episode) == 3:
+            raise CheckpointError("the state was not computed.")
+        return real(writer, state, step, *rest)
+
+    monkeypatch.setattr(Writer, "_write", failing)
+    cut(tmp_path, opt, opt.init(*start()), episode=4, M=5, seconds=1000, **data)
+    assert checkpoint.steps(tmp_path) == [2 * T]

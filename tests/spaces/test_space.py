@@ -79,7 +79,7 @@ REFUSED = [
     (spaces.positive(), -1.0, "not above 0"),
     (spaces.interval(0, 1), 1.0, "at a bound"),
     (spaces.interval(0, 1), 1.5, "not between 0 and 1"),
-    (spaces.interval(0, 1), np.nan, "not between"),
+    (spaces.interval(0, 1), np.nan, "not finite"),
     (spaces.simplex(), [0.5, 0.6], "do not sum to 1"),
     (spaces.simplex(), [0.0, 1.0], "weight of 0"),
     (spaces.simplex(by="projection"), [-0.5, 1.5], "below 0"),

@@ -11,7 +11,7 @@
 
 A checkpoint is a directory `step-0000000020`, written by Orbax under another name and renamed when
 it is on the disk, with `manifest.json` (every leaf's path, type and SHA-256, the settings of the
-run, where its data stand, the environment) and `SHA256SUMS` of all files. See docs/reliability.md.
+run, where its data stand, the environment) and `SHA256SUMS` of all files. See docs/checkpoints.md.
 """
 
 from gradhpo.checkpoint.errors import (

@@ -24,9 +24,7 @@ def require_orbax() -> Any:
     try:
         import orbax.checkpoint as orbax
     except ImportError as error:
-        raise ImportError(
-            'checkpoints need more packages: pip install "gradhpo[checkpoint]"'
-        ) from error
+        raise ImportError('checkpoints need more packages: pip install ".[checkpoint]"') from error
     return orbax
 
 

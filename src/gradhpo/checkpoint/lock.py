@@ -63,9 +63,7 @@ def _require_filelock() -> Any:
     try:
         import filelock
     except ImportError as error:
-        raise ImportError(
-            'checkpoints need more packages: pip install "gradhpo[checkpoint]"'
-        ) from error
+        raise ImportError('checkpoints need more packages: pip install ".[checkpoint]"') from error
     return filelock
 
 
@@ -74,10 +72,18 @@ def _me() -> dict[str, Any]:
     return {
         "pid": pid,
         "host": platform.node(),
+        "machine": _machine(),
         "boot": _boot(),
         "started": _start_of(pid),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _machine() -> str | None:
+    """Machines of one name may share a disk."""
+    with suppress(OSError):
+        return Path("/etc/machine-id").read_text().strip()
+    return None
 
 
 def _boot() -> str | None:
@@ -96,7 +102,8 @@ def _start_of(pid: int) -> int | None:
 
 def _ended(found: dict[str, Any]) -> bool:
     """Whether there is evidence, beside the lock that was free, that a holder has ended."""
-    here, boot = found.get("host") == platform.node(), _boot()
+    names = found.get("host"), found.get("machine")
+    here, boot = names == (platform.node(), _machine()), _boot()
     if found.get("boot") != boot:
         return here  # this machine has been started anew since
     if not here:

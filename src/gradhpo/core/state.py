@@ -136,7 +136,8 @@ class BilevelState:
         for name, check in (("params", check_params), ("hyperparams", check_hyperparams)):
             if name in fields:
                 check_same_structure(name, getattr(self, name), fields[name])
-                check(fields[name])
+                if any(hasattr(x, "dtype") for x in jax.tree.leaves(fields[name])):
+                    check(fields[name])  # else it is a tree of axes, shardings, names
         for name in ("step", "episode", "drawn"):
             if name in fields:
                 fields[name] = jnp.asarray(_counted(name, fields[name]), jnp.int32)
@@ -157,7 +158,7 @@ class BilevelState:
 
 def _counted(name: str, value: Any) -> Any:
     """A whole number, or an array of one; only what is not traced is looked at."""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer):
+    if isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, jnp.integer):
         return value
     return check_count(name, value, minimum=0)
 

@@ -71,6 +71,12 @@ class Endless:
         """Of the batch that comes next."""
         return self._position
 
+    @property
+    def repeats(self) -> bool:
+        """Whether every epoch can be had again: of a list, or a function of the number of the
+        epoch. Shuffles that follow one another cannot."""
+        return self._numbered or isinstance(self._loader, list | tuple)
+
     def go_to(self, position: int | tuple[int, int]) -> None:
         """Go on from there; what lies before is read and left out.
 
@@ -114,8 +120,7 @@ class Endless:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, and what is pickled, is made anew of the loader and goes to this position."""
         begun = self._iterator is not None or self._position != Position(0, 0)
-        again = self._numbered or isinstance(self._loader, list | tuple)
-        if begun and not again:
+        if begun and not self.repeats:
             raise TypeError(
                 f"a source of {type(self._loader).__name__} that has begun cannot be copied or "
                 "pickled, because its loader may not give the same batches again. Keep its "

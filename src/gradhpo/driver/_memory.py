@@ -33,12 +33,15 @@ def memory_explained(name: str, state: BilevelState, steps: int | None) -> Itera
     except (JaxRuntimeError, MemoryError) as error:
         if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        if type(error) is MemoryError:  # a user's own, or of Python; NumPy's is a class beneath it
+            raise
         asked = re.search(r"alloc\w+ ([\d.]+ ?\w*)", str(error))
         size = tree_bytes(state.inner)
         of_all = "" if steps is None else f", those of T={steps} steps {_bytes(steps * size)}"
         raise MemoryError(
             f"{name}: out of memory{_seen(asked)}{_allowed()}. A method that looks back keeps the "
-            f"states of its window: one takes {_bytes(size)}{of_all}. {REMEDIES}"
+            f"states of its window: one takes {_bytes(size)}{of_all}. {REMEDIES} "
+            f"({' '.join(str(error).split())[:200]})"
         ) from error
 
 

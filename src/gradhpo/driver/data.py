@@ -87,11 +87,11 @@ class Data(NamedTuple):
         return max(1, min(AT_ONCE, INDEX_BYTES // each))
 
     def positions(self) -> dict[str, list[int]]:
-        """Where the sources that know it stand, by side."""
+        """Where the sources stand that can go to any position again, by side."""
         return {
             side: [int(x) for x in source.position]  # type: ignore[union-attr]
             for side, source in self.sides.items()
-            if hasattr(source, "position") and hasattr(source, "go_to")
+            if hasattr(source, "go_to") and getattr(source, "repeats", True)
         }
 
     def return_to(self, positions: Mapping[str, Any]) -> None:
@@ -101,18 +101,18 @@ class Data(NamedTuple):
             if side in now and now[side] != position:
                 self.sides[side].go_to(position)  # type: ignore[union-attr]
 
-    def go_on(self, first: int, T: int, episodes: int, positions: Mapping[str, Any]) -> None:
-        """Past what so many episodes have taken, the first of which began with step `first`.
+    def go_on(self, first: int, end: int, T: int, positions: Mapping[str, Any]) -> None:
+        """From step `first` to the end of what a run has drawn, in episodes of T steps.
 
-        Sources that know where they stood go there. Other functions are called, and what they give
-        is left out.
+        Sources that know where they stood go there, if all do. Else functions are called, as the
+        run has called them, and what they give is left out: they may share what they draw from.
         """
         calls = {**self.sides, "task": self.task}
         if all(side in positions for side, source in calls.items() if callable(source)):
             self.return_to(positions)
         else:
-            for episode in range(episodes):
-                self.draw(first + episode * T, T)
+            for step in range(first, end, T):
+                self.draw(step, min(T, end - step))
 
     def draw(self, first: int, T: int | None) -> Drawn:
         """What the episode that begins with inner step `first` takes."""

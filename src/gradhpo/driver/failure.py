@@ -54,8 +54,12 @@ class Watch:
         """What an earlier process has seen is known."""
         self.before = _counters(state)
 
-    def __call__(self, state: BilevelState) -> UpdateRejected | None:
-        """What has happened since the last look; waits for the state."""
+    def __call__(self, state: BilevelState, spoilt: str = "") -> UpdateRejected | None:
+        """What has happened since the last look; waits for the state.
+
+        Args:
+            spoilt: What batch brought a value that is not finite; "" where none is known to have.
+        """
         before, after = self.before, _counters(state)
         self.before = after
         new = after.counts - before.counts
@@ -71,6 +75,7 @@ class Watch:
         error = UpdateRejected(
             f"{self.name}: {each} of the {after.step - before.step} updates of episode "
             f"{after.episode} were rejected, the first at {first}. {status_message(ranked[0])}."
+            + (f" In the data, {spoilt}." if spoilt else "")
         )
         error.status, error.step = ranked[0], step
         return error

@@ -29,8 +29,13 @@ class StopRun(Exception):
     """Raised by a callback to end the run after this episode; `run` returns the state."""
 
 
-def stops(answer: Any) -> bool:
-    """Whether a hook wants the run to end: False, as Python, NumPy or JAX have it."""
+def stops(hook: Hook, episode: int, state: BilevelState) -> bool:
+    """Call a hook. Does it want the run to end? By False, as Python, NumPy or JAX have it, or by
+    `StopRun`."""
+    try:
+        answer = hook(episode, state)
+    except StopRun:
+        return True
     if not isinstance(answer, bool | np.bool_ | np.ndarray | jax.Array):
         return False
     answer = np.asarray(answer)

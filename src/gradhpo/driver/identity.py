@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 from gradhpo.checkpoint.leaves import encoded
+from gradhpo.core import episode as episodes
 from gradhpo.core import losses
+from gradhpo.core.loop import prepare_episode
 from gradhpo.core.problem import Window, check_window
 from gradhpo.core.source import InOrder, Pool, Resident
 from gradhpo.core.state import BilevelState
@@ -38,7 +40,8 @@ def identify(
         drawn: What its first episode takes: functions that give data are known by that alone.
     """
     decays = plan.lr_hyper is not None
-    start = state.params, state.hyperparams, state.model_state
+    start = dataclasses.replace(state, metadata={})
+    own = (None, data.resident) if data.with_start else (window, Window(None, None))
     return {
         "method": setup.name,
         **{name: value for name, value in setup.settings.items() if name not in ("T", "strict")},
@@ -49,7 +52,7 @@ def identify(
         "estimation_period": setup.period,
         "start": digest_of(start)[:16],
         "first episode": int(state.episode),
-        **setup.remember_shapes(_programs, state, window, plan.lr_hyper),
+        **setup.remember_shapes(_programs, state, window, plan.lr_hyper, drawn.draw, *own),
         **{f"{side} data": _source(source) for side, source in data.sides.items()},
         "data of the first episode": digest_of(_called(data, drawn))[:16],
     }
@@ -77,10 +80,16 @@ def _called(data: Data, drawn: Drawn) -> Any:
 
 
 def _programs(
-    setup: Setup, state: BilevelState, window: Window, rate: Any
+    setup: Setup,
+    state: BilevelState,
+    window: Window,
+    rate: Any,
+    draw: Any,
+    drawn: Window | None,
+    resident: Window,
 ) -> dict[str, dict[str, str]]:
     """Digests of what is computed, from its parts to the whole update, so that a change is seen
-    where it was made. Arguments are shapes."""
+    where it was made. Arguments are shapes; `drawn` and `resident` are what a fit gets."""
     problem, estimator = setup.problem, setup.estimator
     cut = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((estimator.unroll_steps, *x.shape[1:]), x.dtype), window
@@ -99,20 +108,31 @@ def _programs(
             problem, state, window, None if rate is None else 1.0
         )
 
-    return {
-        "programs": {
-            "training step": _text(step, inner, lam, batch.train),
-            "validation loss": _text(judge, inner, lam, batch.val),
-            "update": _text(update, state, cut),
-        }
+    def begin(state, draw):
+        return episodes.begin(estimator, problem, state, draw)[1:]
+
+    def fit(state, window, draw, resident):
+        return prepare_episode(estimator, problem, state, window, draw, resident).memory
+
+    found = {
+        "training step": _text(step, inner, lam, batch.train),
+        "validation loss": _text(judge, inner, lam, batch.val),
+        "start of an episode": _text(begin, state, draw),
+        "update": _text(update, state, cut),
     }
+    if estimator.start is not None:
+        found["fit"] = _text(fit, state, drawn, draw, resident)
+    return {"programs": found}
+
+
+CHANGING = re.compile(r" at 0x[0-9a-f]+|\b(?:name|policy)=[^\n]*")
+"""What the text of a program says of functions: where they lie, and names that may be of sets."""
 
 
 def _text(function: Any, *arguments: Any) -> str:
     closed = jax.make_jaxpr(function)(*arguments)
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr))
-    held = [hashlib.sha256(np.asarray(x).tobytes()).hexdigest() for x in _constants(closed)]
-    return _sha(text + " ".join(held))[:16]
+    text = CHANGING.sub("", str(closed.jaxpr))
+    return _sha(text + digest_of(list(_constants(closed))))[:16]
 
 
 def _constants(closed: Any) -> Iterator[Any]:

@@ -53,7 +53,8 @@ def _is_ready(state: BilevelState) -> bool:
     """Whether it has been computed, or has failed."""
     try:
         # Typed PRNG keys do not say it; they come from the same program as the others.
-        return all(x.is_ready() for x in jax.tree.leaves(state) if hasattr(x, "is_ready"))
+        arrays = [x for x in jax.tree.leaves(state) if hasattr(x, "is_ready")]
+        return all(x.is_deleted() or x.is_ready() for x in arrays)  # the first guards the second
     except RuntimeError:  # donated by the user
         return True
 

@@ -98,12 +98,12 @@ def run(
         stack.enter_context(closing(line))
         with suppress(StopRun):
             for episode, seen in _episodes(setup, kept, plan, data, spoilt, line, told, saver):
-                stopped = [stops(hook(episode, seen)) for hook in (*hooks, line)]
-                failure = None if watch is None else watch(seen)
-                if failure is not None and plan.on_failure == "raise":
-                    raise failure
+                stopped = [stops(hook, episode, seen) for hook in (*hooks, line)]
+                failure = None if watch is None else watch(seen, spoilt.said)
                 if saver is not None:
                     saver.after(kept.newest, data)
+                if failure is not None and plan.on_failure == "raise":
+                    raise failure
                 if failure is not None or any(stopped) or signals.heard is not None:
                     break
         kept.wait()
@@ -150,10 +150,10 @@ def _episodes(
             for hook in hooks:
                 getattr(hook, "resumed", _nobody)(found)
             state, done = found, int(found.episode) - first
+            data.go_on(position + T, int(found.drawn), T, saver.position)
+            position = int(found.drawn)
             if done == plan.episodes:
                 return
-            data.go_on(position + T, T, done - 1, saver.position)
-            position += done * T
             drawn = [data.draw(position, plan.T)]
     room = 1 if keep_phi or compiled.episodes is None else data.at_once(T)
     while True:
@@ -237,7 +237,8 @@ def _prepare(
     if int(state.drawn) + plan.episodes * T > MOST:
         raise ValueError(
             f"this run would end after {int(state.drawn) + plan.episodes * T} inner steps, and "
-            f"state.drawn counts no more than {MOST}: go on with a state of a new init."
+            f"state.drawn counts no more than {MOST}: ask for fewer episodes, or go on "
+            "with a state of a new init."
         )
     state = state.update(phi=())
     findings = setup.remember_shapes(look, state, shapes.window, shapes.origin)

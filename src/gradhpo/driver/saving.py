@@ -31,6 +31,7 @@ class Saver:
         self._about: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
         self._latest: tuple[BilevelState, dict[str, Any]] | None = None  # not begun to be saved
+        self._earlier = self._latest
         self._due = time.monotonic() + settings.seconds
         self._told = False
 
@@ -85,6 +86,7 @@ class Saver:
 
     def after(self, state: BilevelState, data: Data) -> None:
         """An episode has ended; its computation may still run."""
+        self._earlier = self._latest  # computed, since the run has waited for it
         self._latest = state, {"origin": self._origin, "now": data.positions()}
         patient = self._settings.seconds > 0  # else every episode is worth the wait
         if time.monotonic() >= self._due and not (patient and self._writer.busy):
@@ -111,16 +113,27 @@ class Saver:
         self._save()
         self._writer.wait()
 
+    def rescue(self) -> None:
+        """`finish`, or the state before if the last one could not be computed.
+
+        Raises:
+            CheckpointError: neither can be saved.
+        """
+        try:
+            self.finish()
+        except CheckpointError:
+            if self._earlier is None:
+                raise
+            self._latest, self._earlier = self._earlier, None
+            self.finish()
+
     def _save(self) -> None:
-        """Of the save before this one an error may be raised; then this one has begun anyway."""
+        """Raises the error of the save before this one, if it has failed; this one is on anyway."""
         if self._latest is None:
             return
         (state, position), self._latest = self._latest, None
         self._due = time.monotonic() + self._settings.seconds
-        try:
-            self._writer.wait()
-        finally:
-            self._writer.save(state, about=self._about, position=position)
+        self._writer.save(state, about=self._about, position=position)
 
 
 @contextmanager
@@ -136,12 +149,12 @@ def saving(settings: Checkpoints | None, signals: Signals) -> Iterator[Saver | N
             yield saver
         except BaseException as error:
             if not signals.twice:
-                _try(saver.finish, error)
+                _try(saver.rescue, error)
             raise
 
 
-def _try(finish: Callable[[], None], error: BaseException) -> None:
+def _try(rescue: Callable[[], None], error: BaseException) -> None:
     try:
-        finish()
+        rescue()
     except Exception as failure:  # the first error is what the user has to see
         error.add_note(f"gradhpo: {failure}")

@@ -101,7 +101,7 @@ def tune(
         checkpoint: A directory (or `gradhpo.checkpoint.Checkpoints`) for the states of this run.
             The same call with a directory that holds some goes on from the newest and ends where
             it would have ended, bit for bit; `state` is then where the run began. Ctrl-C and
-            SIGTERM end it after the episode, saved. See docs/reliability.md.
+            SIGTERM end it after the episode, saved. See docs/checkpoints.md.
 
     Returns:
         The final state; its `params` are where the next episode would start.

@@ -11,7 +11,7 @@ from gradhpo.core.status import Status
 from gradhpo.core.types import Hyper, Params
 from gradhpo.solvers.neumann import DIVERGED
 from gradhpo.utils._partition import merge, split
-from gradhpo.utils.gradients import tree_l2_norm, tree_scale
+from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_scale
 
 __all__ = ["apply_gradient", "guarded", "left", "relative_norm"]
 
@@ -22,20 +22,25 @@ def relative_norm(defect: Params, right: Params) -> jax.Array:
     return tree_l2_norm(defect) / jnp.where(norm == 0, 1, norm)
 
 
-def left(residual: jax.Array) -> jax.Array:
-    """The status of a system that is followed, not solved.
+def left(residual: jax.Array, before: Params, after: Params) -> jax.Array:
+    """The status of a system that is followed, not solved: batches leave it a residual.
 
-    Batches leave it a residual. Ten times the right-hand side, of which u = 0 leaves one, says that
-    u runs away: by a rate that is too large, or a Hessian that is not positive definite.
+    Ten times the right-hand side, of which u = 0 leaves one, and a u that grows all the same, says
+    that it runs away: by a rate that is too large, or a Hessian that is not positive definite. A u
+    that shrinks follows a right-hand side that vanishes.
+
+    Args:
+        before, after: u, and the u of the next update.
     """
-    status = jnp.where(residual >= DIVERGED, Status.LINEAR_SOLVE_INACCURATE, Status.OK)
-    return status.astype(jnp.int32)
+    grows = tree_l2_norm(after) > tree_l2_norm(before)
+    runs_away = (residual >= DIVERGED) & grows
+    return jnp.where(runs_away, Status.LINEAR_SOLVE_INACCURATE, Status.OK).astype(jnp.int32)
 
 
-def guarded(hypergrad: Hyper, residual: jax.Array) -> Hyper:
-    """NaN where the new u (or whatever has this norm) would not be finite, also where the
-    hypergradient does not depend on it, so that the finite guard undoes both."""
-    return tree_scale(jnp.where(jnp.isfinite(residual), 1, jnp.nan), hypergrad)
+def guarded(hypergrad: Hyper, carried: Params) -> Hyper:
+    """NaN where what the method carries on (u, y) would not be finite, also where the hypergradient
+    does not depend on it, so that the finite guard undoes both."""
+    return tree_scale(jnp.where(tree_is_finite(carried), 1, jnp.nan), hypergrad)
 
 
 def apply_gradient(

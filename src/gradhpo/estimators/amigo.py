@@ -100,11 +100,11 @@ def amigo(
             val_loss,
             direct,
             indirect,
-            status=left(residual),
+            status=left(residual, memory.u, u),
             stationarity=tree_l2_norm(train.gradient),
             linear_residual=residual,
         )
-        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
+        hypergrad = guarded(optax.tree.add(direct, indirect), u)
         return Estimate(hypergrad, inner, AmigoMemory(u), info)
 
     return Estimator(

@@ -135,7 +135,7 @@ def f2sa(
         )
         updates = jnp.asarray(optax.safe_increment(memory.updates))
         memory = F2saMemory(y_floating, y.opt_state, updates)
-        hypergrad = guarded(optax.tree.add(direct, indirect), distance)  # y as well
+        hypergrad = guarded(optax.tree.add(direct, indirect), y_floating)
         return Estimate(hypergrad, z, memory, info)
 
     def reset(memory, inner, lam):

@@ -140,11 +140,11 @@ def saba(
             val_loss,
             direct,
             indirect,
-            status=left(residual),
+            status=left(residual, memory.u, u),
             stationarity=tree_l2_norm(gradient),
             linear_residual=residual,
         )
-        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
+        hypergrad = guarded(optax.tree.add(direct, indirect), u)
         return Estimate(hypergrad, inner, SabaMemory(u, of_train, of_val), info)
 
     return Estimator(

@@ -80,12 +80,12 @@ def soba(step_size: Schedule = 0.1) -> Estimator:
             val_loss,
             direct,
             indirect,
-            status=left(residual),
+            status=left(residual, memory.u, u),
             stationarity=tree_l2_norm(train.gradient),
             linear_residual=residual,
         )
+        hypergrad = guarded(optax.tree.add(direct, indirect), u)
         memory = SobaMemory(u, jnp.asarray(optax.safe_increment(memory.updates)))
-        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
         return Estimate(hypergrad, inner, memory, info)
 
     return Estimator(

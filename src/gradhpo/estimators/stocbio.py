@@ -93,7 +93,7 @@ def stocbio(
             stationarity=tree_l2_norm(train.gradient),
             linear_residual=residual,
         )
-        hypergrad = guarded(optax.tree.add(direct, indirect), residual)
+        hypergrad = guarded(optax.tree.add(direct, indirect), u)
         return Estimate(hypergrad, inner, memory, info)
 
     return Estimator(

@@ -277,8 +277,12 @@ def by_hypergradients(
         """What a training of an earlier process has left, from the last state that is kept; the
         first one has the structure of all."""
         state, kept = train(0, None).state, sequence.newest(last)
-        if kept:
-            state = sequence.restore(kept, state)
+        while kept:
+            found = sequence.restore(kept, state)
+            if int(found.episode) == length.episodes:  # else its end is damaged
+                state = found
+                break
+            kept = sequence.newest(kept - 1)
         for i in range(kept + 1, last + 1):
             state = train(i, state).state
         return state

@@ -101,7 +101,7 @@ class RunDirectory:
             clear(self.out)
         self._write(finished=False)
         if not self.keeps:
-            self._tell('cannot go on if it is cut off: pip install "gradhpo[checkpoint]"')
+            self._tell('cannot go on if it is cut off: pip install ".[checkpoint]"')
 
     def end(self) -> None:
         """All is done, and the results are written."""
@@ -131,7 +131,7 @@ def opened(command: str, config: TaskConfig, tell: Progress) -> Iterator[RunDire
     """
     keeps = all(map(find_spec, ("filelock", "orbax")))
     if config.resume and not keeps:
-        raise ImportError('--resume needs more packages: pip install "gradhpo[checkpoint]"')
+        raise ImportError('--resume needs more packages: pip install ".[checkpoint]"')
     again = config.overwrite or config.resume or (keeps and (config.out / KEPT).is_dir())
     out = output_directory(config.out, again, OURS)
     about = {"command": command, "settings": _settings(config)}

@@ -1,5 +1,6 @@
 """What every metric logger does: it takes plain floats and survives a target that fails."""
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -115,21 +116,26 @@ class FileLogger(Logger):
             self._append("\n")
 
     def rewind(self, step: int) -> None:
-        """Take the records of later steps back: a run goes on from a checkpoint of this step.
+        """Take the last records back, those of later steps: a run goes on from a checkpoint of this
+        step. What another run has written before them stays.
 
         Raises:
             OSError: the file cannot be read or cut.
         """
         if not self.path.is_file():  # a pipe, a device
             return
-        end = 0
+        end, last, position = None, math.inf, 0  # where the later ones begin that end the file
         with self.path.open("rb") as lines:
             for line in lines:
-                later = self._step_of(line)
-                if later is not None and later > step:
-                    os.ftruncate(self._file.fileno(), end)
-                    return
-                end += len(line)
+                found = self._step_of(line)
+                if found is not None and found > step:
+                    begins = end is None or found <= last  # the steps of a run grow
+                    end, last = (position if begins else end), found
+                elif found is not None:
+                    end = None
+                position += len(line)
+        if end is not None:
+            os.ftruncate(self._file.fileno(), end)
 
     def _step_of(self, line: bytes) -> int | None:
         """That of a record; None: the line is none."""

@@ -33,7 +33,7 @@ def check_taken_apart(params: Any) -> None:
             )
     for module in _found(params, "equinox", "Module"):
         for path, leaf in jax.tree_util.tree_flatten_with_path(module)[0]:
-            if not isinstance(leaf, jax.Array | np.ndarray):
+            if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
                 raise TypeError(
                     f"leaf {jax.tree_util.keystr(path)} of an Equinox module in params is no array "
                     f"but {leaf!r}. Take the module apart, params, static = eqx.partition(module, "
