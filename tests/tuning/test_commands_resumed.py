@@ -200,10 +200,10 @@ def test_a_task_that_has_changed(run, here):
 def test_without_the_packages(run, here, monkeypatch):
     monkeypatch.setitem(sys.modules, "filelock", None)
     status, err = run("tune", *SHORT, "--alone", "--out", "a")
-    assert status == 0 and 'cut off: pip install "gradhpo[checkpoint]"' in err
+    assert status == 0 and 'cut off: pip install ".[checkpoint]"' in err
     assert not (here / "a/checkpoints").exists() and not (here / "a/run.json").exists()
     status, err = run("tune", *SHORT, "--out", "a", "--resume")
-    assert status == 2 and '--resume needs more packages: pip install "gradhpo[checkpoint]"' in err
+    assert status == 2 and '--resume needs more packages: pip install ".[checkpoint]"' in err
 
 
 def test_overwrite_begins_anew_and_removes_what_is_ours(run, here):

@@ -136,7 +136,7 @@ class BilevelState:
         for name, check in (("params", check_params), ("hyperparams", check_hyperparams)):
             if name in fields:
                 check_same_structure(name, getattr(self, name), fields[name])
-                if any(hasattr(x, "dtype") for x in jax.tree.leaves(fields[name])):
+                if any(map(_is_value, jax.tree.leaves(fields[name]))):
                     check(fields[name])  # else it is a tree of axes, shardings, names
         for name in ("step", "episode", "drawn"):
             if name in fields:
@@ -154,6 +154,10 @@ class BilevelState:
         if isinstance(self.memory, Mapping):
             return self.memory.get(name, default)
         return getattr(self.memory, name, default)
+
+
+def _is_value(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") or isinstance(leaf, float | str)
 
 
 def _counted(name: str, value: Any) -> Any:
