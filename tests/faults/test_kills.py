@@ -191,6 +191,6 @@ def test_14_15_a_script_ends_with_the_status_of_the_signal(tmp_path, number, sta
     while child.stdout.readline() != "3\n":
         pass
     child.send_signal(number)
-    printed = child.communicate(timeout=60)[0].split()
-    assert child.returncode == status
+    printed = child.stdout.read().split()  # `communicate` would lose what `readline` read ahead
+    assert child.wait(timeout=60) == status
     assert checkpoint.steps(tmp_path) == [T * int(printed[-1] if printed else 3)]

@@ -9,7 +9,7 @@ from gradhpo.driver._recompilation import compilations
 
 __all__ = ["clear_caches", "kept"]
 
-KEPT = 64
+KEPT = 32
 _caches: list[Any] = [compiled]
 
 
