@@ -305,7 +305,7 @@ FAULTS = [
     ),
     Fault(
         "tune: the loss of a step that was undone counts",
-        "tuning/training.py",
+        "tuning/judging.py",
         'if trial.history.metrics["status"][-1] == Status.NONFINITE_TRAIN_STATE:',
         "if False:",
         "tests/tuning/test_tune.py::test_a_training_that_diverges_is_nan_and_never_the_best",
@@ -319,7 +319,7 @@ FAULTS = [
     ),
     Fault(
         "compare: slots of the outer optimizer begin anew with every training",
-        "tuning/comparing.py",
+        "tuning/sequences.py",
         "        outer_opt_state=state.outer_opt_state,\n",
         "",
         "tests/tuning/test_compare.py",

@@ -8,7 +8,8 @@ from facade_cases import T, method, run, sgd, start, train_loss, val_loss
 
 from gradhpo import BilevelProblem, Resident, Task, from_optax, one_step, over_tasks, tune
 from gradhpo.core.source import Whole, draw, fetch, gather, resident
-from gradhpo.tuning.training import Length, judged, left_alone
+from gradhpo.tuning.judging import judged
+from gradhpo.tuning.training import Length, left_alone
 
 DATA = np.random.default_rng(0).standard_normal((7, 2)).astype(np.float32)
 WHOLE = Resident(DATA)

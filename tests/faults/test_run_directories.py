@@ -130,8 +130,8 @@ def test_09_a_run_that_was_cut_off_is_not_overwritten_in_silence(cut, capsys, co
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--rate", "0.2"], "other settings, and runs do not mix: rate 0.1 -> 0.2."),
-        (["--rate", "0.2", "--seeds", "7"], "seeds 5 -> 7, rate 0.1 -> 0.2."),
+        (["--rate", "0.2"], "other settings, and runs do not mix: rate: 0.1 -> 0.2."),
+        (["--rate", "0.2", "--seeds", "7"], "seeds: 5 -> 7; rate: 0.1 -> 0.2."),
     ],
     ids=["one", "two"],
 )
@@ -169,7 +169,7 @@ def test_17_another_environment_is_told(cut, capsys, monkeypatch):
     now = provenance.versions()
     monkeypatch.setattr(parts, "versions", lambda: {**now, "jax": "9.9"})
     status, _, err = gradhpo(capsys, "--out", "d", "--resume")
-    assert status == 0 and f"jax {now['jax']} -> 9.9" in err and "last bits" in err
+    assert status == 0 and f"jax: {now['jax']} -> 9.9" in err and "last bits" in err
 
 
 def test_04_a_damaged_part_is_told_and_computed_again(cut, capsys, counting):

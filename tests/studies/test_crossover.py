@@ -20,8 +20,8 @@ from gradhpo.report.intervals import interval  # noqa: E402
 from gradhpo.report.results import MethodResult  # noqa: E402
 from gradhpo.studies import crossover  # noqa: E402
 from gradhpo.studies.crossover import problem, reaching, study  # noqa: E402
-from gradhpo.tuning.comparing import by_hypergradients, by_search  # noqa: E402
 from gradhpo.tuning.methods import chosen  # noqa: E402
+from gradhpo.tuning.sequences import by_hypergradients, by_search  # noqa: E402
 from gradhpo.tuning.training import Length  # noqa: E402
 
 T = 3

@@ -11,8 +11,8 @@ import pytest
 import gradhpo as gh
 from gradhpo.report import read, table
 from gradhpo.tuning import compare, load_task
-from gradhpo.tuning.comparing import by_hypergradients, by_search
 from gradhpo.tuning.methods import chosen, method_of
+from gradhpo.tuning.sequences import by_hypergradients, by_search
 from gradhpo.tuning.target import load
 from gradhpo.tuning.training import Length
 
@@ -154,9 +154,9 @@ def test_a_task_whose_episodes_begin_anew(here):
 
 
 def test_seeds_that_are_done_are_kept(gradhpo, monkeypatch):
-    from gradhpo.tuning import comparing
+    from gradhpo.tuning import sequences
 
-    train, calls = comparing.trained, []
+    train, calls = sequences.trained, []
 
     def late(*arguments, **options):
         calls.append(1)
@@ -164,7 +164,7 @@ def test_seeds_that_are_done_are_kept(gradhpo, monkeypatch):
             raise KeyboardInterrupt
         return train(*arguments, **options)
 
-    monkeypatch.setattr(comparing, "trained", late)
+    monkeypatch.setattr(sequences, "trained", late)
     arguments = ("--episodes", "2", "--steps", "5", "--seeds", "3", "--out", "a", "--budget", "45")
     status, *_ = gradhpo("compare", "small:strict", "--method", "one_step", "drmad", *arguments)
     assert status == 130

@@ -326,9 +326,9 @@ def test_what_follows_a_rejected_update(gradhpo, here, policy, status):
 
 def test_an_interrupt_of_a_search_keeps_its_best_so_far(gradhpo, here, monkeypatch, ctrl_c):
     pytest.importorskip("optuna")
-    from gradhpo.tuning import comparing
+    from gradhpo.tuning import sequences
 
-    train, calls = comparing.left_alone, []
+    train, calls = sequences.left_alone, []
 
     def third(*arguments, **options):
         calls.append(1)
@@ -336,7 +336,7 @@ def test_an_interrupt_of_a_search_keeps_its_best_so_far(gradhpo, here, monkeypat
             raise KeyboardInterrupt
         return train(*arguments, **options)
 
-    monkeypatch.setattr(comparing, "left_alone", third)
+    monkeypatch.setattr(sequences, "left_alone", third)
     status, out, _ = gradhpo("tune", "small:strict", *SHORT, "--method", "random", "--out", "a")
     assert status == 130 and "random" in out
     assert len((here / "a/seed0.jsonl").read_text().splitlines()) == 3

@@ -42,15 +42,8 @@ from gradhpo.estimators.over_tasks import over_tasks
 from gradhpo.estimators.virtual import virtual_step
 from gradhpo.utils.arrays import as_arrays
 from gradhpo.utils.logging import MetricLogger
-from gradhpo.utils.validation import (
-    check_batch,
-    check_callable,
-    check_choice,
-    check_count,
-    check_fraction,
-    check_start,
-    complain,
-)
+from gradhpo.utils.settings import check_callable, check_choice, check_count, check_fraction
+from gradhpo.utils.validation import check_batch, check_start, complain
 
 __all__ = ["EstimatorOptimizer"]
 

@@ -15,7 +15,8 @@ from gradhpo.driver._programs import programs
 from gradhpo.driver.setup import resolve
 from gradhpo.estimators.distill import has_examples, hyperdistill
 from gradhpo.utils.arrays import as_arrays
-from gradhpo.utils.validation import check_count, leaves_with_names
+from gradhpo.utils.settings import check_count
+from gradhpo.utils.validation import leaves_with_names
 
 __all__ = ["ENTRIES", "OnlineHypergradientOptimizer"]
 

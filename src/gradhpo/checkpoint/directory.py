@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gradhpo.checkpoint.errors import CheckpointDamaged
+from gradhpo.utils._files import flush
 
 __all__ = ["numbers", "path_of", "prepare", "publish", "remove", "set_aside", "sweep", "verify"]
 
@@ -68,7 +69,7 @@ def prepare(path: str | os.PathLike) -> Path:
         new = [folder for folder in (absolute, *absolute.parents) if not folder.exists()]
         absolute.mkdir(parents=True, exist_ok=True)
         for folder in new:
-            _flush(folder.parent)
+            flush(folder.parent)
         trial = absolute / f"{UNFINISHED}{secrets.token_hex(4)}"
         trial.mkdir()  # trying is the only sure test
         with suppress(FileNotFoundError):  # swept away by the writer that there is
@@ -94,12 +95,12 @@ def publish(directory: Path, step: int, write: Callable[[Path], None]) -> Path:
         (temporary / SUMS).write_text(_sums(temporary), encoding="utf-8", newline="")
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in (*files, "."):
-                _flush(Path(folder, name))
+                flush(Path(folder, name))
         os.rename(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(directory)
+    flush(directory)
     return final
 
 
@@ -153,18 +154,6 @@ def _sums(path: Path) -> str:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 lines.append(f"{digest}  {relative}\n")
     return "".join(sorted(lines, key=lambda line: line[66:]))
-
-
-def _flush(path: Path) -> None:
-    """To the disk, so that a power failure finds it there."""
-    windows = os.name == "nt"  # flushes what can be written to, and directories by itself
-    if windows and path.is_dir():
-        return
-    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def remove(directory: Path, step: int) -> None:

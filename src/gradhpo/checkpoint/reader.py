@@ -10,12 +10,14 @@ import numpy as np
 
 from gradhpo.checkpoint import directory as folder
 from gradhpo.checkpoint.arrays import read_arrays
-from gradhpo.checkpoint.environment import PACKAGES, differences, environment
+from gradhpo.checkpoint.environment import PACKAGES, environment
 from gradhpo.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
 from gradhpo.checkpoint.leaves import check_matches, decoded, digest, packed, unpacked
 from gradhpo.checkpoint.manifest import Manifest, as_json, read_manifest
 from gradhpo.core.state import BilevelState
-from gradhpo.utils.validation import check_count, complain
+from gradhpo.utils._differences import differences
+from gradhpo.utils.settings import check_count
+from gradhpo.utils.validation import complain
 
 __all__ = [
     "ARRAYS",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradhpo.utils.validation import check_choice, check_count
+from gradhpo.utils.settings import check_choice, check_count
 
 __all__ = ["CheckpointArgument", "Checkpoints", "as_settings"]
 

@@ -19,7 +19,7 @@ from gradhpo.checkpoint.lock import only_writer
 from gradhpo.checkpoint.manifest import FILE, Manifest, as_json
 from gradhpo.checkpoint.reader import ARRAYS, Found, array_name, intact, line, newest
 from gradhpo.core.state import BilevelState
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["Writer", "save", "writing"]
 

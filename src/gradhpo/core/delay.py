@@ -12,7 +12,7 @@ steps; the first one explains the numbers of products in their table 2.
 import jax
 
 from gradhpo.core.estimator import Cost, Estimator, Loop, check_loop, fold
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["delayed", "update_every", "update_last"]
 

@@ -36,7 +36,7 @@ from gradhpo.core.types import (
 )
 from gradhpo.utils._calls import explain_call, explain_update
 from gradhpo.utils._partition import merge, split
-from gradhpo.utils.validation import check_callable
+from gradhpo.utils.settings import check_callable
 
 __all__ = [
     "Dynamics",

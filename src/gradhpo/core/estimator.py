@@ -20,7 +20,7 @@ from gradhpo.core.start import Origin
 from gradhpo.core.types import Batch, Hyper, Loop, Memory, PyTree, Scalar
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_l2_norm
-from gradhpo.utils.validation import check_choice
+from gradhpo.utils.settings import check_choice
 
 __all__ = [
     "Cost",

@@ -32,7 +32,7 @@ from gradhpo.core.source import fetch
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer, bilevel_step, strengthen
 from gradhpo.core.types import PyTree
-from gradhpo.utils.validation import check_rate
+from gradhpo.utils.settings import check_rate
 
 __all__ = ["linear_decay", "prepare_episode", "run_episode", "run_episodes"]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from gradhpo.core.types import Batch, Hyper, LossFn, MetricDict, Params, PyTree, Scalar
 from gradhpo.utils._calls import check_scalar, explain_call
-from gradhpo.utils.validation import check_callable
+from gradhpo.utils.settings import check_callable
 
 __all__ = ["Evaluated", "has_model_state", "judge", "loss_value", "reported", "train"]
 

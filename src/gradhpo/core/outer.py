@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from gradhpo.core.types import Hyper, OptState
-from gradhpo.utils.validation import check_callable, check_rate, check_same_avals
+from gradhpo.utils.settings import check_callable, check_rate
+from gradhpo.utils.validation import check_same_avals
 
 __all__ = [
     "Outer",

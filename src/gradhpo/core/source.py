@@ -17,14 +17,8 @@ from jax.core import Tracer
 from gradhpo.core.problem import Window
 from gradhpo.core.types import Batch, PyTree
 from gradhpo.utils.arrays import as_arrays, owned
-from gradhpo.utils.validation import (
-    check_alike,
-    check_batch,
-    check_callable,
-    check_count,
-    leaves_with_names,
-    nonfinite_rows,
-)
+from gradhpo.utils.settings import check_callable, check_count
+from gradhpo.utils.validation import check_alike, check_batch, leaves_with_names, nonfinite_rows
 
 __all__ = [
     "BatchSource",

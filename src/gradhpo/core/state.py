@@ -12,12 +12,8 @@ from gradhpo.core.dynamics import InnerState
 from gradhpo.core.status import Status, status_message
 from gradhpo.core.types import Hyper, Memory, MetricDict, OptState, Params, PyTree
 from gradhpo.utils._partition import scalar_dtype
-from gradhpo.utils.validation import (
-    check_count,
-    check_hyperparams,
-    check_params,
-    check_same_structure,
-)
+from gradhpo.utils.settings import check_count
+from gradhpo.utils.validation import check_hyperparams, check_params, check_same_structure
 
 __all__ = ["METRICS", "BilevelState"]
 

@@ -29,12 +29,8 @@ from gradhpo.core.start import Origin, begin_episode
 from gradhpo.core.step import strengthen
 from gradhpo.core.types import Batch, Hyper, InnerOptimizer, Params, PyTree
 from gradhpo.utils._precision import float64
-from gradhpo.utils.validation import (
-    check_batch,
-    check_callable,
-    check_count,
-    check_start,
-)
+from gradhpo.utils.settings import check_callable, check_count
+from gradhpo.utils.validation import check_batch, check_start
 
 __all__ = ["Task"]
 

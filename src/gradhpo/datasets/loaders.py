@@ -14,7 +14,7 @@ import numpy as np
 
 from gradhpo.core.types import Batch
 from gradhpo.utils.arrays import as_arrays
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["Endless", "Masked", "Position", "from_loader"]
 

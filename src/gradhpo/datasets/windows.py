@@ -15,7 +15,7 @@ import numpy as np
 from gradhpo.core.types import DataBatch
 from gradhpo.datasets.dataset import check_finite
 from gradhpo.datasets.loaders import Endless, from_loader
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["batches", "epoch_indices", "sample_indices", "split"]
 

@@ -24,7 +24,7 @@ from gradhpo.diagnostics.rows import HypergradientCheck
 from gradhpo.utils._precision import float64
 from gradhpo.utils.finite_differences import richardson
 from gradhpo.utils.gradients import tree_is_finite, tree_last
-from gradhpo.utils.validation import check_choice, check_count
+from gradhpo.utils.settings import check_choice, check_count
 
 __all__ = ["check_hypergradient"]
 

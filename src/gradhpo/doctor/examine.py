@@ -20,7 +20,7 @@ from gradhpo.doctor.patient import Patient, patient_of
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.methods import chosen, method_of
 from gradhpo.tuning.training import Hook, Length, left_alone, trained
-from gradhpo.utils.validation import check_count, check_positive
+from gradhpo.utils.settings import check_count, check_positive
 
 __all__ = ["METHODS", "Diagnosis", "Measured", "doctor"]
 

@@ -19,12 +19,7 @@ from gradhpo.core.state import BilevelState, empty_metadata, no_counts
 from gradhpo.core.step import one_task, outer_metrics, per_task
 from gradhpo.driver.setup import Setup
 from gradhpo.utils.gradients import tree_last
-from gradhpo.utils.validation import (
-    check_hyperparams,
-    check_params,
-    complain,
-    difference,
-)
+from gradhpo.utils.validation import check_hyperparams, check_params, complain, difference
 
 __all__ = ["Findings", "complain_of", "look"]
 

@@ -18,7 +18,7 @@ from gradhpo.core.source import (
     stack,
 )
 from gradhpo.utils.arrays import as_arrays, owned
-from gradhpo.utils.validation import check_callable
+from gradhpo.utils.settings import check_callable
 
 __all__ = ["Data", "Drawn", "in_one"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status, status_message
-from gradhpo.utils.validation import check_choice
+from gradhpo.utils.settings import check_choice
 
 __all__ = ["OnFailure", "UpdateRejected", "Watch", "check_on_failure"]
 

@@ -13,7 +13,7 @@ from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import OuterOptimizer
 from gradhpo.core.types import Batch
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["Loops", "Setup", "check_length", "check_state", "resolve"]
 

@@ -23,13 +23,8 @@ from gradhpo.driver.run import Plan, run
 from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
 from gradhpo.utils.logging import MetricLogger
-from gradhpo.utils.validation import (
-    check_arrays,
-    check_callable,
-    check_choice,
-    check_count,
-    check_fraction,
-)
+from gradhpo.utils.settings import check_callable, check_choice, check_count, check_fraction
+from gradhpo.utils.validation import check_arrays
 
 __all__ = ["checked_run", "found_again", "tune"]
 

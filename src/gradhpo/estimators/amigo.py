@@ -38,7 +38,7 @@ from gradhpo.core.types import Batch, Params
 from gradhpo.estimators._apply import guarded, left, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
-from gradhpo.utils.validation import check_count, check_positive, unless_traced
+from gradhpo.utils.settings import check_count, check_positive, unless_traced
 
 __all__ = ["AmigoMemory", "amigo", "cycle"]
 

@@ -22,7 +22,7 @@ from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, 
 from gradhpo.core.start import pull_start
 from gradhpo.estimators._line import walk
 from gradhpo.utils.gradients import tree_lerp, tree_scale
-from gradhpo.utils.validation import check_choice, check_count, check_fraction, unless_traced
+from gradhpo.utils.settings import check_choice, check_count, check_fraction, unless_traced
 
 __all__ = ["discounted_sum"]
 

@@ -37,7 +37,7 @@ from gradhpo.estimators._line import walk
 from gradhpo.estimators.one_step import average, fresh_average
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import avals, tree_dot, tree_last, tree_lerp, tree_scale
-from gradhpo.utils.validation import (
+from gradhpo.utils.settings import (
     check_choice,
     check_fraction,
     check_not_negative,

@@ -27,7 +27,7 @@ from gradhpo.core.estimator import (
 from gradhpo.core.start import pull_start
 from gradhpo.estimators._line import walk
 from gradhpo.utils.gradients import tree_lerp
-from gradhpo.utils.validation import check_choice, check_count
+from gradhpo.utils.settings import check_choice, check_count
 
 __all__ = ["drmad"]
 

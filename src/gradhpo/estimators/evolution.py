@@ -34,7 +34,7 @@ from gradhpo.core.step import strengthen
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import tree_last, tree_scale
-from gradhpo.utils.validation import check_count, check_positive, check_seed
+from gradhpo.utils.settings import check_count, check_positive, check_seed
 
 __all__ = ["ESMemory", "PESMemory", "es", "pes"]
 

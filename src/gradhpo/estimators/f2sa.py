@@ -40,7 +40,7 @@ from gradhpo.estimators._apply import apply_gradient, guarded
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
 from gradhpo.utils.schedules import Schedule, check_schedule, value_at
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["F2saMemory", "f2sa", "growing_penalty"]
 

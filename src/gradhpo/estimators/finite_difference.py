@@ -27,7 +27,7 @@ from gradhpo.core.types import Hyper, Scalar
 from gradhpo.estimators.one_step import lookahead
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils.gradients import tree_l2_norm, tree_scale
-from gradhpo.utils.validation import check_positive, unless_traced
+from gradhpo.utils.settings import check_positive, unless_traced
 
 __all__ = ["difference_product", "finite_difference"]
 

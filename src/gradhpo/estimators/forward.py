@@ -31,7 +31,7 @@ from gradhpo.core.start import Origin, push_start
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_bytes, tree_last, tree_scale
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["ForwardMemory", "forward", "forward_sharing"]
 

@@ -15,7 +15,7 @@ from gradhpo.core.dynamics import linearize
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, check_loop, fold, report
 from gradhpo.core.problem import outer_gradients
 from gradhpo.utils.gradients import tree_scale
-from gradhpo.utils.validation import check_count, check_fraction, unless_traced
+from gradhpo.utils.settings import check_count, check_fraction, unless_traced
 
 __all__ = ["greedy"]
 

@@ -49,7 +49,8 @@ from gradhpo.solvers import Solution, Solver, cgls, gmres, minres
 from gradhpo.solvers._system import NOISE, Coarse, rounding
 from gradhpo.utils._partition import merge, scalar_dtype, split
 from gradhpo.utils.gradients import tree_is_finite, tree_l2_norm, tree_last, tree_scale, tree_where
-from gradhpo.utils.validation import check_callable, check_count, check_seed, complain
+from gradhpo.utils.settings import check_callable, check_count, check_seed
+from gradhpo.utils.validation import complain
 
 __all__ = ["ImplicitMemory", "implicit"]
 

@@ -25,7 +25,7 @@ from gradhpo.core.problem import judge
 from gradhpo.core.types import Hyper
 from gradhpo.utils._partition import scalar_dtype, split
 from gradhpo.utils.gradients import tree_last, tree_lerp
-from gradhpo.utils.validation import check_fraction
+from gradhpo.utils.settings import check_fraction
 
 __all__ = ["AverageMemory", "Product", "exact_product", "lookahead", "one_step"]
 

@@ -15,7 +15,8 @@ import numpy as np
 from gradhpo.core.estimator import Cost, Estimate, Estimator
 from gradhpo.core.problem import Window
 from gradhpo.core.status import Status
-from gradhpo.utils.validation import check_count, leaves_with_names
+from gradhpo.utils.settings import check_count
+from gradhpo.utils.validation import leaves_with_names
 
 __all__ = ["over_tasks"]
 

@@ -47,7 +47,7 @@ from gradhpo.estimators._kept import bytes_of, carried, keep, recall
 from gradhpo.estimators._segments import Span, cut, levels_for, segments
 from gradhpo.estimators.reversible import reversible, reversible_gradients
 from gradhpo.utils.gradients import tree_l2_norm, tree_last
-from gradhpo.utils.validation import check_choice, check_count
+from gradhpo.utils.settings import check_choice, check_count
 
 __all__ = ["reverse", "unrolled_gradients"]
 

@@ -70,7 +70,7 @@ from gradhpo.utils.exact_arithmetic import (
     worst_bits,
 )
 from gradhpo.utils.gradients import tree_broadcast, tree_l2_norm, tree_last, tree_where
-from gradhpo.utils.validation import check_count, check_number
+from gradhpo.utils.settings import check_count, check_number
 
 __all__ = ["Reversed", "reversible", "reversible_gradients"]
 

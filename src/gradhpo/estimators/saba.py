@@ -41,7 +41,7 @@ from gradhpo.core.types import Batch, Params, PyTree
 from gradhpo.estimators._apply import apply_gradient, guarded, left, relative_norm
 from gradhpo.utils._partition import split
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale, tree_where
-from gradhpo.utils.validation import check_callable, check_count, check_positive, unless_traced
+from gradhpo.utils.settings import check_callable, check_count, check_positive, unless_traced
 
 __all__ = ["SabaMemory", "Table", "part_index", "saba"]
 

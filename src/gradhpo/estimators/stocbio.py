@@ -26,7 +26,7 @@ from gradhpo.estimators._apply import guarded, relative_norm
 from gradhpo.estimators.amigo import cycle
 from gradhpo.solvers.neumann import DIVERGED
 from gradhpo.utils.gradients import tree_l2_norm, tree_last, tree_scale
-from gradhpo.utils.validation import check_count, check_positive, unless_traced
+from gradhpo.utils.settings import check_count, check_positive, unless_traced
 
 __all__ = ["stocbio"]
 

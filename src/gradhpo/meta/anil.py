@@ -16,7 +16,7 @@ from flax import nnx
 
 from gradhpo.core.types import Hyper, Params
 from gradhpo.meta.networks import Classifier, Head, Module, Shape, blocks, pixels
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["Anil"]
 

@@ -19,7 +19,7 @@ from jax import lax
 from gradhpo.core.problem import Window
 from gradhpo.core.source import Picked
 from gradhpo.meta.augment import draw_moves
-from gradhpo.utils.validation import check_count, check_fraction
+from gradhpo.utils.settings import check_count, check_fraction
 
 __all__ = ["FewShot", "ManyShot", "quarter_turns", "shuffled", "split_classes"]
 

@@ -17,7 +17,7 @@ import optax
 from gradhpo.core.types import Hyper, Params
 from gradhpo.meta.networks import Classifier, ConvNet
 from gradhpo.transforms import scale_by_tree
-from gradhpo.utils.validation import check_rate
+from gradhpo.utils.settings import check_rate
 
 __all__ = ["MetaSgd"]
 

@@ -18,7 +18,7 @@ from jax import lax
 
 from gradhpo.core.types import Hyper, Params, PyTree
 from gradhpo.meta.convolution import convolution
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = [
     "BatchNorm",

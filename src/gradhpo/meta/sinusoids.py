@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gradhpo.core.problem import Window
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["Sinusoids"]
 

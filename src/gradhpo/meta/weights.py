@@ -18,7 +18,7 @@ from flax import nnx
 from jax import lax
 
 from gradhpo.core.types import Hyper
-from gradhpo.utils.validation import check_count, check_number
+from gradhpo.utils.settings import check_count, check_number
 
 __all__ = ["MetaWeightNet"]
 

@@ -13,13 +13,13 @@ from typing import NoReturn
 import numpy as np
 
 from gradhpo.report.results import StudyResult
+from gradhpo.utils._files import publish
 from gradhpo.utils.logging import printable
 
 __all__ = [
     "RUN",
     "UNFINISHED",
     "output_directory",
-    "publish",
     "read",
     "unfinished_parts",
     "write",
@@ -212,31 +212,3 @@ def _curves(result: StudyResult) -> str:
 
 def _text(content: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(content, encoding="utf-8", newline="")
-
-
-def publish(path: Path, make: Callable[[Path], object]) -> None:
-    """Write a file through a temporary neighbour, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix is a figure's format
-    temporary.unlink(missing_ok=True)  # what lies there may be a link that leads elsewhere
-    try:
-        make(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
-        temporary.replace(path)
-        if os.name == "posix":  # others cannot open a directory
-            _flush(path.parent)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(directory: Path) -> None:
-    """The new name to the disk, so that a power failure finds it there."""
-    number = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -25,10 +25,12 @@ from typing import Any, TypeVar
 
 from gradhpo.checkpoint.lock import only_writer
 from gradhpo.report.config import Progress
-from gradhpo.report.files import RUN, UNFINISHED, publish, unfinished_parts
+from gradhpo.report.files import RUN, UNFINISHED, unfinished_parts
 from gradhpo.report.packing import pack, unpack
 from gradhpo.report.provenance import versions
 from gradhpo.report.results import plain
+from gradhpo.utils._differences import differences
+from gradhpo.utils._files import publish
 
 __all__ = ["Parts", "finished", "keeping", "once"]
 
@@ -159,7 +161,7 @@ def _begin(out: Path, run: Mapping[str, Any]) -> None:
 def _go_on(out: Path, run: Mapping[str, Any], tell: Progress) -> None:
     begun = _read_run(out / UNFINISHED / RUN)
     _refuse_other(begun, run, out)
-    changed = _differences(begun.get("versions", {}), run["versions"])
+    changed = "; ".join(differences(begun.get("versions", {}), run["versions"]))
     if changed:
         tell(f"the finished parts may differ in their last bits from what follows: {changed}")
     tell(f"going on with {len(unfinished_parts(out))} finished parts in {out / UNFINISHED}")
@@ -194,17 +196,12 @@ def _read_run(path: Path) -> dict[str, Any]:
 def _refuse_other(there: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
     if there["study"] != run["study"]:
         raise ValueError(f"{out} holds a run of {there['study']}, not of {run['study']}.")
-    changed = _differences(there["settings"], run["settings"])
+    changed = "; ".join(differences(there["settings"], run["settings"]))
     if changed:
         raise ValueError(
             f"the run in {out} has other settings, and runs do not mix: {changed}. Give those that "
             "it was begun with, or begin another in another directory with --out."
         )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    keys = [key for key in [*old, *(set(new) - set(old))] if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys)
 
 
 def _digest(content: Any) -> str:

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from gradhpo.core.types import Loop
 from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale
-from gradhpo.utils.validation import check_number
+from gradhpo.utils.settings import check_number
 
 __all__ = [
     "NOISE",

@@ -17,7 +17,7 @@ from gradhpo.solvers._system import (
     while_loop,
 )
 from gradhpo.utils.gradients import tree_dot, tree_scale, tree_where
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["cg"]
 

@@ -27,7 +27,7 @@ from gradhpo.solvers._system import (
     unit,
 )
 from gradhpo.utils.gradients import tree_l2_norm
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["cgls"]
 

@@ -16,7 +16,7 @@ from gradhpo.solvers._system import (
     unit,
 )
 from gradhpo.utils.gradients import tree_is_finite, tree_scale, tree_where
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["gmres"]
 

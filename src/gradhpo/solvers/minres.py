@@ -36,7 +36,7 @@ from gradhpo.solvers._system import (
     while_loop,
 )
 from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale
-from gradhpo.utils.validation import check_count
+from gradhpo.utils.settings import check_count
 
 __all__ = ["minres"]
 

@@ -6,7 +6,7 @@ from jax import lax
 
 from gradhpo.solvers._system import Limited, Solver, extremes, judged, plus, unit
 from gradhpo.utils.gradients import tree_dot, tree_l2_norm, tree_scale, tree_where
-from gradhpo.utils.validation import check_count, check_number
+from gradhpo.utils.settings import check_count, check_number
 
 __all__ = ["DIVERGED", "identity", "neumann"]
 

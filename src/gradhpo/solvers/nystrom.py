@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from gradhpo.solvers._system import Limited, Solver, damped, judged, rows, spectrum, unit
-from gradhpo.utils.validation import check_count, check_number
+from gradhpo.utils.settings import check_count, check_number
 
 __all__ = ["nystrom"]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from gradhpo.utils.validation import check_positive, unless_traced
+from gradhpo.utils.settings import check_positive, unless_traced
 
 __all__ = ["budget", "simplex_rows"]
 

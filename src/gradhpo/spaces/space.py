@@ -30,7 +30,7 @@ import numpy as np
 
 from gradhpo.spaces.projections import simplex_rows
 from gradhpo.spaces.relaxations import one_hot, straight_through
-from gradhpo.utils.validation import check_choice, check_count, check_number
+from gradhpo.utils.settings import check_choice, check_count, check_number
 
 __all__ = [
     "Space",

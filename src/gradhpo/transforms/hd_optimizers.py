@@ -7,7 +7,7 @@ import optax
 from jax.core import Tracer
 
 from gradhpo.transforms.hypergradient_descent import Number, Rule, Scope, hypergradient_descent
-from gradhpo.utils.validation import check_number
+from gradhpo.utils.settings import check_number
 
 __all__ = ["adam_hd", "adamw_hd", "sgd_hd"]
 

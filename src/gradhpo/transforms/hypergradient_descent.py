@@ -25,7 +25,8 @@ import optax
 from jax.core import Tracer
 
 from gradhpo.core.types import OptState, Params, PyTree
-from gradhpo.utils.validation import check_callable, check_number, leaves_with_names
+from gradhpo.utils.settings import check_callable, check_number
+from gradhpo.utils.validation import leaves_with_names
 
 __all__ = [
     "HypergradientDescentState",

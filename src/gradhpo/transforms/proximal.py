@@ -31,7 +31,7 @@ from jax.core import Tracer
 from gradhpo.core.outer import Outer
 from gradhpo.core.types import Hyper, OptState, PyTree
 from gradhpo.spaces.projections import budget, simplex_rows
-from gradhpo.utils.validation import check_fraction, check_not_negative, check_rate, unless_traced
+from gradhpo.utils.settings import check_fraction, check_not_negative, check_rate, unless_traced
 
 __all__ = [
     "Penalty",

@@ -30,7 +30,8 @@ from gradhpo.core.outer import Outer, Rated, around
 from gradhpo.core.types import Hyper, OptState, PyTree
 from gradhpo.transforms.largest import largest
 from gradhpo.utils.gradients import tree_broadcast
-from gradhpo.utils.validation import check_choice, check_count, leaves_with_names
+from gradhpo.utils.settings import check_choice, check_count
+from gradhpo.utils.validation import leaves_with_names
 
 __all__ = ["TopKState", "top_k"]
 

@@ -9,8 +9,8 @@ and for programs: `compare`; `History`, a callback that keeps what happened in e
 """
 
 from gradhpo.tuning.comparing import compare
+from gradhpo.tuning.history import History
 from gradhpo.tuning.take_home import load_hyperparams
 from gradhpo.tuning.target import load_task
-from gradhpo.tuning.training import History
 
 __all__ = ["History", "compare", "load_hyperparams", "load_task"]

@@ -7,23 +7,17 @@ from typing import NamedTuple
 
 from gradhpo.core.estimator import Cost
 from gradhpo.report.config import Progress, silent
-from gradhpo.tuning.comparing import OUTER, Training, at, by_search, lowest, with_trial
+from gradhpo.tuning.comparing import OUTER
 from gradhpo.tuning.config import TaskConfig, TuneConfig
 from gradhpo.tuning.directory import RunDirectory, events
+from gradhpo.tuning.history import History
+from gradhpo.tuning.journal import LogRow
+from gradhpo.tuning.judging import judged
 from gradhpo.tuning.methods import chosen, method_of
-from gradhpo.tuning.places import LogRow
 from gradhpo.tuning.searches import SEARCHES, require_optuna
+from gradhpo.tuning.sequences import Training, at, by_search, lowest, with_trial
 from gradhpo.tuning.target import Target, check_begins_anew, load
-from gradhpo.tuning.training import (
-    History,
-    Hook,
-    Length,
-    Trial,
-    holding,
-    judged,
-    left_alone,
-    trained,
-)
+from gradhpo.tuning.training import Hook, Length, Trial, holding, left_alone, trained
 from gradhpo.utils.logging import (
     CSVLogger,
     JSONLinesLogger,

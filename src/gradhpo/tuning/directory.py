@@ -13,12 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gradhpo.checkpoint.environment import differences
 from gradhpo.checkpoint.lock import only_writer
 from gradhpo.report import output_directory
 from gradhpo.report.config import Progress
 from gradhpo.tuning.config import TaskConfig
-from gradhpo.tuning.places import Place, replace_file
+from gradhpo.tuning.places import Place
+from gradhpo.utils._differences import differences
+from gradhpo.utils._files import publish
 
 __all__ = ["OURS", "RunDirectory", "clear", "events", "opened"]
 
@@ -110,7 +111,8 @@ class RunDirectory:
     def _write(self, finished: bool) -> None:
         if self.keeps:
             content = self._about | {"seeds": self._config.seeds, "finished": finished}
-            replace_file(self.out / RUN, json.dumps(content, indent=1).encode() + b"\n")
+            text = json.dumps(content, indent=1) + "\n"
+            publish(self.out / RUN, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from gradhpo.driver.caches import kept
 from gradhpo.tuning.searches import SEARCHES
 from gradhpo.tuning.target import setting
 from gradhpo.tuning.training import Method
-from gradhpo.utils.validation import check_positive
+from gradhpo.utils.settings import check_positive
 
 __all__ = ["KNOWN", "Chosen", "chosen", "method_of"]
 

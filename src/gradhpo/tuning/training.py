@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,103 +14,31 @@ from gradhpo.core import losses
 from gradhpo.core.dynamics import InnerState
 from gradhpo.core.estimator import Cost, Estimate, Estimator, Loop, report, roll, whole
 from gradhpo.core.problem import BilevelProblem, check_window
-from gradhpo.core.source import Pool, Resident
+from gradhpo.core.source import Pool
 from gradhpo.core.start import begin_episode
 from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status
 from gradhpo.core.task import Task
-from gradhpo.core.types import Batch, Hyper, MetricDict, Scalar
+from gradhpo.core.types import Batch, Hyper, Scalar
 from gradhpo.driver.caches import kept
 from gradhpo.driver.failure import OnFailure
-from gradhpo.driver.hooks import StopRun, numbers, scalars
+from gradhpo.driver.hooks import StopRun
 from gradhpo.driver.identity import digest_of
 from gradhpo.driver.tune import tune
-from gradhpo.tuning.places import NOWHERE, LogRow, Place
+from gradhpo.tuning.history import History
+from gradhpo.tuning.journal import LogRow
+from gradhpo.tuning.places import NOWHERE, Place
 from gradhpo.utils.gradients import tree_last
 
 __all__ = [
-    "History",
     "Hook",
     "Length",
     "Trial",
     "brings",
     "holding",
-    "judged",
     "left_alone",
     "trained",
 ]
-
-
-class History:
-    """A callback that keeps the metrics and the hyperparameters of every episode.
-
-    Args:
-        task: What is tuned.
-        state: Where the run goes on from; None: the task's start.
-
-    Attributes:
-        metrics: By name, an array with a number for every episode: losses, norms, status, and what
-            the losses return beside their values.
-        hyperparams: By name, an array with a number at the start and after every episode, in the
-            scale of `task.natural` or of the task's spaces; of a leaf with several numbers their
-            mean, least and largest.
-        start: The hyperparameters before the first episode, by the same names.
-        rows: The episodes.
-
-    >>> import jax.numpy as jnp
-    >>> from gradhpo import BilevelProblem, InOrder, Task, from_update, one_step, tune
-    >>> problem = BilevelProblem(
-    ...     from_update(lambda w, lam, batch: w - lam * (w - batch)), lambda w, lam, batch: w**2
-    ... )
-    >>> task = Task(problem, 2.0, 0.5, InOrder(jnp.ones(6)), InOrder(jnp.zeros(6)))
-    >>> history = History(task)
-    >>> state = tune(task, one_step(), episodes=2, T=3, lr_hyper=0.01, callback=history)
-    >>> history.metrics["val_loss"].shape, history.hyperparams["value"].shape
-    ((2,), (3,))
-    """
-
-    def __init__(self, task: Task, state: BilevelState | None = None):
-        stored = task.stored
-        self._natural = stored.natural or (lambda lam: lam)
-        self.start = self.values((state or stored).hyperparams)
-        self.rows: list[LogRow] = []
-
-    def __call__(self, episode: int, state: BilevelState) -> None:
-        """Keep what this episode left behind."""
-        del episode
-        metrics = numbers(jax.device_get(state.metadata))
-        self.rows.append(LogRow(int(state.step), metrics, self.named(state.hyperparams)))
-
-    @property
-    def metrics(self) -> dict[str, np.ndarray]:
-        """See above."""
-        return _columns(row.metrics for row in self.rows)
-
-    @property
-    def hyperparams(self) -> dict[str, np.ndarray]:
-        """See above."""
-        return _columns([self.start, *(_short(row.hyperparams) for row in self.rows)])
-
-    def values(self, stored: Hyper) -> dict[str, float]:
-        """The numbers of hyperparameters as a state holds them, as in `hyperparams`."""
-        return _short(self.named(stored))
-
-    def named(self, stored: Hyper) -> dict[str, float]:
-        """The same, by the names that they have in a log."""
-        return scalars(LOGGED, jax.device_get(self._natural(stored)))
-
-
-LOGGED = "hyperparams"
-
-
-def _short(named: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix(LOGGED).removeprefix("/") or "value": x for name, x in named.items()}
-
-
-def _columns(rows: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
-    rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
 class Length(NamedTuple):
@@ -351,63 +279,3 @@ def _looking_on(steps: int) -> Method:
 
 def _validate(problem: BilevelProblem, inner: InnerState, lam: Hyper, batch: Batch) -> Scalar:
     return losses.loss_value(problem.outer_loss, inner.params, lam, batch, inner.model_state)
-
-
-def judged(trial: Trial) -> dict[str, float]:
-    """How a trained model does on all validation and test data, `val_loss`, `test_loss`, and what
-    the outer loss returns beside it.
-
-    Where the task does not hold its validation data, or every episode begins anew, `val_...` are
-    means over the last tenth of the episodes. All are NaN where the last update of the training was
-    undone because weights were not finite: the state is then the one before it.
-    """
-    found = _judged(trial)
-    if trial.history.metrics["status"][-1] == Status.NONFINITE_TRAIN_STATE:
-        return dict.fromkeys(found, math.nan)
-    return found
-
-
-def _judged(trial: Trial) -> dict[str, float]:
-    task = trial.task
-    if isinstance(task.val, Resident) and task.problem.begin is None:
-        found = _on("val", task, trial.state, task.val.data)
-    else:
-        last = max(1, len(trial.history.metrics["val_loss"]) // 10)
-        found = {
-            name: float(np.mean(values[-last:]))
-            for name, values in trial.history.metrics.items()
-            if name.startswith("val_")
-        }
-    found = {name: x for name, x in found.items() if not name.endswith("_by_epoch")}  # of curves
-    return found if task.test is None else found | _on("test", task, trial.state, task.test)
-
-
-def _on(side: str, task: Task, state: BilevelState, data: Batch) -> dict[str, float]:
-    """The outer loss and its metrics on data of any length, in batches like those of validation.
-
-    Losses are taken for means over the examples of a batch, so the last one, which may be shorter,
-    counts by its length.
-    """
-    n, size = len(jax.tree.leaves(data)[0]), getattr(task.val, "batch_size", EXAMPLES)
-    judge = _judge(task.problem)
-    lam = task.values(state.hyperparams)
-    total: dict[str, float] = {}
-    for first in range(0, n, size):
-        batch = jax.tree.map(lambda x: x[first : first + size], data)  # noqa: B023
-        share = min(size, n - first) / n
-        values = judge(state.params, lam, batch, state.model_state)
-        for name, value in jax.device_get(values).items():
-            total[f"{side}_{name}"] = total.get(f"{side}_{name}", 0.0) + share * float(value)
-    return total
-
-
-EXAMPLES = 256  # at a time, where the task does not say
-
-
-@kept
-def _judge(problem: BilevelProblem) -> Callable[..., MetricDict]:
-    def judge(params, lam, batch, model_state):
-        value, metrics = losses.judge(problem.outer_loss, params, lam, batch, model_state)
-        return {"loss": value, **metrics}
-
-    return jax.jit(judge)

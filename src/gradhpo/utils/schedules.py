@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from gradhpo.utils.validation import check_positive, unless_traced
+from gradhpo.utils.settings import check_positive, unless_traced
 
 __all__ = ["Rate", "Schedule", "check_schedule", "value_at"]
 

@@ -21,18 +21,12 @@ from gradhpo.report.parts import once
 from gradhpo.studies.image_training.figures import draw
 from gradhpo.studies.image_training.problem import ByHand, Sizes, start, task
 from gradhpo.studies.shared.pixels import load_pixels
-from gradhpo.tuning.comparing import (
-    Training,
-    by_hypergradients,
-    by_search,
-    cost,
-    ended,
-    lowest,
-    so_far,
-)
+from gradhpo.tuning.comparing import so_far
+from gradhpo.tuning.judging import judged
 from gradhpo.tuning.methods import chosen
 from gradhpo.tuning.searches import STUDIED, as_gradients, require_optuna
-from gradhpo.tuning.training import Length, judged, left_alone
+from gradhpo.tuning.sequences import Training, by_hypergradients, by_search, cost, ended, lowest
+from gradhpo.tuning.training import Length, left_alone
 
 __all__ = ["BY_HAND", "GRID", "TUNING_SEEDS", "Config", "run"]
 
