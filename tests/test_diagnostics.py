@@ -1,6 +1,7 @@
 """The check of hypergradients: what it calls exact is, and what is wrong it calls wrong."""
 
 import math
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -527,3 +528,22 @@ def test_what_deciding_costs():
     assert got.settled["size"] == 3 and got.settled["mix"].tolist() == [0, 0, 1]
     with pytest.raises(ValueError, match="give the task a space="):
         discrete_gap(task.replace(space=None), lam, steps=3)
+
+
+def test_a_check_keeps_no_problem_alive(collect):
+    """Nor what its losses close over, without anybody clearing a cache."""
+    data = np.ones((1000, 2), np.float32)
+    kept = weakref.ref(data)
+
+    def loss(w, lam, batch, data=data):
+        return jnp.mean((w - batch) ** 2) + lam * jnp.mean(data @ w) ** 2
+
+    batches = InOrder(np.ones((3, 2), np.float32))
+    problem = BilevelProblem(from_optax(loss, optax.sgd(0.1, momentum=0.9)), loss)
+    task = Task(problem, np.ones(2, np.float32), np.float32(0.1), batches, batches)
+    check_hypergradient(task, 3, ["one_step", "reverse"])
+    choice = task.replace(hyperparams=np.float32(1), space=spaces.integer(0, 2))
+    discrete_gap(choice, np.float32(0.0), steps=3)
+    del loss, data, problem, task, choice
+    collect()
+    assert kept() is None
