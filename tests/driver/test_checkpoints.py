@@ -25,7 +25,13 @@ from gradhpo import (
     one_step,
     tune,
 )
-from gradhpo.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, Writer
+from gradhpo.checkpoint import (
+    CheckpointError,
+    CheckpointMismatch,
+    Checkpoints,
+    Writer,
+    reader,
+)
 from gradhpo.datasets import from_loader
 from gradhpo.driver.identity import digest_of
 from gradhpo.utils.logging import CSVLogger, JSONLinesLogger, MultiLogger
@@ -325,9 +331,9 @@ def test_loaders_that_share_a_generator_go_on(tmp_path):
 
     opt = method("one_step")
     state = opt.init(*start())
-    whole = run(opt, state, M=4, **both())
-    cut(tmp_path, opt, state, **both())
-    assert digest_of(run(opt, state, M=4, checkpoint=tmp_path, **both())) == digest_of(whole)
+    whole = run(opt, state, M=6, **both())
+    cut(tmp_path, opt, state, episode=5, M=6, **both())
+    assert digest_of(run(opt, state, M=6, checkpoint=tmp_path, **both())) == digest_of(whole)
 
 
 def test_a_callback_that_stops_by_an_exception_is_saved(tmp_path):
@@ -428,3 +434,101 @@ def test_the_state_before_one_that_fails_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(Writer, "_write", failing)
     cut(tmp_path, opt, opt.init(*start()), episode=4, M=5, seconds=1000, **data)
     assert checkpoint.steps(tmp_path) == [2 * T]
+
+
+def test_one_log_of_several_runs(tmp_path):
+    """A script that is run again leaves the records of all its runs, finished or ended by a hook."""
+    opt, path = method("one_step"), tmp_path / "a.jsonl"
+    state = opt.init(*start())
+
+    def script():
+        with JSONLinesLogger(path) as logger:
+            for name, M in (("ended", 2), ("whole", 4), ("another", 3)):
+                data = sources("resident", "resident")
+                stop = {"callback": lambda *_: False} if name == "ended" else {}
+                kept = Checkpoints(directory=tmp_path / name, seconds=0)
+                run(opt, state, M=M, logger=logger, checkpoint=kept, **stop, **data)
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    first = script()
+    assert first == [T, *(T * n for n in (1, 2, 3, 4)), *(T * n for n in (1, 2, 3))]
+    # The first goes on from its second episode; nothing of the others is lost.
+    assert script() == [*first, 2 * T]
+    assert script() == [*first, 2 * T]
+
+
+def test_an_earlier_save_that_failed_is_a_warning_once_the_last_one_is_there(tmp_path, monkeypatch):
+    opt, data = method("one_step"), sources("resident", "resident")
+    real = Writer._write
+
+    def failing(writer, state, step, *rest):
+        if int(state.episode) == 2:
+            raise CheckpointError("cannot save: no space left on device.")
+        return real(writer, state, step, *rest)
+
+    monkeypatch.setattr(Writer, "_write", failing)
+    end = 3
+
+    def callback(episode, state):
+        if episode == end + 1:
+            raise Cut
+
+    settings = {"callback": callback, **data}
+    kept = Checkpoints(directory=tmp_path / "a", seconds=0)
+    with pytest.warns(GradhpoWarning, match="no space left"):
+        got = run(opt, opt.init(*start()), M=3, checkpoint=kept, **settings)
+    assert int(got.episode) == 3 and checkpoint.steps(tmp_path / "a")[-1] == 3 * T
+    end = 2  # the error of the callback comes while the failed save is the newest
+    kept = Checkpoints(directory=tmp_path / "b", seconds=0)
+    with pytest.raises(Cut) as caught:
+        run(opt, opt.init(*start()), M=3, checkpoint=kept, **settings)
+    assert "no space left" in str(caught.value.__notes__)
+    assert "another state" not in str(caught.value.__notes__)
+
+
+def test_settings_of_jax_are_those_of_the_caller(tmp_path):
+    """By a context manager they are those of one thread, and another one writes."""
+    opt = method("one_step")
+    for name, context in (("x64", jax.enable_x64), ("draws", jax.threefry_partitionable)):
+        data = sources("resident", "resident")
+        with context(name == "x64"):
+            state = opt.init(*start())
+            cut(tmp_path / name, opt, state, **data)
+            again = run(opt, state, M=4, checkpoint=tmp_path / name, **data)
+            assert int(again.episode) == 4
+        if name == "draws":
+            state = opt.init(*start())
+            with pytest.warns(GradhpoWarning, match="threefry_partitionable: False -> True"):
+                run(opt, state, M=4, checkpoint=tmp_path / name, **data)
+
+
+def test_programs_are_compared_unless_jax_is_another(tmp_path, monkeypatch):
+    tuned(tmp_path, one_step())
+    real = reader.environment
+    for package, compared in (("numpy", True), ("jax", False)):
+        monkeypatch.setattr(reader, "environment", lambda p=package: {**real(), p: "99"})
+        if compared:
+            with pytest.warns(GradhpoWarning, match="numpy") as caught:
+                with pytest.raises(CheckpointMismatch, match="validation loss|training step"):
+                    tuned(tmp_path, one_step(), other_loss)
+            assert "could not be compared" not in str(caught[0].message)
+        else:
+            with pytest.warns(GradhpoWarning, match="Losses and optimizers could not be compared"):
+                tuned(tmp_path, one_step(), other_loss)
+
+
+def test_a_state_after_the_checkpoint_is_refused(tmp_path):
+    opt, data = method("one_step"), sources("resident", "resident")
+    state = opt.init(*start())
+    cut(tmp_path, opt, state, **data)
+    later = run(opt, state, M=3, **sources("resident", "resident"))
+    kept = Checkpoints(directory=tmp_path, accept_changes=True)
+    with pytest.warns(GradhpoWarning, match="first episode: 0 -> 3"):
+        with pytest.raises(CheckpointMismatch, match="after episode 2, and this run begins .* 3"):
+            run(opt, later, M=2, checkpoint=kept, **data)
+
+
+def test_another_loop_is_another_run(tmp_path):
+    tuned(tmp_path, one_step(), loop="scan")
+    with pytest.raises(CheckpointMismatch, match="loop: scan -> host"):
+        tuned(tmp_path, one_step(), loop="host")

@@ -173,7 +173,8 @@ def test_06_reader_reads_a_newer_one_when_its_own_is_removed_under_its_hands(run
     def slow(path, avals):
         if not done:
             done.append(path)
-            checkpoint.save(run, tree(60), step=60, keep=1)
+            with checkpoint.writing(run, keep=1) as writer:
+                writer.save(tree(60), step=60)
         return real(path, avals)
 
     monkeypatch.setattr(reader, "read_arrays", slow)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoint_cases import bits, template, tree
 
-from gradhpo import checkpoint
+from gradhpo import GradhpoWarning, checkpoint
 from gradhpo.checkpoint import CheckpointError, directory
 
 
@@ -231,11 +231,37 @@ def test_45_huge_numbers(tmp_path):
     numbers = [9_999_999_999, 10_000_000_000, 2**63]
     for step in numbers:
         checkpoint.save(tmp_path, tree(step % 7), step=step)
-    assert checkpoint.steps(tmp_path) == numbers[1:]
+    assert checkpoint.steps(tmp_path) == numbers
     assert bits(checkpoint.restore(tmp_path, template())) == bits(tree(2**63 % 7))
     for name in ("step-00000000001", "step-1", "step-٠٠٠٠٠٠٠٠٠١", "step-0000000001.damaged"):
         (tmp_path / name).mkdir()  # none of ours
-    assert checkpoint.steps(tmp_path) == numbers[1:]
+    assert checkpoint.steps(tmp_path) == numbers
+
+
+def test_02_what_cannot_be_removed_costs_no_save(run, monkeypatch):
+    """Of the old ones, which are tried again at the next."""
+    real = directory.remove
+
+    def busy(path, step):
+        if step == 20:
+            raise OSError(16, "Device or resource busy")
+        real(path, step)
+
+    monkeypatch.setattr(directory, "remove", busy)
+    with checkpoint.writing(run, keep=2) as writer:
+        writer.save(tree(60), step=60)
+        with pytest.warns(GradhpoWarning, match="0020 cannot be removed: .*busy"):
+            writer.wait()
+        assert checkpoint.steps(run) == [20, 40, 60]
+        monkeypatch.undo()
+        writer.save(tree(80), step=80)
+    assert checkpoint.steps(run) == [60, 80]
+
+
+def test_02_a_single_save_removes_nothing(run):
+    for step in (60, 80, 100):
+        checkpoint.save(run, tree(step), step=step)
+    assert checkpoint.steps(run) == [20, 40, 60, 80, 100]
 
 
 def test_23_newest_is_the_highest_step_whatever_the_clock_says(run):

@@ -13,6 +13,7 @@ from facade_cases import KINDS, METHODS, Source, T, method, run, start
 
 from gradhpo import Resident, checkpoint
 from gradhpo.checkpoint import CheckpointMismatch, Checkpoints
+from gradhpo.driver.hooks import Progress
 from gradhpo.driver.identity import digest_of
 from gradhpo.solvers import cg
 
@@ -144,6 +145,25 @@ def test_14_the_second_signal_stops_at_once(tmp_path, default_handlers):
     assert checkpoint.steps(tmp_path) == [T]
     again = run(opt, state, **ALL, checkpoint=tmp_path, **functions())
     assert digest_of(again) == digest_of(run(opt, state, **ALL, **functions()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_14_15_a_signal_that_comes_as_a_run_ends_is_heard(
+    tmp_path, default_handlers, monkeypatch, number
+):
+    real = Progress.close
+
+    def close(line):
+        os.kill(os.getpid(), number)
+        real(line)
+
+    monkeypatch.setattr(Progress, "close", close)
+    opt = method("one_step")
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run(opt, opt.init(*start()), **ALL, checkpoint=tmp_path, **RESIDENT)
+    assert int(raised.value.state.episode) == ALL["M"]
+    assert checkpoint.steps(tmp_path)[-1] == ALL["M"] * T
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
 
 
 def test_15_without_a_directory_sigterm_is_not_touched(default_handlers):

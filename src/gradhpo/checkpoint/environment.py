@@ -3,6 +3,7 @@
 An allow-list: the environment of a process may hold secrets.
 """
 
+import functools
 import os
 import platform
 from importlib import metadata
@@ -11,9 +12,10 @@ from typing import Any
 
 import jax
 
-__all__ = ["PACKAGES", "environment"]
+__all__ = ["TRACING", "environment"]
 
-PACKAGES = ("gradhpo", "jax", "jaxlib", "numpy", "optax")
+TRACING = ("gradhpo", "jax", "jaxlib")  # on which it depends how a program looks
+PACKAGES = (*TRACING, "numpy", "optax")
 SETTINGS = (
     "jax_enable_x64",
     "jax_default_prng_impl",
@@ -51,6 +53,7 @@ def _version(package: str) -> str | None:
         return None  # run from its sources
 
 
+@functools.cache
 def _processor() -> str:
     """The compiler writes for the processor at hand."""
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradhpo.checkpoint import directory as folder
 from gradhpo.checkpoint.arrays import read_arrays
-from gradhpo.checkpoint.environment import PACKAGES, environment
+from gradhpo.checkpoint.environment import TRACING, environment
 from gradhpo.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
 from gradhpo.checkpoint.leaves import check_matches, decoded, digest, packed, unpacked
 from gradhpo.checkpoint.manifest import Manifest, as_json, read_manifest
@@ -26,9 +26,9 @@ __all__ = [
     "check_about",
     "compare_environments",
     "intact",
-    "line",
     "load",
     "newest",
+    "one_line",
     "restore",
     "steps",
 ]
@@ -73,7 +73,7 @@ class Found(NamedTuple):
         except CheckpointDamaged as error:
             raise CheckpointDamaged(f"{self.path} is damaged: {error}.") from None
         except Exception as error:  # of any kind, from below Orbax
-            raise CheckpointDamaged(f"{self.path} cannot be read: {line(error)}.") from error
+            raise CheckpointDamaged(f"{self.path} cannot be read: {one_line(error)}.") from error
         arrays = []
         for i, leaf in enumerate(leaves):
             array = found[array_name(i)]
@@ -110,13 +110,21 @@ def _stored(leaf: Any) -> str:
     return packed(np.empty(0, jax.numpy.dtype(leaf.dtype))).dtype.name
 
 
-def line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error on a line: how it begins, and its end, where the reason is."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:150]} ... {text[-200:]}"
 
 
 def newest(directory: Path, *, set_aside: bool) -> Found | None:
+    """The newest checkpoint that is intact; None where there is none at all.
+
+    Args:
+        set_aside: Whether damaged ones are renamed, as their one writer may.
+
+    Raises:
+        CheckpointDamaged: there are checkpoints, and none is intact.
+    """
     found, damaged = None, {}
     for step in reversed(folder.numbers(directory)):
         try:
@@ -144,6 +152,11 @@ def newest(directory: Path, *, set_aside: bool) -> Found | None:
 
 
 def intact(path: Path) -> Found:
+    """A checkpoint whose files are those that were written.
+
+    Raises:
+        CheckpointDamaged: they are not.
+    """
     try:
         folder.verify(path)
         found = Found(path, read_manifest(path))
@@ -237,15 +250,16 @@ def _found(directory: Path, step: int | None) -> Found:
 
 
 def check_about(found: Found, about: dict[str, Any]) -> None:
-    """A checkpoint of this very run.
+    """Refuse a checkpoint of another run.
 
-    Programs are compared within one version of JAX and of the packages that trace them.
+    Programs are compared as the same JAX and the same gradhpo trace them; with others they look
+    different anyway, and `compare_environments` says that they were not.
 
     Raises:
         CheckpointMismatch: lists all that differs, old -> new.
     """
-    then, now, before = found.manifest.environment, environment(), found.manifest.about
-    if any(then.get(name) != now[name] for name in ("python", *PACKAGES)):
+    before = found.manifest.about
+    if not _traced_alike(found.manifest.environment, environment()):
         before, about = ({k: v for k, v in x.items() if k != "programs"} for x in (before, about))
     differing = differences(before, about)
     if differing:
@@ -253,6 +267,10 @@ def check_about(found: Found, about: dict[str, Any]) -> None:
             f"{found.path} is of another run: {'; '.join(differing)}. Go on with what it was made "
             "with, or begin anew in another directory."
         )
+
+
+def _traced_alike(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    return all(then.get(name) == now[name] for name in TRACING)
 
 
 def compare_environments(found: Found) -> None:
@@ -273,8 +291,11 @@ def compare_environments(found: Found) -> None:
         )
     differing = differences(before, now)
     if differing:
+        unseen = "programs" in found.manifest.about and not _traced_alike(before, now)
         complain(
             f"{found.path} was saved in another environment: {'; '.join(differing)}. The run goes "
-            "on, but its bits may differ from those of an uninterrupted one.",
+            "on, but its bits may differ from those of an uninterrupted one."
+            + " Losses and optimizers could not be compared with those that it had."
+            * unseen,
             strict=False,
         )

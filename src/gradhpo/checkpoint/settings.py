@@ -21,7 +21,7 @@ class Checkpoints:
         seconds: The least time between two checkpoints; they are taken at the ends of episodes, in
             the background. 0: after every episode (or call of several). The last state of a run,
             and that of one that is interrupted or fails, is saved in any case.
-        keep: How many stay.
+        keep: How many stay after each save.
         on_error: "warn": a checkpoint that cannot be written (disk full) is told of, and the run
             goes on; "raise": it ends the run. At the end of a run it is always an error.
         about: Facts that belong to the run, such as settings of a script: a run that goes on must

@@ -17,9 +17,10 @@ from gradhpo.checkpoint.errors import CheckpointError
 from gradhpo.checkpoint.leaves import encoded, held, packed
 from gradhpo.checkpoint.lock import only_writer
 from gradhpo.checkpoint.manifest import FILE, Manifest, as_json
-from gradhpo.checkpoint.reader import ARRAYS, Found, array_name, intact, line, newest
+from gradhpo.checkpoint.reader import ARRAYS, Found, array_name, intact, newest, one_line
 from gradhpo.core.state import BilevelState
 from gradhpo.utils.settings import check_count
+from gradhpo.utils.validation import complain
 
 __all__ = ["Writer", "save", "writing"]
 
@@ -31,7 +32,7 @@ class Writer:
         directory: Absolute.
     """
 
-    def __init__(self, directory: Path, keep: int, pool: ThreadPoolExecutor):
+    def __init__(self, directory: Path, keep: int | None, pool: ThreadPoolExecutor):
         self.directory, self._keep, self._pool = directory, keep, pool
         self._pending: Future[None] | None = None
 
@@ -63,10 +64,11 @@ class Writer:
             raise TypeError(f"a {type(state).__name__} does not know its step: give step=.")
         state = held(state)
         facts = as_json(about or {}, "about"), as_json(position or {}, "position")
+        here = environment()  # of this thread: `with jax.enable_x64(True)` is of one alone
         try:
             self.wait()
         finally:
-            self._pending = self._pool.submit(self._write, state, step, *facts)
+            self._pending = self._pool.submit(self._write, state, step, *facts, here)
 
     @property
     def busy(self) -> bool:
@@ -94,7 +96,7 @@ class Writer:
         """
         return newest(self.directory, set_aside=True)
 
-    def _write(self, state: Any, step: int | None, about: dict, position: dict) -> None:
+    def _write(self, state: Any, step: int | None, about: dict, position: dict, here: dict) -> None:
         number = "?"
         try:
             number = int(state.step) if step is None else step  # may wait for the computation
@@ -105,16 +107,25 @@ class Writer:
                 return
             metrics = list(state.metadata) if isinstance(state, BilevelState) else []
             kinds = [leaf for leaf, _ in leaves]
-            manifest = Manifest(number, about, position, metrics, environment(), kinds)
+            manifest = Manifest(number, about, position, metrics, here, kinds)
             arrays = [array for _, array in leaves]
             folder.publish(self.directory, number, lambda path: _write(path, manifest, arrays))
-            for old in there[: max(0, len(there) + 1 - self._keep)]:
-                folder.remove(self.directory, old)
         except Exception as error:
             raise CheckpointError(
-                f"cannot save step {number} in {self.directory}: {line(error)}. Earlier "
+                f"cannot save step {number} in {self.directory}: {one_line(error)}. Earlier "
                 "checkpoints are as they were."
             ) from error
+        if self._keep is not None:
+            self._remove(there[: max(0, len(there) + 1 - self._keep)])
+
+    def _remove(self, numbers: list[int]) -> None:
+        """Those of no more use; what cannot be removed now is tried again at the next save."""
+        for number in numbers:
+            try:
+                folder.remove(self.directory, number)
+            except OSError as error:
+                path = folder.path_of(self.directory, number)
+                complain(f"{path} cannot be removed: {one_line(error)}.", strict=False)
 
 
 def _check_same(newest: Path, step: int, leaves: list) -> None:
@@ -138,7 +149,7 @@ def _write(path: Path, manifest: Manifest, arrays: list[np.ndarray]) -> None:
 
 @contextmanager
 def writing(
-    directory: str | os.PathLike, *, keep: int = 2, takeover: bool = False
+    directory: str | os.PathLike, *, keep: int | None = 2, takeover: bool = False
 ) -> Iterator[Writer]:
     """Be the one that saves states in a directory.
 
@@ -147,7 +158,7 @@ def writing(
 
     Args:
         directory: Created when missing.
-        keep: How many checkpoints stay.
+        keep: How many checkpoints stay after each save, whoever has made them; None: all.
         takeover: Whether the holder of the directory, on another machine, is known to have ended.
             On this machine that is found out.
 
@@ -174,7 +185,8 @@ def writing(
             f"process {jax.process_index()} of {jax.process_count()} cannot write checkpoints: "
             "Orbax writes arrays of the host from process 0 alone. Save there."
         )
-    keep, path = check_count("keep", keep), folder.prepare(directory)
+    keep = None if keep is None else check_count("keep", keep)
+    path = folder.prepare(directory)
     with only_writer(path, takeover), ThreadPoolExecutor(1, "gradhpo-checkpoint") as pool:
         folder.sweep(path)
         writer = Writer(path, keep, pool)
@@ -195,9 +207,8 @@ def save(
     *,
     step: int | None = None,
     about: Mapping[str, Any] | None = None,
-    keep: int = 2,
 ) -> Path:
-    """Save one state and wait for it; see `writing`, which loops use.
+    """Save one state and wait for it; what is there already stays. See `writing`, which loops use.
 
     Returns:
         The path of the checkpoint.
@@ -206,7 +217,7 @@ def save(
         FileExistsError: there is one of this step.
     """
     number = int(state.step) if step is None else check_count("step", step, minimum=0)
-    with writing(directory, keep=keep) as writer:
+    with writing(directory, keep=None) as writer:
         path = folder.path_of(writer.directory, number)
         if path.exists():
             raise FileExistsError(f"{path} is there already: a checkpoint is never replaced.")

@@ -2,7 +2,9 @@
 
 A hook is a function `(episode, state)` of the number of the episode, counted from 1 over all runs,
 and of the state after it with `state.params = w_T`. It ends the run by returning False or raising
-`StopRun`. One with a method `resumed(state)` is told by it what checkpoint a run goes on from.
+`StopRun`. One with a method `resumed(state)` is told by it what checkpoint a run goes on from; one
+with `take_back(state)`, before that, if it may have been told of later episodes by a process that
+was cut off.
 """
 
 import sys
@@ -57,7 +59,7 @@ class Log:
         metadata, lam, step = _on_host(state, self._natural)
         self._logger.log(numbers(metadata) | scalars("hyperparams", lam), int(step))
 
-    def resumed(self, state: BilevelState) -> None:
+    def take_back(self, state: BilevelState) -> None:
         """Records of later steps are taken back, by loggers that can: they come again."""
         rewind = getattr(self._logger, "rewind", None)
         if rewind is not None:

@@ -1,6 +1,7 @@
 """A run that ends early hands back its last good state."""
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from gradhpo.utils._interrupts import TERMINATED, Terminated, terminate
 __all__ = ["Kept", "Signals", "Terminated", "handing_back", "patient_signals"]
 
 GRACE = 0.5  # seconds
+FINISHING = b"\nfinishing the episode; Ctrl-C again stops at once\n"
 
 
 class Kept:
@@ -96,8 +98,8 @@ class Signals:
 
 
 @contextmanager
-def patient_signals(terminations: bool = False) -> Iterator[Signals]:
-    """Note the first Ctrl-C; the second is raised where it comes.
+def patient_signals(signals: Signals, terminations: bool = False) -> Iterator[None]:
+    """Note the first Ctrl-C; the second is raised where it comes, or the first one at the end.
 
     Args:
         terminations: Whether that is done with SIGTERM as well, which otherwise ends the process at
@@ -106,7 +108,6 @@ def patient_signals(terminations: bool = False) -> Iterator[Signals]:
     Outside of the main thread, the only one that signals reach, nothing changes, nor for a signal
     that has another handler already.
     """
-    signals = Signals()
     own: dict[signal.Signals, Any] = {
         signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt)
     }
@@ -123,14 +124,16 @@ def patient_signals(terminations: bool = False) -> Iterator[Signals]:
         if signals.twice:
             signals.obey()
         if sys.stderr is not None and sys.stderr.isatty():
-            print("\nfinishing the episode; Ctrl-C again stops at once", file=sys.stderr)
+            with suppress(OSError):  # `print` might be in the middle of a line, and raise
+                os.write(sys.stderr.fileno(), FINISHING)
 
     if not in_main:
         ours = []
     try:
         for number in ours:
             signal.signal(number, handle)
-        yield signals
+        yield
     finally:
         for number in ours:
             signal.signal(number, own[number][0])
+    signals.obey()  # what has come too late for the run

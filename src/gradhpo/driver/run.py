@@ -38,7 +38,7 @@ from gradhpo.driver.data import Data, Drawn, in_one
 from gradhpo.driver.failure import OnFailure, Watch
 from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
 from gradhpo.driver.identity import identify
-from gradhpo.driver.interruption import Kept, handing_back, patient_signals
+from gradhpo.driver.interruption import Kept, Signals, handing_back, patient_signals
 from gradhpo.driver.saving import Saver, saving
 from gradhpo.driver.setup import Setup, resolve
 from gradhpo.driver.single import as_rate
@@ -89,22 +89,23 @@ def run(
     line = Progress(plan.episodes, int(state.episode), progress, natural)
     watch = None if plan.on_failure == "skip" else Watch(setup.name, state)
     told: tuple[Any, ...] = hooks if watch is None else (*hooks, watch)
-    failure = None
+    failure, signals, last = None, Signals(), int(state.episode) + plan.episodes
     with ExitStack() as stack:
-        signals = stack.enter_context(patient_signals(terminations=checkpoint is not None))
         stack.enter_context(handing_back(kept, signals))
-        saver = stack.enter_context(saving(checkpoint, signals))
+        stack.enter_context(patient_signals(signals, terminations=checkpoint is not None))
+        saver = stack.enter_context(saving(checkpoint, signals, data))
         stack.enter_context(memory_explained(setup.name, state, plan.T))
         stack.enter_context(closing(line))
         with suppress(StopRun):
             for episode, seen in _episodes(setup, kept, plan, data, spoilt, line, told, saver):
                 stopped = [stops(hook, episode, seen) for hook in (*hooks, line)]
                 failure = None if watch is None else watch(seen, spoilt.said)
+                ends = failure is not None or any(stopped) or signals.heard is not None
                 if saver is not None:
-                    saver.after(kept.newest, data)
+                    saver.after(kept.newest, data, last=ends or episode == last)
                 if failure is not None and plan.on_failure == "raise":
                     raise failure
-                if failure is not None or any(stopped) or signals.heard is not None:
+                if ends:
                     break
         kept.wait()
         if saver is not None:
@@ -135,7 +136,7 @@ def _episodes(
     ends = keep_phi or estimator.tasks is not None
 
     if saver is not None:
-        data.return_to(saver.origin(data))
+        data.return_to(saver.origin)
     drawn = [data.draw(position, plan.T)]
     layout, seen = avals(drawn[0]), set()
     shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
@@ -148,6 +149,8 @@ def _episodes(
         if found is not None:
             kept.begin(found)
             for hook in hooks:
+                if saver.cut:
+                    getattr(hook, "take_back", _nobody)(found)
                 getattr(hook, "resumed", _nobody)(found)
             state, done = found, int(found.episode) - first
             data.go_on(position + T, int(found.drawn), T, saver.position)

@@ -23,34 +23,26 @@ class Saver:
 
     Attributes:
         found: The checkpoint to go on from; None: the run begins.
+        origin: Where sources of data stood when this run began, be it in another process.
+
+    Raises:
+        CheckpointMismatch: the checkpoint is none of a run.
     """
 
-    def __init__(self, settings: Checkpoints, writer: Writer):
+    def __init__(self, settings: Checkpoints, writer: Writer, data: Data):
         self._settings, self._writer = settings, writer
         self.found = writer.newest()
+        if self.found is not None and "origin" not in self.found.manifest.position:
+            raise CheckpointMismatch(
+                f"{self.found.path} was saved by a loop of its own, and not by `run`: take "
+                "another directory, or restore it and give it to `run` as the state."
+            )
+        self.origin = data.positions() if self.found is None else self._position["origin"]
         self._about: dict[str, Any] = {}
-        self._origin: dict[str, Any] = {}
         self._latest: tuple[BilevelState, dict[str, Any]] | None = None  # not begun to be saved
         self._earlier = self._latest
         self._due = time.monotonic() + settings.seconds
         self._told = False
-
-    def origin(self, data: Data) -> dict[str, Any]:
-        """Where sources of data stood when this run began, be it in another process.
-
-        Raises:
-            CheckpointMismatch: the checkpoint is none of a run.
-        """
-        if self.found is not None:
-            if "origin" not in self.found.manifest.position:
-                raise CheckpointMismatch(
-                    f"{self.found.path} was saved by a loop of its own, and not by `run`: take "
-                    "another directory, or restore it and give it to `run` as the state."
-                )
-            self._origin = self.found.manifest.position["origin"]
-        else:
-            self._origin = data.positions()
-        return self._origin
 
     def begin(
         self, about: dict[str, Any], template: BilevelState, episodes: int
@@ -63,7 +55,8 @@ class Saver:
             episodes: After how many it ends, counted from `init`.
 
         Raises:
-            CheckpointMismatch: the checkpoint is of another run, or lies beyond the end of this.
+            CheckpointMismatch: the checkpoint is of another run, or none between its beginning and
+                its end.
         """
         own = self._settings.about
         self._about = about | ({"about": as_json(own)} if own else {})
@@ -77,32 +70,42 @@ class Saver:
                 raise
             complain(f"{error} It goes on, as accept_changes=True says.", strict=False)
         state = self.found.restore(template)
-        if int(state.episode) > episodes:
+        first, now = int(template.episode), int(state.episode)
+        if now < first:
             raise CheckpointMismatch(
-                f"{self.found.path} is the state after episode {int(state.episode)}, and this run "
-                f"ends after episode {episodes}: ask for more episodes, or take another directory."
+                f"{self.found.path} is the state after episode {now}, and this run begins with one "
+                f"after episode {first}: begin with an earlier one, or take another directory."
+            )
+        if now > episodes:
+            raise CheckpointMismatch(
+                f"{self.found.path} is the state after episode {now}, and this run ends after "
+                f"episode {episodes}: ask for more episodes, or take another directory."
             )
         return state
 
-    def after(self, state: BilevelState, data: Data) -> None:
-        """An episode has ended; its computation may still run."""
+    def after(self, state: BilevelState, data: Data, last: bool) -> None:
+        """An episode has ended; its computation may still run. The last one of a run is saved by
+        `finish` alone, so that its checkpoint says that no hook has been told of a later one."""
         self._earlier = self._latest  # computed, since the run has waited for it
-        self._latest = state, {"origin": self._origin, "now": data.positions()}
+        self._latest = state, {"origin": self.origin, "now": data.positions(), "last": last}
         patient = self._settings.seconds > 0  # else every episode is worth the wait
-        if time.monotonic() >= self._due and not (patient and self._writer.busy):
-            try:
-                self._save()
-            except CheckpointError as error:
-                if self._settings.on_error == "raise":
-                    raise
-                if not self._told:
-                    complain(f"{error} The run goes on, and tries again.", strict=False)
-                self._told = True
+        if not last and time.monotonic() >= self._due and not (patient and self._writer.busy):
+            self._save(self._settings.on_error)
 
     @property
     def position(self) -> dict[str, Any]:
         """Where sources stood when the checkpoint was taken."""
-        return {} if self.found is None else self.found.manifest.position["now"]
+        return self._position["now"]
+
+    @property
+    def cut(self) -> bool:
+        """Whether the process that took the checkpoint may have gone on after it."""
+        return not self._position["last"]
+
+    @property
+    def _position(self) -> dict[str, Any]:
+        assert self.found is not None
+        return self.found.manifest.position
 
     def finish(self) -> None:
         """Save the last state, and wait for it.
@@ -110,7 +113,7 @@ class Saver:
         Raises:
             CheckpointError: it cannot be.
         """
-        self._save()
+        self._save(on_error="warn")  # this is of an earlier one, and the next line of this one
         self._writer.wait()
 
     def rescue(self) -> None:
@@ -127,24 +130,36 @@ class Saver:
             self._latest, self._earlier = self._earlier, None
             self.finish()
 
-    def _save(self) -> None:
-        """Raises the error of the save before this one, if it has failed; this one is on anyway."""
+    def _save(self, on_error: str) -> None:
+        """Begin to save the latest state, and hear of the save before it.
+
+        Raises:
+            CheckpointError: that one has failed, and `on_error` is "raise". This one is on.
+        """
         if self._latest is None:
             return
         (state, position), self._latest = self._latest, None
         self._due = time.monotonic() + self._settings.seconds
-        self._writer.save(state, about=self._about, position=position)
+        try:
+            self._writer.save(state, about=self._about, position=position)
+            self._told = False
+        except CheckpointError as error:
+            if on_error == "raise":
+                raise
+            if not self._told:
+                complain(f"{error} The run goes on, and tries again.", strict=False)
+            self._told = True
 
 
 @contextmanager
-def saving(settings: Checkpoints | None, signals: Signals) -> Iterator[Saver | None]:
+def saving(settings: Checkpoints | None, signals: Signals, data: Data) -> Iterator[Saver | None]:
     """A saver for a run; None without settings. An error within costs no finished episode; after a
     second signal nothing is saved."""
     if settings is None:
         yield None
         return
     with writing(settings.directory, keep=settings.keep, takeover=settings.takeover) as writer:
-        saver = Saver(settings, writer)
+        saver = Saver(settings, writer, data)
         try:
             yield saver
         except BaseException as error:
