@@ -437,7 +437,7 @@ def test_the_state_before_one_that_fails_is_saved(tmp_path, monkeypatch):
 
 
 def test_one_log_of_several_runs(tmp_path):
-    """A script that is run again leaves the records of all its runs, finished or ended by a hook."""
+    """A script that is run again keeps the records of all its runs, finished or ended by a hook."""
     opt, path = method("one_step"), tmp_path / "a.jsonl"
     state = opt.init(*start())
 
