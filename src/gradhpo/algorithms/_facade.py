@@ -35,7 +35,7 @@ from gradhpo.core.types import (
 from gradhpo.driver import single
 from gradhpo.driver.data import Data
 from gradhpo.driver.failure import OnFailure
-from gradhpo.driver.run import Plan
+from gradhpo.driver.plan import Plan
 from gradhpo.driver.setup import Setup, check_length
 from gradhpo.driver.tune import checked_run, found_again
 from gradhpo.estimators.over_tasks import over_tasks

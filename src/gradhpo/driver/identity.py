@@ -22,6 +22,7 @@ from gradhpo.core.source import InOrder, Pool, Resident
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import bilevel_step, one_task
 from gradhpo.driver.data import Data, Drawn
+from gradhpo.driver.plan import Plan
 from gradhpo.driver.setup import Setup
 from gradhpo.utils._jaxpr import equations
 
@@ -29,12 +30,11 @@ __all__ = ["digest_of", "identify", "plain_settings"]
 
 
 def identify(
-    setup: Setup, plan: Any, data: Data, state: BilevelState, window: Window, drawn: Drawn
+    setup: Setup, plan: Plan, data: Data, state: BilevelState, window: Window, drawn: Drawn
 ) -> dict[str, Any]:
     """Names and values, as JSON has them.
 
     Args:
-        plan: A `gradhpo.driver.run.Plan`.
         state: Where the run began, of its final structure.
         window: Of shapes, that of an episode.
         drawn: What its first episode takes: functions that give data are known by that alone.

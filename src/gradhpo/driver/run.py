@@ -35,42 +35,22 @@ from gradhpo.driver._programs import Programs, end_episode, programs
 from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver._spoilt import Spoilt
 from gradhpo.driver.data import Data, Drawn, in_one
-from gradhpo.driver.failure import OnFailure, Watch
+from gradhpo.driver.failure import Watch
 from gradhpo.driver.hooks import Hook, Progress, StopRun, stops
 from gradhpo.driver.identity import identify
 from gradhpo.driver.interruption import Kept, Signals, handing_back, patient_signals
+from gradhpo.driver.plan import Plan
 from gradhpo.driver.saving import Saver, saving
 from gradhpo.driver.setup import Setup, resolve
-from gradhpo.driver.single import as_rate
 from gradhpo.driver.summary import summarise
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import avals
 from gradhpo.utils.validation import complain
 
-__all__ = ["Plan", "run"]
+__all__ = ["run"]
 
 MOST = np.iinfo(np.int32).max
 PATIENCE = 0.25  # seconds for one call of several episodes: Ctrl-C waits for its end
-
-
-class Plan(NamedTuple):
-    """How far a run goes."""
-
-    episodes: int
-    T: int | None = None  # inner steps of an episode; None: as many as come with its start
-    of: int | None = None  # episodes that the decay of the rate refers to; None: those of this run
-    lr_hyper: float | None = None
-    lr_reptile: float = 1.0
-    on_failure: OnFailure = "skip"
-
-    def rates(self, first: int, dtype: Any) -> list[Any]:
-        """The outer rate of every episode of a run that begins with episode `first`."""
-        if self.lr_hyper is None:
-            return [None] * self.episodes
-        before, of = (0, self.episodes) if self.of is None else (first, self.of)
-        return [
-            as_rate(self.lr_hyper * (1 - (before + m) / of), dtype) for m in range(self.episodes)
-        ]
 
 
 def run(
@@ -148,13 +128,9 @@ def _episodes(
         found = saver.begin(about, state, first + plan.episodes)
         if found is not None:
             kept.begin(found)
-            for hook in hooks:
-                if saver.cut:
-                    getattr(hook, "take_back", _nobody)(found)
-                getattr(hook, "resumed", _nobody)(found)
-            state, done = found, int(found.episode) - first
+            _tell(hooks, found, saver.cut)
             data.go_on(position + T, int(found.drawn), T, saver.position)
-            position = int(found.drawn)
+            state, done, position = found, int(found.episode) - first, int(found.drawn)
             if done == plan.episodes:
                 return
             drawn = [data.draw(position, plan.T)]
@@ -250,8 +226,14 @@ def _prepare(
     return state, T, programs(setup, resolve(setup.loop, findings.convolves))
 
 
-def _nobody(state: BilevelState) -> None:
-    """For hooks that need not know that a run goes on."""
+def _tell(hooks: tuple[Any, ...], found: BilevelState, cut: bool) -> None:
+    """Hooks that want to know that a run goes on from this state; `cut`: they may have seen more of
+    it."""
+    for hook in hooks:
+        if cut and hasattr(hook, "take_back"):
+            hook.take_back(found)
+        if hasattr(hook, "resumed"):
+            hook.resumed(found)
 
 
 def _padded(rates: list[Any], length: int) -> np.ndarray | None:

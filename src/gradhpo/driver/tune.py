@@ -19,7 +19,8 @@ from gradhpo.driver.caches import kept
 from gradhpo.driver.data import Data
 from gradhpo.driver.failure import OnFailure, check_on_failure
 from gradhpo.driver.hooks import Hook, Log
-from gradhpo.driver.run import Plan, run
+from gradhpo.driver.plan import Plan
+from gradhpo.driver.run import run
 from gradhpo.driver.setup import Setup, check_length, check_state
 from gradhpo.driver.spaces import within_spaces
 from gradhpo.utils.logging import MetricLogger
