@@ -116,7 +116,7 @@ FAULTS = [
     ),
     Fault(
         "run: the decay of the outer rate starts anew in every part of a run",
-        "driver/run.py",
+        "driver/plan.py",
         "else (first, self.of)",
         "else (0, self.of)",
         "tests/driver/test_resume.py::test_the_decay_and_the_fit_go_on",
