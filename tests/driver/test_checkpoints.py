@@ -486,6 +486,7 @@ def test_an_earlier_save_that_failed_is_a_warning_once_the_last_one_is_there(tmp
     assert "another state" not in str(caught.value.__notes__)
 
 
+@pytest.mark.skipif(not hasattr(jax, "enable_x64"), reason="JAX has it by another name")
 def test_settings_of_jax_are_those_of_the_caller(tmp_path):
     """By a context manager they are those of one thread, and another one writes."""
     opt = method("one_step")
@@ -496,6 +497,9 @@ def test_settings_of_jax_are_those_of_the_caller(tmp_path):
             cut(tmp_path / name, opt, state, **data)
             again = run(opt, state, M=4, checkpoint=tmp_path / name, **data)
             assert int(again.episode) == 4
+            checkpoint.save(tmp_path / "number", {"n": 0.1}, step=name == "x64")
+            leaf = checkpoint.load(tmp_path / "number", step=name == "x64")[0]["['n']"]
+            assert leaf.dtype == jnp.result_type(float)
         if name == "draws":
             state = opt.init(*start())
             with pytest.warns(GradhpoWarning, match="threefry_partitionable: False -> True"):

@@ -52,7 +52,8 @@ def is_storable(dtype: Any) -> bool:
 
 
 def held(tree: Any) -> Any:
-    """The tree as it is now, whatever is written into arrays of NumPy later.
+    """The tree as it is now, whatever is written into arrays of NumPy later, and whatever type
+    another thread would give to Python's numbers.
 
     Raises:
         TypeError: a leaf is no array and no number; names it, as the others do.
@@ -63,7 +64,14 @@ def held(tree: Any) -> Any:
     for i, leaf in enumerate(leaves):
         if (error := _refused(leaf)) is not None:  # names take long, so there is one here alone
             raise type(error)(f"leaf {leaves_with_names(tree)[i][0]} {error}")
-    return structure.unflatten(np.array(x) if isinstance(x, np.ndarray) else x for x in leaves)
+    return structure.unflatten(
+        x if isinstance(x, jax.Array) else np.array(x, _dtype(x)) for x in leaves
+    )
+
+
+def _dtype(leaf: Any) -> Any:
+    """Its own, or the one that JAX gives to a number of Python's."""
+    return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
 
 
 def _refused(leaf: Any) -> Exception | None:
@@ -112,7 +120,7 @@ def encoded(tree: Any) -> list[tuple[Leaf, np.ndarray]]:
 def _plain(leaf: Any) -> tuple[np.ndarray, str | None]:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf))
-    array = np.asarray(leaf, getattr(leaf, "dtype", None) or jnp.result_type(leaf))
+    array = np.asarray(leaf, _dtype(leaf))
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(array).reshape(array.shape), None
 

@@ -1,5 +1,6 @@
 """Running out of memory, explained."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,6 @@ def _allowed() -> str:
 
 def _limit_of_process() -> int | None:
     try:
-        import os
         import resource  # not on Windows
 
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
