@@ -13,7 +13,8 @@ import optax
 import pytest
 from facade_cases import batch, method, run, sgd, start, step, train_loss, val_loss
 
-from gradhpo import GradhpoWarning, Resident, Status, clear_caches
+from gradhpo import BilevelProblem, GradhpoWarning, Resident, Status, clear_caches, from_optax
+from gradhpo.core.estimator import compiled
 
 # -- a validation loss that training cannot change ------------------------------------------------
 
@@ -251,6 +252,21 @@ def test_clear_caches_frees_what_losses_close_over(name, loop, collect):
     collect()
     assert kept() is None
     run(opt, state, M=1)  # all compiled again
+
+
+def test_programs_of_the_host_loop_do_not_pile_up(collect):
+    """Of hundreds of problems in one process few stay alive, without anybody clearing a cache."""
+    seen = []
+    for _ in range(200):
+
+        def closed(w, lam, batch):
+            return train_loss(w, lam, batch)
+
+        compiled(step, BilevelProblem(from_optax(closed, sgd), val_loss))  # no call: not compiled
+        seen.append(weakref.ref(closed))
+    del closed
+    collect()
+    assert 0 < sum(loss() is not None for loss in seen) <= 64
 
 
 def test_a_resident_source_is_known_by_its_batches():

@@ -278,7 +278,7 @@ def count_steps(xs: PyTree) -> int:
     return leaves[0].shape[0]
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)  # some MB each, and a problem has about four
 def compiled(function: Callable, problem: BilevelProblem) -> Callable:
     """A program of the host loop, by the identity of `function`. Not a static argument of `jit`,
     which would keep the problem, and the data that its losses close over, for good."""
