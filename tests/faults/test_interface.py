@@ -229,6 +229,36 @@ def test_55_and_so_is_a_loss_that_asks_for_it(door, which, x32):
 def test_55_numbers_too_large_for_the_integers_of_jax_are_refused(x32):
     with pytest.raises(ValueError, match=r"\['n'\] of params holds 1099511627776.*int32"):
         method().init({**start()[0], "n": np.int64(2**40)}, start()[1])
+    pairs = [lambda w, lam, b, loss=loss: loss(w, lam, b[0]) for loss in LOSSES]
+    opt = method()
+    state = opt.init(*start())
+    losses = dict(zip(("train_loss_fn", "val_loss_fn"), pairs, strict=True))
+    refused = pytest.raises(ValueError, match=r"leaf \[1\] of \w+ holds 1099511627776.*int32")
+    for large in (2**40, np.full(2, 2**40)):
+        data = {"get_train_batch": lambda large=large: (batch(0), large)}
+        with refused:
+            opt.run(state, 1, **data, **losses, get_val_batch=lambda: (batch(1), 0), lr_hyper=0.1)
+    with refused:
+        opt.step(state, (batch(0), 2**40), (batch(1), 0), *pairs, lr_hyper=0.1)
+
+
+def test_53_batches_of_narrow_floats_come_in_any_kind_of_array():
+    opt = method()
+    state = opt.init(*start())
+    wide = [lambda w, lam, b, loss=loss: loss(w, lam, b.astype(float)) for loss in LOSSES]
+    for kind in (np.asarray, jnp.asarray):
+        narrow = [kind(jnp.bfloat16(x)) for x in (1.0, 2.0)]
+        data = [lambda x=x: x for x in narrow]
+        got = opt.run(
+            state,
+            1,
+            get_train_batch=data[0],
+            get_val_batch=data[1],
+            train_loss_fn=wide[0],
+            val_loss_fn=wide[1],
+            lr_hyper=0.1,
+        )
+        assert np.isfinite(got.params["w"]).all()
 
 
 def test_55_dtypes_follow_the_inputs_where_it_is_on(x64):

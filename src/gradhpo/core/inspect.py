@@ -70,8 +70,15 @@ def check_problem(
                 "pullback through one update. Take a first-order optimizer (sgd, adam, …)."
             ) from error
         raise
-    before = jax.eval_shape(lambda: inner)
-    check_same_avals(before, after)
+    check_same_avals(
+        jax.eval_shape(lambda: inner),
+        after,
+        rule="Phi must map a state to a state of the same shape and dtype so that it can be "
+        "scanned",
+        remedy="A common cause is a hyperparameter wider than the parameters; cast it inside "
+        "update_fn or the optimizer factory. Another is a learning rate given as a tree shaped "
+        "like hyperparams instead of one per leaf.",
+    )
     return tuple(names)
 
 

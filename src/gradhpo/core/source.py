@@ -320,7 +320,7 @@ class _Stack:
             if isinstance(place, list):
                 place.append(x if isinstance(x, jax.Array) else jnp.array(x))
             else:
-                place[self.count] = x
+                place[self.count] = np.asarray(x)  # an array of JAX is no number of bfloat16
         self.count += 1
 
     def _place(self, x: Any) -> Any:

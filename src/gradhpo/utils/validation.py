@@ -113,6 +113,26 @@ def _dtype(what: str, name: str, leaf: Any) -> Any:
             "silently truncate it. Cast it with .astype(np.float32), or switch them on first: "
             "jax.config.update('jax_enable_x64', True)."
         )
+    return dtype
+
+
+def _array_dtype(what: str, name: str, leaf: Any) -> Any:
+    """The dtype a leaf will have as an array, whose memory and whose numbers have to be there."""
+    _check_alive(what, name, leaf)
+    try:
+        if isinstance(leaf, str | bytes | type | np.dtype):  # they would name a dtype
+            raise TypeError
+        dtype = jnp.result_type(leaf)
+    except (TypeError, OverflowError):
+        if isinstance(leaf, np.ndarray | np.generic):  # an array of text or of Python objects
+            raise TypeError(
+                f"leaf {name} of {what} has dtype {leaf.dtype}, which JAX has no arrays of. Encode "
+                "it as numbers, or leave it out."
+            ) from None
+        raise TypeError(
+            f"leaf {name} of {what} is not an array but {leaf!r} ({type(leaf).__name__}). "
+            "Keep settings that are not numbers out of it, for example in a closure."
+        ) from None
     whole = isinstance(leaf, int | np.integer | np.ndarray) and jnp.issubdtype(dtype, jnp.integer)
     if whole and np.size(leaf):
         limits = jnp.iinfo(dtype)
@@ -124,25 +144,6 @@ def _dtype(what: str, name: str, leaf: Any) -> Any:
                     "first, jax.config.update('jax_enable_x64', True), or keep it out of there."
                 )
     return dtype
-
-
-def _array_dtype(what: str, name: str, leaf: Any) -> Any:
-    """The dtype a leaf will have as an array; one whose memory is gone is refused."""
-    _check_alive(what, name, leaf)
-    try:
-        if isinstance(leaf, str | bytes | type | np.dtype):  # they would name a dtype
-            raise TypeError
-        return jnp.result_type(leaf)
-    except (TypeError, OverflowError):
-        if isinstance(leaf, np.ndarray | np.generic):  # an array of text or of Python objects
-            raise TypeError(
-                f"leaf {name} of {what} has dtype {leaf.dtype}, which JAX has no arrays of. Encode "
-                "it as numbers, or leave it out."
-            ) from None
-        raise TypeError(
-            f"leaf {name} of {what} is not an array but {leaf!r} ({type(leaf).__name__}). "
-            "Keep settings that are not numbers out of it, for example in a closure."
-        ) from None
 
 
 def _check_alive(what: str, name: str, leaf: Any) -> None:
@@ -219,15 +220,7 @@ def difference(old: Any, new: Any) -> str:
     return f"leaf {longer[0]} is only in one of them" if longer else "their containers differ"
 
 
-def check_same_avals(
-    old: Any,
-    new: Any,
-    rule: str = "Phi must map a state to a state of the same shape and dtype so that it can be "
-    "scanned",
-    remedy: str = "A common cause is a hyperparameter wider than the parameters; cast it inside "
-    "update_fn or the optimizer factory. Another is a learning rate given as a tree shaped like "
-    "hyperparams instead of one per leaf.",
-) -> None:
+def check_same_avals(old: Any, new: Any, *, rule: str, remedy: str) -> None:
     """Two trees of shapes must agree in structure, shapes and dtypes, or nothing can be scanned."""
     check_same_structure(rule.partition(" must ")[0] + ": what it returns", old, new)
     for (name, before), (_, after) in zip(
