@@ -136,6 +136,9 @@ def test_09_overwrite_takes_nothing_that_is_there(cut, capsys, counting, monkeyp
     status, _, err = gradhpo(capsys, "--out", "d", "--overwrite")
     monkeypatch.delenv("STOP")
     assert status == 130 and "1 finished parts" in err and counting() == ["0", "1", "0"]
+    (cut / "run.json").rename("run.json")
+    status, _, err = gradhpo(capsys, "--out", "d")
+    assert status == 1 and "run whose run.json is missing" in err and counting()[3:] == []
     shutil.copytree(cut / "unfinished", "whole/unfinished")
     status, _, err = gradhpo(capsys, "--out", "whole", "--overwrite")
     assert status == 0 and "damaged" not in err and counting()[3:] == ["0", "1", "2", "3"]

@@ -66,6 +66,7 @@ class Parts:
 
     Attributes:
         out: Absolute.
+        begun: Whether this process has computed one.
         seconds: What the parts that were on disk had taken, when they were computed.
     """
 
@@ -73,7 +74,7 @@ class Parts:
         self.out, self.tell, self.seconds = out, tell, 0.0
         self._run, self._resume = run, resume
         self._names: set[str] = set()
-        self._begun, self._beginning = False, Lock()
+        self.begun, self._beginning = False, Lock()
 
     @property
     def finished(self) -> bool:
@@ -108,13 +109,13 @@ class Parts:
     def _begin(self) -> None:
         """The first part is computed: the command can run, and what another run has left goes."""
         with self._beginning:  # parts may be computed side by side
-            if self._begun:
+            if self.begun:
                 return
             if not self._resume:
                 for path in unfinished_parts(self.out):
                     path.unlink()
             run_record.begin(self.out, self._run)
-            self._begun = True
+            self.begun = True
 
     def _read(self, path: Path, name: str) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
@@ -144,18 +145,23 @@ def keeping(study: str, config: StudyConfig, tell: Progress) -> Iterator[Parts]:
         FileExistsError, FileNotFoundError, ValueError, DirectoryBusy, OSError: see `held`.
     """
     out, resume = config.out.absolute(), config.resume
-    asked = run_record.asked(f"gradhpo run {study}", config, WHERE)
-    with held(out, asked, UNFINISHED, overwrite=config.overwrite, resume=resume) as run:
-        if resume and not run.finished:
+    asked = Run(f"gradhpo run {study}", run_record.settings_of(config, WHERE))
+    there = partial(unfinished_parts, out)
+    with held(out, asked, UNFINISHED, there, overwrite=config.overwrite, resume=resume) as run:
+        parts = Parts(out, run, tell, resume)
+        if run.finished:
+            yield parts
+            return
+        if resume:
             _tell_of(out, run, tell)
-        token = _parts.set(parts := Parts(out, run, tell, resume))
+        token = _parts.set(parts)
         try:
             yield parts
         except BaseException:
-            if there := unfinished_parts(out):
-                tell(f"{len(there)} finished parts are kept in {out}: go on with --resume")
-            else:
+            if not there():
                 shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # in nobody's way
+            elif resume or parts.begun:  # else they are of another run
+                tell(f"{len(there())} finished parts are kept in {out}: go on with --resume")
             raise
         finally:
             _parts.reset(token)

@@ -2,16 +2,16 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradhpo.checkpoint.lock import only_writer
-from gradhpo.report.run_record import Run, read, resumed
+from gradhpo.report.run_record import RUN, Run, read, resumed
 from gradhpo.utils._files import not_a_link
 
-__all__ = ["check_free", "held", "output_directory"]
+__all__ = ["held", "output_directory"]
 
 RESULTS = (
     ".csv",
@@ -46,12 +46,11 @@ def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[
     """
     out = _tried(path)
     if not overwrite:
-        check_free(out, names)
+        _check_free(out, names)
     return out
 
 
-def check_free(out: Path, names: Sequence[str] = ()) -> None:
-    """Refuse a directory with results in it; see `output_directory`."""
+def _check_free(out: Path, names: Sequence[str] = ()) -> None:
     run = read(out)
     if run is not None and not run.finished:
         raise FileExistsError(
@@ -72,6 +71,7 @@ def held(
     out: Path,
     run: Run,
     folder: str,
+    used: Callable[[], object],
     *,
     overwrite: bool,
     resume: bool,
@@ -83,7 +83,8 @@ def held(
     Args:
         out: Absolute.
         run: What is asked for.
-        folder: What the command keeps there of a run, and the lock.
+        folder: Where the command keeps a run that is not finished, and the lock.
+        used: Whether it keeps anything there.
         overwrite, resume: Whether it may hold another run, which is still there at the beginning;
             or goes on with this one.
         names: See `output_directory`.
@@ -108,11 +109,16 @@ def held(
     own = not_a_link(out / folder)
     free = not (overwrite or resume)
     if free and not own.is_dir():
-        check_free(out, names)
+        _check_free(out, names)
     own.mkdir(exist_ok=True)
     with only_writer(own):
         if free:  # who works there is told first
-            check_free(out, names)
+            _check_free(out, names)
+            if used():
+                raise FileExistsError(
+                    f"{own} holds what is left of a run whose {RUN} is missing. Choose another "
+                    "directory with --out, or begin anew with --overwrite."
+                )
         yield run
 
 

@@ -17,7 +17,7 @@ from gradhpo.report.results import plain
 from gradhpo.utils._differences import differences
 from gradhpo.utils._files import publish
 
-__all__ = ["RUN", "Run", "asked", "begin", "finish", "read", "resumed"]
+__all__ = ["RUN", "Run", "begin", "finish", "read", "resumed", "settings_of"]
 
 RUN, FORMAT = "run.json", 1
 
@@ -34,15 +34,9 @@ class Run:
     versions: dict[str, Any] = dataclasses.field(default_factory=versions)  # that it began with
 
 
-def asked(command: str, config: Any, free: Collection[str], seeds: int | None = None) -> Run:
-    """A new run.
-
-    Args:
-        config: A dataclass of settings.
-        free: Those that no number depends on.
-    """
-    settings = {name: value for name, value in plain(config).items() if name not in free}
-    return Run(command, settings, seeds)
+def settings_of(config: Any, free: Collection[str]) -> dict[str, Any]:
+    """The settings of a dataclass as JSON has them, but for those that no number depends on."""
+    return {name: value for name, value in plain(config).items() if name not in free}
 
 
 def begin(out: Path, run: Run) -> None:

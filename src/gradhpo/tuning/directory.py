@@ -18,7 +18,7 @@ from pathlib import Path
 from gradhpo.report import run_record
 from gradhpo.report.config import Progress
 from gradhpo.report.run_directory import held, output_directory
-from gradhpo.report.run_record import Run
+from gradhpo.report.run_record import Run, settings_of
 from gradhpo.tuning.config import TaskConfig
 from gradhpo.tuning.places import Place
 from gradhpo.utils._files import not_a_link
@@ -83,10 +83,11 @@ class RunDirectory:
         command that cannot run destroys no results."""
         if self.begun:
             return
+        if self.keeps:
+            run_record.begin(self.out, self._run)
         if self._overwrite:
             clear(self.out)
         if self.keeps:
-            run_record.begin(self.out, self._run)
             _settle(self.out)
         else:
             (self.out / run_record.RUN).unlink(missing_ok=True)
@@ -112,23 +113,31 @@ def opened(command: str, config: TaskConfig, tell: Progress) -> Iterator[RunDire
         ImportError: `--resume` without the extra `checkpoint`.
     """
     out, overwrite, resume = config.out.absolute(), config.overwrite, config.resume
-    asked = run_record.asked(f"gradhpo {command}", config, FREE, config.seeds)
+    asked = Run(f"gradhpo {command}", settings_of(config, FREE), config.seeds)
     if not all(map(_installed, ("filelock", "orbax.checkpoint"))):
         if resume:
             raise ImportError('--resume needs more packages: pip install ".[checkpoint]"')
         yield RunDirectory(output_directory(out, overwrite, OURS), asked, config, False, tell)
         return
-    defaults = run_record.asked("", type(config)(task=config.task), FREE).settings
     with held(
-        out, asked, KEPT, overwrite=overwrite, resume=resume, names=OURS, defaults=defaults
+        out,
+        asked,
+        KEPT,
+        lambda: any(Place(path).used for path in _trainings(out / KEPT)),
+        overwrite=overwrite,
+        resume=resume,
+        names=OURS,
+        defaults=settings_of(type(config)(task=config.task), FREE),
     ) as run:
         directory = RunDirectory(out, run, config, True, tell)
-        if not run.finished:
-            _settle(out)
-            if resume:
-                tell(f"going on with the run in {out}")
-            else:
-                _make_room(out, overwrite)
+        if run.finished:
+            yield directory
+            return
+        _settle(out)
+        if resume:
+            tell(f"going on with the run in {out}")
+        else:
+            _make_room(out)
         try:
             yield directory
         except BaseException:
@@ -146,16 +155,10 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _make_room(out: Path, overwrite: bool) -> None:
+def _make_room(out: Path) -> None:
     """No training goes on from one of an earlier run: those are set aside, and removed when this
     one has begun."""
-    found = _trainings(out / KEPT)
-    if not overwrite and any(Place(path).used for path in found):
-        raise FileExistsError(
-            f"{out / KEPT} holds trainings of a run whose {run_record.RUN} is missing. Choose "
-            "another directory with --out, or replace them with --overwrite."
-        )
-    for path in found:
+    for path in _trainings(out / KEPT):
         Place(path).move(out / KEPT / _aside(out) / path.name)
 
 
