@@ -117,6 +117,10 @@ def test_09_a_command_that_cannot_run_destroys_no_training(gradhpo, cut, tmp_pat
     assert gradhpo(*ALONE, "--out", "a", "--resume")[0] == 0
     logs = [(tmp_path / out / "seed0.csv").read_bytes() for out in ("a", "whole")]
     assert logs[0] == logs[1]
+    for path, lines in before.items():
+        if path.name == "episodes.jsonl":  # with the seconds that it took: it was not trained again
+            first = b"".join(lines.splitlines(keepends=True)[:2])
+            assert (tmp_path / "a" / path).read_bytes().startswith(first)
 
 
 def test_18_a_warm_start_finds_out_that_the_task_has_changed(gradhpo, tmp_path, monkeypatch):
