@@ -190,7 +190,7 @@ def _list(options: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     from gradhpo import report
     from gradhpo.report.drawing import require_matplotlib
-    from gradhpo.report.parts import finished, keeping
+    from gradhpo.report.parts import keeping
     from gradhpo.studies.registry import STUDIES, load
 
     name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
@@ -203,17 +203,22 @@ def _run(arguments: list[str]) -> None:
     study = load(name)
     config = _parse(study.Config, f"gradhpo run {name}", options)
     require_matplotlib()
-    if config.resume and finished(config.out, name, config):
-        print(report.table(report.read(config.out)))
-        print(f"{printable(str(config.out))} holds this run, finished; nothing was computed")
-        return
-    out = report.output_directory(config.out, config.overwrite, resume=config.resume)
-    with keeping(out, name, config, _show, config.resume) as parts:
+    with keeping(name, config, _show) as parts:
+        if parts.finished:
+            _show_finished(parts.out)
+            return
         result = study.run(replace(config, overwrite=False, resume=False), progress=_show)
         seconds = result.wall_seconds + parts.seconds
         command = report.command(["run", *arguments])
-        _print_and_write(replace(result, wall_seconds=seconds, command=command), out)
+        _print_and_write(replace(result, wall_seconds=seconds, command=command), parts.out)
         parts.finish()
+
+
+def _show_finished(out: Path) -> None:
+    from gradhpo.report import read, table
+
+    print(table(read(out)))
+    print(f"{printable(str(out))} holds this run, finished; nothing was computed")
 
 
 def _print_and_write(result: "StudyResult", out: Path) -> None:
@@ -258,13 +263,6 @@ def _tune(arguments: list[str]) -> None:
         if tuned.error is not None:
             raise tuned.error
         run.end()
-
-
-def _show_finished(out: Path) -> None:
-    from gradhpo.report import read, table
-
-    print(table(read(out)))
-    print(f"{printable(str(out))} holds this run, finished; nothing was computed")
 
 
 def _compare(arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gradhpo import cli
+from gradhpo.report import run_record
 
 pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
@@ -79,7 +80,7 @@ def start(*options):
 
 def episodes(out):
     path = out / "checkpoints/seed0-tuned/episodes.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
     return [json.loads(line)["row"] for line in lines]
 
 
@@ -188,10 +189,9 @@ def test_01_a_command_that_is_killed_time_and_again_ends_with_the_same_files(her
 )
 def test_16_a_command_with_other_settings_is_refused(here, capsys, option, value, message):
     command = ["tune", "own_task:task", "--episodes", "2", "--steps", "5", "--out", "a", "--resume"]
-    about = {"command": "tune", "seeds": 1, "finished": False}
-    about["settings"] = {"task": "own_task:task", "episodes": 2, "steps": 5}
+    settings = {"task": "own_task:task", "episodes": 2, "steps": 5}  # others: by default
     (here / "a").mkdir()
-    (here / "a/run.json").write_text(json.dumps(about))
+    run_record.begin(here / "a", run_record.Run("gradhpo tune", settings, seeds=1))
     assert cli.main([*command, option, value]) == 1
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1

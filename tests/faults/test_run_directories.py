@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
 from gradhpo import cli  # noqa: E402
-from gradhpo.report import StudyResult, parts, provenance, summarize  # noqa: E402
+from gradhpo.report import StudyResult, parts, provenance, run_record, summarize  # noqa: E402
 from gradhpo.report.config import StudyConfig  # noqa: E402
 from gradhpo.report.parts import once  # noqa: E402
 from gradhpo.studies import registry  # noqa: E402
@@ -85,7 +86,9 @@ def files(out):
     found = {path.name: path.read_bytes() for path in Path(out).iterdir()}
     result = json.loads(found.pop("result.json"))
     del result["wall_seconds"], result["command"], result["settings"]["out"]
-    return found | {"result": result}
+    run = json.loads(found.pop("run.json"))
+    assert run.pop("id") and run["finished"]
+    return found | {"run": run, "result": result}
 
 
 @pytest.fixture
@@ -122,16 +125,64 @@ def test_09_a_finished_run_is_shown_and_nothing_is_computed(capsys, counting):
 def test_09_a_run_that_was_cut_off_is_not_overwritten_in_silence(cut, capsys, counting):
     status, out, err = gradhpo(capsys, "--out", "d")
     assert (status, out, len(err.splitlines())) == (1, "", 1) and counting() == ["0", "1"]
-    assert "2 finished parts" in err and "--resume" in err and "--overwrite" in err
+    assert "counting that was cut off" in err and "--resume" in err and "--overwrite" in err
     assert gradhpo(capsys, "--out", "d", "--overwrite")[0] == 0
     assert counting()[2:] == ["0", "1", "2", "3"] and files("d") == files("whole")
+
+
+def test_09_overwrite_takes_nothing_that_is_there(cut, capsys, counting, monkeypatch):
+    """Parts of a run that was cut off, or whose last files could not be removed."""
+    monkeypatch.setenv("STOP", "0")
+    status, _, err = gradhpo(capsys, "--out", "d", "--overwrite")
+    monkeypatch.delenv("STOP")
+    assert status == 130 and "1 finished parts" in err and counting() == ["0", "1", "0"]
+    (cut / "run.json").rename("run.json")
+    status, _, err = gradhpo(capsys, "--out", "d")
+    assert status == 1 and "run whose run.json is missing" in err and counting()[3:] == []
+    shutil.copytree(cut / "unfinished", "whole/unfinished")
+    status, _, err = gradhpo(capsys, "--out", "whole", "--overwrite")
+    assert status == 0 and "damaged" not in err and counting()[3:] == ["0", "1", "2", "3"]
+
+
+def test_09_a_command_that_cannot_run_removes_no_part(cut, capsys, counting, monkeypatch):
+    def fails(config, progress):
+        raise ValueError("no such data")
+
+    before = {path: path.read_bytes() for path in cut.rglob("*.json")}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["counting_study"], "run", fails)
+        with pytest.raises(ValueError, match="no such data"):
+            gradhpo(capsys, "--out", "d", "--overwrite")
+    assert {path: path.read_bytes() for path in cut.rglob("*.json")} == before
+    assert gradhpo(capsys, "--out", "d", "--resume")[0] == 0
+    assert counting() == ["0", "1", "2", "3"] and files("d") == files("whole")
+
+
+def test_16_a_part_of_another_run_is_computed_again(cut, capsys, counting, monkeypatch):
+    monkeypatch.setenv("STOP", "1")
+    gradhpo(capsys, "--out", "e")
+    monkeypatch.delenv("STOP")
+    for part in (cut / "unfinished").glob("seed_0*.json"):
+        shutil.copy(part, "e/unfinished")
+    status, _, err = gradhpo(capsys, "--out", "e", "--resume")
+    assert status == 0 and "(it is a part of another run)" in err
+    assert counting() == ["0", "1"] + ["0", "1"] + ["0", "2", "3"]
+
+
+def test_16_commands_know_the_runs_of_others(capsys, tmp_path):
+    Path("d").mkdir()
+    run_record.begin(tmp_path / "d", run_record.Run("gradhpo tune", {"task": "m:t"}, seeds=1))
+    status, _, err = gradhpo(capsys, "--out", "d", "--resume")
+    assert status == 1 and "a run of gradhpo tune, not of gradhpo run counting" in err
+    status, _, err = gradhpo(capsys, "--out", "d")
+    assert status == 1 and "holds a run of gradhpo tune that was cut off" in err
 
 
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--rate", "0.2"], "other settings, and runs do not mix: rate: 0.1 -> 0.2."),
-        (["--rate", "0.2", "--seeds", "7"], "seeds: 5 -> 7; rate: 0.1 -> 0.2."),
+        (["--rate", "0.2"], "another one, and runs do not mix: --rate: 0.1 -> 0.2."),
+        (["--rate", "0.2", "--seeds", "7"], "--seeds: 5 -> 7; --rate: 0.1 -> 0.2."),
     ],
     ids=["one", "two"],
 )
@@ -146,7 +197,9 @@ def test_16_other_settings_are_refused(which, options, words, cut, capsys, count
 def test_16_another_study_is_refused(cut, capsys, monkeypatch):
     monkeypatch.setitem(registry.STUDIES, "other", registry.STUDIES["counting"])
     assert cli.main(["run", "other", "--out", "d", "--resume"]) == 1
-    assert "holds a run of counting, not of other" in capsys.readouterr().err
+    assert (
+        "holds a run of gradhpo run counting, not of gradhpo run other" in capsys.readouterr().err
+    )
 
 
 def test_09_without_a_run_there_is_nothing_to_go_on_with(capsys, counting):
@@ -191,8 +244,8 @@ def test_04_a_damaged_part_is_told_and_computed_again(cut, capsys, counting):
 def test_05_no_flipped_bit_goes_unseen(cut, capsys):
     """One in every byte, where the part can still be read as JSON; the rest is test_04's."""
     path, _ = sorted((cut / "unfinished").glob("seed*.json"))
-    content, run = path.read_bytes(), json.loads((cut / "unfinished/run.json").read_text())
-    kept, told = parts.Parts(cut / "unfinished", run, lambda line: told.append(line)), []
+    content, told, run = path.read_bytes(), [], run_record.read(cut)
+    kept = parts.Parts(cut, run, told.append, resume=True)
     want = kept.once("seed 0", lambda: 1 / 0, ())
     rng = np.random.default_rng(0)
     for i in range(len(content)):
@@ -200,14 +253,14 @@ def test_05_no_flipped_bit_goes_unseen(cut, capsys):
         flipped[i] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         told.clear()
-        kept = parts.Parts(cut / "unfinished", run, told.append)
+        kept = parts.Parts(cut, run, told.append, resume=True)
         got = kept.once("seed 0", lambda: np.zeros(3), ())
         # Among the spaces between the words, and in names of keys that do not count, none matters.
         assert np.array_equal(got, want) or told, i
 
 
 def test_06_a_damaged_note_of_the_run_is_refused(cut, capsys, counting):
-    (cut / "unfinished/run.json").write_text('{"study": "counting"')
+    (cut / "run.json").write_text('{"study": "counting"')
     status, out, err = gradhpo(capsys, "--out", "d", "--resume")
     assert (status, out) == (1, "") and "run.json is damaged" in err and "--overwrite" in err
     assert counting() == ["0", "1"]

@@ -111,7 +111,7 @@ class CutOff(BaseException):
 def run(name, out, monkeypatch, at_most=None, resume=False):
     """A run as that of `gradhpo run`: how many parts it computed. Cut off after `at_most`."""
     study, computed = load(name), []
-    config = study.Config(**SETTINGS[name], out=out)
+    config = study.Config(**SETTINGS[name], out=out, resume=resume)
     whole = parts.Parts.once
 
     def once(self, part, compute, types):
@@ -128,7 +128,7 @@ def run(name, out, monkeypatch, at_most=None, resume=False):
         monkeypatch.setattr(datasets, "load", lambda *_: noise(name))
     monkeypatch.setattr(parts.Parts, "once", once)
     out.mkdir(exist_ok=True)
-    with parts.keeping(out, name, config, lambda line: None, resume) as kept:
+    with parts.keeping(name, config, lambda line: None) as kept:
         report.write(study.run(config), out)
         kept.finish()
     return len(computed)
@@ -141,7 +141,8 @@ def contents(out, name):
     result = json.loads(found["result.json"])
     for key in ("wall_seconds", "versions", "command"):
         del result[key]
-    del result["settings"]["out"]
+    del result["settings"]["out"], result["settings"]["resume"]
+    del found["run.json"]  # has a name of its own
     for method in result["methods"].values():
         for group in (method["metrics"], method["paired_difference"]):
             for metric in metrics & group.keys():
@@ -159,12 +160,12 @@ def goes_on(name, tmp_path, monkeypatch):
     done = in_all // 2
     with monkeypatch.context() as patch, pytest.raises(CutOff):
         run(name, tmp_path / "cut", patch, at_most=done)
-    there = report.files.unfinished_parts(tmp_path / "cut")
+    there = parts.unfinished_parts(tmp_path / "cut")
     assert done <= len(there) <= done + 1  # two at a time in `tutorial` and `sinusoid`
     with monkeypatch.context() as patch:
         assert run(name, tmp_path / "cut", patch, resume=True) == in_all - len(there)
     got, want = (contents(tmp_path / which, name) for which in ("cut", "whole"))
-    assert got.keys() == want.keys() and "run.json" in got
+    assert got.keys() == want.keys()
     assert [file for file in want if got[file] != want[file]] == []
 
 

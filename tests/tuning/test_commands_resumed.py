@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 
 import pytest
 
@@ -122,8 +123,8 @@ def test_compare_goes_on(run, every, here, methods, budget, cuts):
     pytest.importorskip("optuna")
     options = ("--episodes", "2", "--seeds", "2", "--budget", str(budget), "--method", *methods)
     cut_again_and_again(run, ("compare", *SHORT, *options), cuts, here)
-    assert list((here / "cut/checkpoints").glob("seed0-*/training000"))
-    assert not list((here / "cut/checkpoints").glob("seed1-*/training0*"))
+    kept = [path.name for path in (here / "cut/checkpoints").glob("seed?-*/training0*")]
+    assert kept == ["training000"] * 2 * len(methods)  # by which a changed task is found out
 
 
 def test_lines_that_a_power_failure_has_taken(run, here, monkeypatch):
@@ -134,7 +135,7 @@ def test_lines_that_a_power_failure_has_taken(run, here, monkeypatch):
     run("tune", *SHORT, "--alone", "--out", "cut")
     lines = here / "cut/checkpoints/seed0-tuned/episodes.jsonl"
     whole = lines.read_bytes().splitlines(keepends=True)
-    lines.write_bytes(b"".join(whole[:2]) + whole[2][:-9])
+    lines.write_bytes(b"".join(whole[:3]) + whole[3][:-9])
     with pytest.warns(GradhpoWarning, match="ends at step 10: the state of step 15 is of no use"):
         assert run("tune", *SHORT, "--alone", "--out", "cut", "--resume")[0] == 0
     assert files(here / "cut") == files(here / "whole")
@@ -160,12 +161,12 @@ def test_what_does_not_go_on_is_one_line(run, here):
     run("tune", *SHORT, "--out", "a")
     before = {path: path.stat() for path in here.rglob("a/**/*") if path.is_file()}
     for command, message in {
-        ("tune", *SHORT): "holds a run that was cut off. Go on by --resume, choose another",
+        ("tune", *SHORT): "holds a run of gradhpo tune that was cut off. Go on by --resume, choose",
         ("tune", *SHORT, "--resume", "--steps", "4", "--method", "t1t2"): (
-            "is another one: --steps: 5 -> 4; --method: one_step -> t1t2. Give what it was"
+            "runs do not mix: --steps: 5 -> 4; --method: one_step -> t1t2. Give what it was"
         ),
         ("tune", "small:task", *SHORT[1:], "--resume"): "task: small:strict -> small:task",
-        ("compare", *SHORT, "--resume"): "holds a run of gradhpo tune, not of compare",
+        ("compare", *SHORT, "--resume"): "holds a run of gradhpo tune, not of gradhpo compare",
     }.items():
         status, err = run(*command, "--out", "a")
         assert status == 1 and message in err and len(err.splitlines()) == 1
@@ -197,8 +198,9 @@ def test_a_task_that_has_changed(run, here):
     assert len(err.splitlines()) == 2  # after: going on with
 
 
-def test_without_the_packages(run, here, monkeypatch):
-    monkeypatch.setitem(sys.modules, "filelock", None)
+@pytest.mark.parametrize("missing", ["filelock", "orbax.checkpoint"])  # others fill orbax, too
+def test_without_the_packages(run, here, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
     status, err = run("tune", *SHORT, "--alone", "--out", "a")
     assert status == 0 and 'cut off: pip install ".[checkpoint]"' in err
     assert not (here / "a/checkpoints").exists() and not (here / "a/run.json").exists()
@@ -221,6 +223,14 @@ def test_overwrite_begins_anew_and_removes_what_is_ours(run, here):
     assert (other / "step-0000000010").is_dir() and (kept / "seed3-tuned").is_symlink()
     assert (kept / "seed0-tuned/notes.txt").read_text() == "mine"
     assert os.listdir(kept / "seed0-untuned") == ["step-0000000009"]
+
+
+def test_the_disk_is_tried_out_once(run, here, monkeypatch):
+    temporary, tried = tempfile.TemporaryFile, []
+    monkeypatch.setattr(
+        tempfile, "TemporaryFile", lambda dir: tried.append(dir) or temporary(dir=dir)
+    )
+    assert run("tune", *SHORT, "--alone", "--out", "a")[0] == 0 and tried == [here / "a"]
 
 
 def test_a_termination_ends_the_command_as_an_interrupt_does(run, here, monkeypatch):

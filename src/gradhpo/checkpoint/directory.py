@@ -23,12 +23,24 @@ from contextlib import suppress
 from pathlib import Path
 
 from gradhpo.checkpoint.errors import CheckpointDamaged
-from gradhpo.utils._files import flush
+from gradhpo.checkpoint.lock import HOLDER, LOCK
+from gradhpo.utils._files import flush, name_aside
 
-__all__ = ["numbers", "path_of", "prepare", "publish", "remove", "set_aside", "sweep", "verify"]
+__all__ = [
+    "is_own",
+    "numbers",
+    "path_of",
+    "prepare",
+    "publish",
+    "remove",
+    "set_aside",
+    "sweep",
+    "verify",
+]
 
 SUMS, UNFINISHED = "SHA256SUMS", ".unfinished-"
 NAME = re.compile(r"step-([0-9]{10,})")
+OWN = re.compile(rf"{NAME.pattern}(\.damaged(-\d+)?)?")
 MOST = 1 << 26  # bytes of a list of files or a manifest: those of 200 000 leaves
 
 
@@ -168,12 +180,18 @@ def remove(directory: Path, step: int) -> None:
 def set_aside(directory: Path, step: int) -> Path:
     """Rename a damaged checkpoint, so that it is kept and not read again."""
     path = path_of(directory, step)
-    for count in range(1000):
-        aside = path.with_name(f"{path.name}.damaged{f'-{count}' if count else ''}")
-        if not os.path.lexists(aside):
-            os.rename(path, aside)
-            return aside
-    raise FileExistsError(f"{path} has been found damaged a thousand times.")
+    aside = name_aside(path)
+    os.rename(path, aside)
+    return aside
+
+
+def is_own(path: Path) -> bool:
+    """Whether a writer has left this in its directory: a checkpoint, one that is set aside or cut
+    off, a file of the lock. Links and what belongs to others are none."""
+    if path.name in (LOCK, HOLDER):
+        return not path.is_dir()
+    found = OWN.fullmatch(path.name) or path.name.startswith(UNFINISHED)
+    return bool(found) and path.is_dir() and not path.is_symlink()
 
 
 def sweep(directory: Path) -> None:

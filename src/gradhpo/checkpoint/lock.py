@@ -43,8 +43,8 @@ def only_writer(directory: Path, takeover: bool = False) -> Iterator[None]:
     try:
         if not takeover and (found := _read(holder)) and not _ended(found):
             raise DirectoryBusy(
-                f"{_who(directory, found)} {_OTHER} If that process is known to have ended, give "
-                f"takeover=True, or remove {holder}."
+                f"{_who(directory, found)} {_OTHER} If that process is known to have ended, "
+                f"remove {holder}, or in Python give takeover=True."
             )
         _write(holder, _me())
         try:

@@ -7,10 +7,11 @@
 Knows no study: a study imports this, never the other way round.
 """
 
-from gradhpo.report.files import output_directory, read, write, write_csv, write_each
+from gradhpo.report.files import read, write, write_csv, write_each
 from gradhpo.report.intervals import Summary, interval, paired
 from gradhpo.report.provenance import command, versions
 from gradhpo.report.results import METRICS, Difference, MethodResult, StudyResult, summarize
+from gradhpo.report.run_directory import output_directory
 from gradhpo.report.tables import table
 
 __all__ = [

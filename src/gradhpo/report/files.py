@@ -1,11 +1,9 @@
-"""The files of a run: its directory, `result.json`, `curves.csv`, and those of the study."""
+"""The files of a result: `result.json`, `curves.csv`, and those of the study."""
 
 import csv
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,94 +14,7 @@ from gradhpo.report.results import StudyResult
 from gradhpo.utils._files import publish
 from gradhpo.utils.logging import printable
 
-__all__ = [
-    "RUN",
-    "UNFINISHED",
-    "output_directory",
-    "read",
-    "unfinished_parts",
-    "write",
-    "write_csv",
-    "write_each",
-]
-
-RESULTS = (
-    ".csv",
-    ".html",
-    ".json",
-    ".jsonl",
-    ".png",
-)  # kinds of files; their names are known when a study has run
-ROOM = 16 << 20  # bytes; few runs write more
-UNFINISHED, RUN = "unfinished", "run.json"  # see `gradhpo.report.parts`
-
-
-def output_directory(
-    path: str | Path,
-    overwrite: bool = False,
-    names: Sequence[str] = (),
-    resume: bool = False,
-) -> Path:
-    """Create the directory a study writes to, try it out, and return it as an absolute path.
-
-    Called before the work starts, so that a long run does not end in an error that was
-    there from the beginning.
-
-    Args:
-        path: The directory. It may hold other files, but none of the kinds that studies write
-            (.json, .jsonl, .csv, .png, .html).
-        names: Other files that are going to be written, which it may not hold either.
-        overwrite: Whether it may hold those too; they are replaced where the names agree.
-        resume: Whether a run that was cut off there goes on.
-
-    Raises:
-        NotADirectoryError: `path`, or one of its parents, is a file.
-        FileExistsError: it holds results, or finished parts of a run that was cut off.
-        OSError: the directory cannot be created or written to, or the disk is full.
-
-    >>> import tempfile
-    >>> output_directory(tempfile.mkdtemp() + "/a/b").name
-    'b'
-    """
-    absolute = Path(path).absolute()
-    try:
-        absolute.mkdir(parents=True, exist_ok=True)
-        there = [
-            file for file in absolute.iterdir() if file.suffix in RESULTS or file.name in names
-        ]
-        results = sorted(file.name for file in there)
-        # Trying is the only sure test: permission bits say nothing to root or on a network disk.
-        with tempfile.TemporaryFile(dir=absolute) as file:
-            file.write(bytes(ROOM))
-            file.flush()
-            os.fsync(file.fileno())
-    except (FileExistsError, NotADirectoryError):
-        message = f"the output path {absolute} is, or lies below, a file; choose a directory."
-        raise NotADirectoryError(message) from None
-    except OSError as error:
-        raise type(error)(
-            f"cannot write to {absolute}: {error.strerror}. Choose another directory with --out, "
-            f"with {ROOM >> 20} MB to spare."
-        ) from None
-    parts = unfinished_parts(absolute)
-    if parts and not (overwrite or resume):
-        raise FileExistsError(
-            f"{absolute} holds an unfinished run, with {len(parts)} finished parts. Go on with "
-            "--resume, choose another directory with --out, or begin anew with --overwrite."
-        )
-    if results and not (overwrite or parts):
-        more = ", ..." if len(results) > 3 else ""
-        raise FileExistsError(
-            f"{absolute} holds results already ({', '.join(results[:3])}{more}). Choose another "
-            "directory with --out, or replace them with --overwrite."
-        )
-    return absolute
-
-
-def unfinished_parts(out: Path) -> list[Path]:
-    """The finished parts of a run that was cut off in this directory."""
-    known = (out / UNFINISHED / RUN).is_file()
-    return sorted((out / UNFINISHED).glob("[!.]*-????????.json")) if known else []
+__all__ = ["read", "write", "write_csv", "write_each"]
 
 
 def write(result: StudyResult, out: str | Path) -> list[Path]:

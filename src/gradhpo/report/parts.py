@@ -6,9 +6,8 @@ A study is a loop over parts that do not depend on each other: a method in a set
 Within `keeping`, as in `gradhpo run`, each is written to the directory when it is done, and a later
 process that goes on there takes it instead of computing it:
 
-    DIR/unfinished/run.json         what is run: the study, its settings, the versions
-    DIR/unfinished/NAME-DIGEST.json   a part, with the SHA-256 of what it says
-    DIR/run.json                    in place of all that, when the results are written
+    DIR/run.json                      what is run, see `run_record`
+    DIR/unfinished/NAME-DIGEST.json   a part, with the SHA-256 of what it says, until all are there
 """
 
 import hashlib
@@ -16,27 +15,29 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
-from gradhpo.checkpoint.lock import only_writer
-from gradhpo.report.config import Progress
-from gradhpo.report.files import RUN, UNFINISHED, unfinished_parts
+from gradhpo.report import run_record
+from gradhpo.report.config import Progress, StudyConfig
 from gradhpo.report.packing import pack, unpack
 from gradhpo.report.provenance import versions
-from gradhpo.report.results import plain
+from gradhpo.report.run_directory import held
+from gradhpo.report.run_record import Run
 from gradhpo.utils._differences import differences
 from gradhpo.utils._files import publish
 
-__all__ = ["Parts", "finished", "keeping", "once"]
+__all__ = ["Parts", "keeping", "once", "unfinished_parts"]
 
 T = TypeVar("T")
 Types = tuple[type, ...]
 
+UNFINISHED = "unfinished"
 WHERE = ("out", "overwrite", "resume")  # settings that no number depends on
 
 
@@ -64,13 +65,21 @@ class Parts:
     """The parts of one run; see `keeping`.
 
     Attributes:
+        out: Absolute.
+        begun: Whether this process has computed one.
         seconds: What the parts that were on disk had taken, when they were computed.
     """
 
-    def __init__(self, folder: Path, run: Mapping[str, Any], tell: Progress) -> None:
-        self.folder, self.tell, self.seconds = folder, tell, 0.0
-        self._run = _digest({key: run[key] for key in ("study", "settings")})
+    def __init__(self, out: Path, run: Run, tell: Progress, resume: bool) -> None:
+        self.out, self.tell, self.seconds = out, tell, 0.0
+        self._run, self._resume = run, resume
         self._names: set[str] = set()
+        self.begun, self._beginning = False, Lock()
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier process has done all of this run."""
+        return self._run.finished
 
     def once(self, name: str, compute: Callable[[], T], types: Types) -> T:
         """See the function `once`."""
@@ -78,8 +87,9 @@ class Parts:
             raise ValueError(f"two parts of this run are {name!r}: is a setting given twice?")
         self._names.add(name)
         readable = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")[:80]
-        path = self.folder / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
-        if path.exists():
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        path = self.out / UNFINISHED / f"{readable}-{digest}.json"
+        if self._resume and path.exists():
             try:
                 content = self._read(path, name)
                 value = unpack(content["value"], types)
@@ -90,118 +100,82 @@ class Parts:
         began = time.perf_counter()
         value = pack(compute(), types)
         seconds = time.perf_counter() - began
-        content = {"name": name, "run": self._run, "seconds": seconds, "value": value}
+        content = {"name": name, "run": self._run.id, "seconds": seconds, "value": value}
         text = json.dumps({"sha256": _digest(content), "content": content}, indent=1) + "\n"
+        self._begin()
         publish(path, lambda path: path.write_text(text, encoding="utf-8", newline=""))
         return unpack(value, types)
+
+    def _begin(self) -> None:
+        """The first part is computed: the command can run, and what another run has left goes."""
+        with self._beginning:  # parts may be computed side by side
+            if self.begun:
+                return
+            if not self._resume:
+                for path in unfinished_parts(self.out):
+                    path.unlink()
+            run_record.begin(self.out, self._run)
+            self.begun = True
 
     def _read(self, path: Path, name: str) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
         content = found["content"]
         if found["sha256"] != _digest(content):
             raise ValueError("its SHA-256 is another")
-        if (content["name"], content["run"]) != (name, self._run):
+        if (content["name"], content["run"]) != (name, self._run.id):
             raise ValueError("it is a part of another run")
         return content
 
     def finish(self) -> None:
         """The results are written: what was asked for stays, the parts go."""
-        (self.folder / RUN).replace(self.folder.with_name(RUN))
-        shutil.rmtree(self.folder, ignore_errors=True)
+        run_record.finish(self.out, self._run)
+        shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
 
 
 @contextmanager
-def keeping(
-    out: Path, study: str, config: Any, tell: Progress, resume: bool = False
-) -> Iterator[Parts]:
+def keeping(study: str, config: StudyConfig, tell: Progress) -> Iterator[Parts]:
     """Within it, `once` keeps the parts of a run, and takes those that are there with `resume`.
 
     Args:
-        out: The directory of the run, see `output_directory`; without `resume`, parts of an earlier
-            run there are removed.
-        study, config: What is run.
+        study, config: What is run, and where. With `overwrite`, what another run has left goes when
+            the first part of this one has been computed.
         tell: Told how much there is already, of damaged parts and of other versions.
 
     Raises:
-        DirectoryBusy: another process runs there; names it.
-        FileNotFoundError: there is nothing to go on with.
-        ValueError: there is, but it is another study, or has other settings; names them.
+        FileExistsError, FileNotFoundError, ValueError, DirectoryBusy, OSError: see `held`.
     """
-    folder, run = out / UNFINISHED, {"study": study, "settings": _settings(config)}
-    run["versions"] = versions()
-    if resume and not (folder / RUN).is_file():
-        raise FileNotFoundError(f"{out} holds no run to go on with; without --resume one is begun.")
-    folder.mkdir(exist_ok=True)
-    with only_writer(folder):
+    out, resume = config.out.absolute(), config.resume
+    asked = Run(f"gradhpo run {study}", run_record.settings_of(config, WHERE))
+    there = partial(unfinished_parts, out)
+    with held(out, asked, UNFINISHED, there, overwrite=config.overwrite, resume=resume) as run:
+        parts = Parts(out, run, tell, resume)
+        if run.finished:
+            yield parts
+            return
         if resume:
-            _go_on(out, run, tell)
-        else:
-            _begin(out, run)
-        parts = Parts(folder, run, tell)
+            _tell_of(out, run, tell)
         token = _parts.set(parts)
         try:
             yield parts
         except BaseException:
-            if there := unfinished_parts(out):
-                tell(f"{len(there)} finished parts are kept in {folder}: go on with --resume")
-            else:
-                shutil.rmtree(folder, ignore_errors=True)  # in nobody's way
+            if not there():
+                shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # in nobody's way
+            elif resume or parts.begun:  # else they are of another run
+                tell(f"{len(there())} finished parts are kept in {out}: go on with --resume")
             raise
         finally:
             _parts.reset(token)
 
 
-def _begin(out: Path, run: Mapping[str, Any]) -> None:
-    for path in unfinished_parts(out):
-        path.unlink()
-    text = json.dumps(run, indent=1) + "\n"
-    publish(out / UNFINISHED / RUN, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _go_on(out: Path, run: Mapping[str, Any], tell: Progress) -> None:
-    begun = _read_run(out / UNFINISHED / RUN)
-    _refuse_other(begun, run, out)
-    changed = "; ".join(differences(begun.get("versions", {}), run["versions"]))
-    if changed:
+def _tell_of(out: Path, run: Run, tell: Progress) -> None:
+    if changed := "; ".join(differences(run.versions, versions())):
         tell(f"the finished parts may differ in their last bits from what follows: {changed}")
     tell(f"going on with {len(unfinished_parts(out))} finished parts in {out / UNFINISHED}")
 
 
-def finished(out: Path, study: str, config: Any) -> bool:
-    """Whether a directory holds the results of this very run.
-
-    Raises:
-        ValueError: it holds those of another study, or of one with other settings; names them.
-    """
-    if not (out / RUN).is_file() or (out / UNFINISHED / RUN).is_file():
-        return False
-    _refuse_other(_read_run(out / RUN), {"study": study, "settings": _settings(config)}, out)
-    return True
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in plain(config).items() if key not in WHERE}
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-        if {"study", "settings"} <= found.keys() and isinstance(found["settings"], dict):
-            return found
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    raise ValueError(f"{path} is damaged: the run cannot go on. Begin anew with --overwrite.")
-
-
-def _refuse_other(there: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
-    if there["study"] != run["study"]:
-        raise ValueError(f"{out} holds a run of {there['study']}, not of {run['study']}.")
-    changed = "; ".join(differences(there["settings"], run["settings"]))
-    if changed:
-        raise ValueError(
-            f"the run in {out} has other settings, and runs do not mix: {changed}. Give those that "
-            "it was begun with, or begin another in another directory with --out."
-        )
+def unfinished_parts(out: Path) -> list[Path]:
+    """The files of finished parts in this directory."""
+    return sorted((out / UNFINISHED).glob("[!.]*-????????.json"))
 
 
 def _digest(content: Any) -> str:

@@ -160,7 +160,7 @@ def _tuned(
     if n := config.warm_start:
         place = run.place(f"seed{seed}-probes")
         probes = by_search(target.make, "random", length, n, seed, config.width, place=place)
-        place.thin(spared=())
+        place.thin(spared={0})  # by which a changed task is found out
         state, spent = at(task, method, outer, lowest(probes).drawn), probes[-1].spent
         earlier = sum(probe.earlier for probe in probes)
     place = run.place(f"seed{seed}-tuned")

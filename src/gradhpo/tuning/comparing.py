@@ -136,7 +136,7 @@ def compare(
                 done = list(
                     _trainings(make, method, by, rate, length, budget, seed, width, on_failure, own)
                 )
-                own.thin(spared={0} if seed == 0 else ())  # by which a changed task is found out
+                own.thin(spared={0})  # by which a changed task is found out
                 judged, costs[name] = lowest(done).judged, cost(done)
                 earlier += sum(each.earlier for each in done)
                 found[name] = judged | {"val_loss_by_epoch": so_far(done, budget)}

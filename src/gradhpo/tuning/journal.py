@@ -2,16 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from gradhpo.core.estimator import Cost
-from gradhpo.utils._files import publish
+from gradhpo.utils._files import name_aside, not_a_link, publish
 from gradhpo.utils.validation import complain
 
 __all__ = ["Done", "Journal", "LogRow"]
+
+
+FORMAT = 1  # of a file; a row may get more fields that have a default
 
 
 class LogRow(NamedTuple):
@@ -45,18 +50,40 @@ T = TypeVar("T", "LogRow", "Done")
 class Journal(Generic[T]):
     """Rows in a file of JSON lines, each there whole or not at all; numbers come back exactly.
 
+    The first line says the format, the kind of the rows and whose they are. Of a file that is
+    damaged, or of another run, what is before that is used; the file is set aside before anything
+    is written. Reading changes nothing.
+
     Attributes:
-        rows: All of them, those of earlier processes first: up to the first line that is cut off or
-            damaged.
+        rows: All of them, those of earlier processes first.
     """
 
-    def __init__(self, kind: type[T], path: Path | None = None):
-        self._path, self._broken = path, False
+    def __init__(self, kind: type[T], path: Path | None = None, run: str = ""):
         self.rows: list[T] = []
-        if path is not None and path.exists():
-            with path.open("rb") as lines:
-                self.rows = list(_rows(kind, lines))
-            self.cut(len(self.rows))
+        self._path, self._broken, self._damaged = path, False, False
+        self._head = {"format": FORMAT, "rows": kind.__name__, "run": run}
+        self._size = 0  # bytes of what is used of the file
+        if path is not None and not_a_link(path).exists():
+            self._read(kind, path)
+
+    def _read(self, kind: type[T], path: Path) -> None:
+        *lines, _ = path.read_bytes().split(b"\n")  # after the last one, what was cut off
+        try:
+            for line in lines:
+                said = _said(line)
+                if self._size:
+                    self.rows.append(kind(**said))
+                elif said != self._head:
+                    raise ValueError(f"begins with {said}, and not with {self._head}")
+                self._size += len(line) + 1
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            self._damaged = True
+            complain(
+                f"line {len(self.rows) + bool(self._size) + 1} of {path} is damaged, or none of "
+                f"this run and release ({error}): what is before it is used. The file will be "
+                f"kept as {name_aside(path).name}.",
+                strict=False,
+            )
 
     def add(self, row: T) -> None:
         """One more row. If it cannot be written, no more are: a file has no gaps."""
@@ -64,8 +91,12 @@ class Journal(Generic[T]):
         if self._path is None or self._broken:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _append(self._path, _line(row))
+            if self._damaged or not self._size:
+                self._write(self._path)
+            else:
+                line = _line(row._asdict())
+                _append(self._path, line, self._size)
+                self._size += len(line)
         except OSError as error:
             self._broken = True
             complain(
@@ -76,39 +107,47 @@ class Journal(Generic[T]):
 
     def cut(self, rows: int) -> None:
         """Keep so many rows, the first ones."""
+        dropped = self.rows[rows:]
         del self.rows[rows:]
-        content = b"".join(map(_line, self.rows))
-        if self._path is not None and self._path.exists() and self._path.read_bytes() != content:
-            publish(self._path, lambda path: path.write_bytes(content))
+        if self._path is not None and (dropped or self._damaged):
+            self._write(self._path)
+
+    def _write(self, path: Path) -> None:
+        """All of it, and set aside what is damaged."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._damaged:
+            publish(name_aside(path), partial(shutil.copyfile, path))
+        content = b"".join(map(_line, (self._head, *(row._asdict() for row in self.rows))))
+        publish(path, lambda path: path.write_bytes(content))
+        self._damaged, self._size = False, len(content)
 
 
-def _line(row: LogRow | Done) -> bytes:
-    said = json.dumps(row._asdict())
-    return json.dumps({"row": row._asdict(), "sha256": _digest(said)}).encode() + b"\n"
+def _line(said: dict[str, Any]) -> bytes:
+    return json.dumps({"row": said, "sha256": _digest(said)}).encode() + b"\n"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _said(line: bytes) -> dict[str, Any]:
+    found = json.loads(line)
+    if found["sha256"] != _digest(found["row"]):
+        raise ValueError("its SHA-256 is another")
+    return found["row"]
 
 
-def _rows(kind: type[T], lines: Iterable[bytes]) -> Iterator[T]:
-    for line in lines:
+def _digest(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _append(path: Path, line: bytes, size: int) -> None:
+    """At the end of so many bytes; what is after them had been cut off."""
+    follow_no_link = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+    number = os.open(path, os.O_WRONLY | os.O_APPEND | follow_no_link | getattr(os, "O_BINARY", 0))
+    with open(number, "ab", buffering=0) as file:
         try:
-            row = kind(**json.loads(line)["row"])
-        except (KeyError, TypeError, ValueError, RecursionError):
-            return
-        if _line(row) != line:
-            return
-        yield row
-
-
-def _append(path: Path, line: bytes) -> None:
-    with path.open("ab", buffering=0) as file:
-        start = file.tell()
-        try:
+            if os.fstat(number).st_size > size:
+                file.truncate(size)
             while line:
                 line = line[file.write(line) :]
         except OSError:
             with suppress(OSError):
-                file.truncate(start)
+                file.truncate(size)
             raise

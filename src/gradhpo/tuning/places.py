@@ -20,37 +20,50 @@ from pathlib import Path
 from typing import Any
 
 from gradhpo.checkpoint import Checkpoints, restore, steps
-from gradhpo.checkpoint.directory import set_aside
+from gradhpo.checkpoint.directory import is_own, set_aside
 from gradhpo.core.state import BilevelState
 from gradhpo.tuning.journal import Done, Journal, LogRow
+from gradhpo.utils._files import not_a_link
 from gradhpo.utils.validation import complain
 
 __all__ = ["NOWHERE", "Place", "Sequence"]
 
 EVERY = 30.0  # seconds between two states that are saved
 EPISODES, TRAININGS = "episodes.jsonl", "trainings.jsonl"
-FILES = (EPISODES, TRAININGS, ".lock", "holder.json")
-STATES = re.compile(r"step-\d{10}(\.damaged(-\d+)?)?|\.unfinished-.*")
-PART = re.compile(r"training(\d{3,})")
+JOURNAL = re.compile(r"(episodes|trainings)\.jsonl(\.damaged(-\d+)?)?")
+PART = re.compile(r"training\d{3,}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A directory of one training, or of several in a row; without a path nothing is kept."""
+    """A directory of one training, or of several in a row; without a path nothing is kept.
+
+    Attributes:
+        begun: Called after every episode: from the first one on there is something to go on from.
+        run: Whose trainings they are; lines of another run are not read.
+    """
 
     path: Path | None = None
     begun: Callable[[], None] = lambda: None
-    """Called after every episode: from the first one on there is something to go on from."""
+    run: str = ""
 
     @property
     def there(self) -> bool:
         """Whether it holds a state."""
         return self.path is not None and bool(steps(self.path))
 
+    @property
+    def used(self) -> bool:
+        """Whether it holds a state or a line of any training."""
+        return (
+            self.there
+            or any(map(_is_journal, self._own()))
+            or any(self._at(path).used for path in self._parts())
+        )
+
     def part(self, i: int) -> "Place":
         """Of training `i` in a row."""
-        path = None if self.path is None else self.path / f"training{i:03d}"
-        return dataclasses.replace(self, path=path)
+        return self if self.path is None else self._at(not_a_link(self.path / f"training{i:03d}"))
 
     def unkept(self) -> "Place":
         """The same, without a path."""
@@ -60,7 +73,7 @@ class Place:
         """Of a training. States that are ahead of it are set aside, and lines without one go."""
         if self.path is None:
             return Journal(LogRow)
-        journal = Journal(LogRow, self.path / EPISODES)
+        journal = Journal(LogRow, self.path / EPISODES, self.run)
         last = journal.rows[-1].step if journal.rows else -1
         for step in steps(self.path):
             if step > last:
@@ -74,32 +87,65 @@ class Place:
             journal.cut(0)
         return journal
 
-    def checkpoints(self, about: Callable[[], dict[str, Any]]) -> Checkpoints | None:
+    def trainings(self) -> Journal[Done]:
+        """Of trainings in a row."""
+        return Journal(Done, None if self.path is None else self.path / TRAININGS, self.run)
+
+    def checkpoints(self, **about: Any) -> Checkpoints | None:
         """For `gradhpo.tune`. Whose turn it is here, the lock of the command says."""
         if self.path is None:
             return None
-        return Checkpoints(directory=self.path, seconds=EVERY, about=about(), takeover=True)
+        return Checkpoints(directory=self.path, seconds=EVERY, about=about, takeover=True)
 
     def remove(self) -> None:
         """Remove what is kept here. Files of others stay, and no link is followed."""
-        if self.path is None or self.path.is_symlink() or not self.path.is_dir():
-            return
         self.thin(spared=())
-        for path in list(self.path.iterdir()):
-            if path.name in FILES:
-                path.unlink()
-            elif STATES.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+        for path in self._own():
+            if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):  # something of others is in there
-            self.path.rmdir()
+            else:
+                path.unlink()
+        self._leave()
+
+    def move(self, to: Path) -> None:
+        """Move it elsewhere, but for files of others, and nothing through a link."""
+        for path in self._parts():
+            self._at(path).move(to / path.name)
+        for path in self._own():
+            to.mkdir(parents=True, exist_ok=True)
+            path.replace(to / path.name)
+        self._leave()
 
     def thin(self, spared: Collection[int], upto: float = math.inf) -> None:
         """Remove the states of trainings in a row, up to one of them, but for those spared."""
-        found = () if self.path is None or self.path.is_symlink() else self.path.glob("training*")
-        for path in list(found):
-            match = PART.fullmatch(path.name)
-            if match and int(match[1]) not in spared and int(match[1]) <= upto:
-                dataclasses.replace(self, path=path).remove()
+        for path in self._parts():
+            i = int(path.name.removeprefix("training"))
+            if i not in spared and i <= upto:
+                self._at(path).remove()
+
+    def _at(self, path: Path) -> "Place":
+        return dataclasses.replace(self, path=path)
+
+    def _own(self) -> list[Path]:
+        return [path for path in self._content() if _is_journal(path) or is_own(path)]
+
+    def _parts(self) -> list[Path]:
+        found = (path for path in self._content() if PART.fullmatch(path.name))
+        return [path for path in found if not path.is_symlink()]
+
+    def _content(self) -> list[Path]:
+        """Of the directory, if it is one and no link."""
+        path = self.path
+        return [] if path is None or path.is_symlink() or not path.is_dir() else [*path.iterdir()]
+
+    def _leave(self) -> None:
+        if self.path is not None and not self.path.is_symlink():
+            with suppress(OSError):  # something of others is in there
+                self.path.rmdir()
+
+
+def _is_journal(path: Path) -> bool:
+    return JOURNAL.fullmatch(path.name) is not None and not path.is_dir()
 
 
 NOWHERE = Place()
@@ -114,8 +160,7 @@ class Sequence:
     """
 
     def __init__(self, place: Place):
-        path = None if place.path is None else place.path / TRAININGS
-        self._place, self._journal = place, Journal(Done, path)
+        self._place, self._journal = place, place.trainings()
         self._since = -EVERY
 
     def done(self, i: int) -> Done | None:

@@ -132,7 +132,7 @@ def trained(
             state=state,
             get_task=draws,
             on_failure=on_failure,
-            checkpoint=place.checkpoints(lambda: {"test data": digest_of(task.test)[:16]}),
+            checkpoint=place.checkpoints(test_data=digest_of(task.test)[:16]),
         )
         short = len(look.history.rows) < length.episodes
         ended = "early" if look.early else "stopped" if short else ""
@@ -178,6 +178,7 @@ class _Look:
     def __call__(self, episode: int, state: BilevelState) -> bool:
         self.history(episode, state)
         row = self.history.rows[-1]._replace(seconds=self.seconds)
+        self._begun()  # what is written from now on, is of this run
         self._journal.add(row)
         self._see(row)
         return not self.early
@@ -188,6 +189,7 @@ class _Look:
         self._journal.cut(sum(row.step <= int(state.step) for row in rows))
         if rows:
             self.earlier = rows[-1].seconds
+            self._begun()
         for row in rows:
             self.history.rows.append(row)
             self._see(row)
@@ -200,7 +202,6 @@ class _Look:
         return self.earlier + time.monotonic() - self._began
 
     def _see(self, row: LogRow) -> None:
-        self._begun()
         self._hook(row)
         loss = row.metrics["val_loss"]
         lower = loss < self._lowest

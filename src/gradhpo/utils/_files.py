@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["flush", "publish"]
+__all__ = ["flush", "name_aside", "not_a_link", "publish"]
 
 
 def publish(path: Path, make: Callable[[Path], object]) -> None:
@@ -41,3 +41,23 @@ def flush(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def not_a_link(path: Path) -> Path:
+    """The path, which leads nowhere else.
+
+    Raises:
+        NotADirectoryError: it is a link.
+    """
+    if path.is_symlink():
+        raise NotADirectoryError(f"{path} is a link, and would lead elsewhere: remove it.")
+    return path
+
+
+def name_aside(path: Path) -> Path:
+    """A free name beside it, under which what is damaged is kept and not read again."""
+    for count in range(1000):
+        aside = path.with_name(f"{path.name}.damaged{f'-{count}' if count else ''}")
+        if not os.path.lexists(aside):
+            return aside
+    raise FileExistsError(f"{path} has been found damaged a thousand times.")
