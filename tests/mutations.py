@@ -439,8 +439,8 @@ FAULTS = [
     Fault(
         "checkpoint: arrays of NumPy are not copied",
         "checkpoint/leaves.py",
-        "np.array(x) if isinstance(x, np.ndarray) else x for x in leaves",
-        "x for x in leaves",
+        "else np.array(x, _dtype(x))",
+        "else np.asarray(x, _dtype(x))",
         "tests/faults/test_disk.py::test_13_state_is_that_of_the_call_whatever_is_written_into_it_later",
     ),
     Fault(

@@ -51,6 +51,14 @@ NO_SCALARS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::gradhpo.GradhpoWarning")  # of a loss without the weights
+@pytest.mark.parametrize("name", ["es", "pes", "one_step"])
+def test_47_a_loss_may_be_a_number_of_python(name):
+    opt = method(name)
+    state = step(opt, opt.init(*start()), (train_loss, lambda w, lam, batch: 1.0))
+    assert float(state.metadata["val_loss"]) == 1.0 and not state.metadata["hypergrad_norm"]
+
+
 @DOOR
 @pytest.mark.parametrize("which", [0, 1], ids=["train_loss_fn", "val_loss_fn"])
 def test_47_a_loss_that_is_no_scalar_says_what_it_returned(door, which):

@@ -191,7 +191,7 @@ def _train(problem: BilevelProblem, inner: InnerState, lam: Hyper, window, loop:
     inner = roll(problem.dynamics, inner, lam, window.train, loop=loop)
     batch = tree_last(window.val)
     loss = loss_value(problem.outer_loss, inner.params, lam, batch, inner.model_state)
-    return loss.astype(scalar_dtype(lam)), inner
+    return jnp.asarray(loss, scalar_dtype(lam)), inner
 
 
 def _weighted(weights: jax.Array, directions: Hyper) -> Hyper:
