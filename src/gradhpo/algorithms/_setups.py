@@ -11,7 +11,7 @@ from gradhpo.core.problem import BilevelProblem
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import init_state
 from gradhpo.core.types import LossFn
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.driver.identity import plain_settings
 from gradhpo.driver.setup import Setup
 
@@ -29,7 +29,7 @@ def problem_of(
     return BilevelProblem(dynamics, val_loss, train_loss, optimizer.begin)  # type: ignore[arg-type]
 
 
-@kept
+@cached
 def setup_of(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> Setup:
     """One for equal optimizers and the same losses."""
     return Setup(
@@ -45,7 +45,7 @@ def setup_of(optimizer: Any, train_loss: LossFn, val_loss: LossFn) -> Setup:
     )
 
 
-@kept
+@cached
 def initializer(optimizer: Any) -> Callable[..., BilevelState]:
     """`(params, hyperparams, window, model_state=) -> state`, jitted: helpers such as zeros compile
     as one."""

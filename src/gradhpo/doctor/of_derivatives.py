@@ -17,7 +17,7 @@ from gradhpo.core.types import Loop
 from gradhpo.diagnostics.episode import begin_in_float64, loss_after
 from gradhpo.doctor.faults import Fault, Found, Unseen
 from gradhpo.doctor.patient import Patient
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.estimators.reverse import unrolled_gradients
 from gradhpo.utils._partition import merge, split
 from gradhpo.utils._precision import float64
@@ -111,7 +111,7 @@ def _exact(patient: Patient) -> Any:
     return _unrolled(patient.problem, patient.loop)(patient.inner, patient.lam, patient.window)
 
 
-@kept
+@cached
 def _unrolled(problem: BilevelProblem, loop: Loop) -> Callable:
     unrolled = partial(unrolled_gradients, problem, loop=loop)
     return unrolled if loop == "host" else jax.jit(unrolled)

@@ -7,17 +7,17 @@ from typing import Any
 from gradhpo.core.estimator import compiled
 from gradhpo.driver._recompilation import compilations
 
-__all__ = ["clear_caches", "kept"]
+__all__ = ["cached", "clear_caches"]
 
-KEPT = 32
+PROGRAMS = 32  # of every kind: some MB each
 _caches: list[Any] = [compiled]
 
 
-def kept(make: Callable) -> Any:
+def cached(make: Callable) -> Any:
     """`make` with a bounded cache that `clear_caches` empties: what falls out is freed."""
-    cached = functools.lru_cache(maxsize=KEPT)(make)
-    _caches.append(cached)
-    return cached
+    made = functools.lru_cache(maxsize=PROGRAMS)(make)
+    _caches.append(made)
+    return made
 
 
 def clear_caches() -> None:
@@ -29,6 +29,6 @@ def clear_caches() -> None:
 
     >>> clear_caches()
     """
-    for cached in _caches:
-        cached.cache_clear()
+    for each in _caches:
+        each.cache_clear()
     compilations.clear()

@@ -9,7 +9,7 @@ from gradhpo.core.declared import Declared
 from gradhpo.core.outer import as_outer, within
 from gradhpo.core.step import OuterOptimizer
 from gradhpo.core.types import Hyper
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.utils.validation import leaves_with_names
 
 __all__ = ["within_spaces"]
@@ -34,7 +34,7 @@ def within_spaces(outer: OuterOptimizer, spaces: Declared, stored: Hyper) -> Any
     return _projected(outer, spaces) if spaces.projects else outer
 
 
-@kept
+@cached
 def _projected(outer: OuterOptimizer, spaces: Declared) -> Any:
     return within(outer, spaces.project)
 

@@ -15,7 +15,7 @@ from gradhpo.core.step import OuterOptimizer, init_state
 from gradhpo.core.task import Task
 from gradhpo.core.types import Hyper
 from gradhpo.driver._recompilation import note_compilation
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.driver.data import Data
 from gradhpo.driver.failure import OnFailure, check_on_failure
 from gradhpo.driver.hooks import Hook, Log
@@ -161,7 +161,7 @@ def tune(
     )
 
 
-@kept
+@cached
 def _as_it_is(estimator: Estimator) -> Callable[[Loop], Estimator]:
     return lambda loop: estimator
 
@@ -170,7 +170,7 @@ def _of_values(natural: Callable[[Hyper], Any], spaces: Declared) -> Callable[[H
     return lambda lam: natural(spaces.value(lam))
 
 
-@kept
+@cached
 def _setup(*settings: Any) -> Setup:
     name, problem, method, outer, period, loop, strict = settings
     return Setup(name, problem, method, outer, period, loop, strict)

@@ -21,7 +21,7 @@ from gradhpo.core.problem import Window
 from gradhpo.core.status import Status
 from gradhpo.core.step import bilevel_step, init_state
 from gradhpo.core.types import Hyper
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.testing._build import ProblemAt
 from gradhpo.testing.compare import assert_trees_close, relative_error, unrolled_loss
 from gradhpo.testing.problems import batch_norm, integer_leaves, mlp_momentum
@@ -207,7 +207,7 @@ def _errors(estimator: Estimator, case: Case) -> list[float]:
     return errors
 
 
-@kept
+@cached
 def _exact(problem_at: ProblemAt, steps: int, seen: int) -> Hyper:
     """The hypergradient after the first steps of an episode, which many estimators share: a case
     makes the same task each time it is called."""

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from gradhpo.core.task import Task
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.driver.failure import OnFailure
 from gradhpo.report import StudyResult, summarize
 from gradhpo.report.config import Progress, silent
@@ -171,7 +171,7 @@ def _trainings(
     return by_search(make, name, length, int(budget // price), seed, width, place=place)
 
 
-@kept
+@cached
 def _outer(
     by: Callable[[float], optax.GradientTransformation], rate: float
 ) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.core.types import Batch, MetricDict
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.tuning.training import Trial
 
 __all__ = ["judged"]
@@ -70,7 +70,7 @@ def _on(side: str, task: Task, state: BilevelState, data: Batch) -> dict[str, fl
 EXAMPLES = 256  # at a time, where the task does not say
 
 
-@kept
+@cached
 def _judge(problem: BilevelProblem) -> Callable[..., MetricDict]:
     def judge(params, lam, batch, model_state):
         value, metrics = losses.judge(problem.outer_loss, params, lam, batch, model_state)

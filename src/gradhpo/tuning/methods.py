@@ -7,7 +7,7 @@ import optax
 
 from gradhpo.algorithms._facade import EstimatorOptimizer
 from gradhpo.algorithms.registry import METHODS
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.tuning.searches import SEARCHES
 from gradhpo.tuning.target import setting
 from gradhpo.tuning.training import Method
@@ -74,7 +74,7 @@ def method_of(method: Chosen, steps: int) -> Method:
     return _one_object(entry.over(steps, inner_optimizer=STEP, **settings))
 
 
-@kept
+@cached
 def _one_object(optimizer: EstimatorOptimizer) -> Method:
     """Bound methods are equal only if they are of one object."""
     return optimizer.method

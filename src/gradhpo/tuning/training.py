@@ -20,7 +20,7 @@ from gradhpo.core.state import BilevelState
 from gradhpo.core.status import Status
 from gradhpo.core.task import Task
 from gradhpo.core.types import Batch, Hyper, Scalar
-from gradhpo.driver.caches import kept
+from gradhpo.driver.caches import cached
 from gradhpo.driver.failure import OnFailure
 from gradhpo.driver.hooks import StopRun
 from gradhpo.driver.identity import digest_of
@@ -246,7 +246,7 @@ def left_alone(
 STILL = optax.sgd(0.0)
 
 
-@kept
+@cached
 def _looking_on(steps: int) -> Method:
     """A method that trains and looks at the validation loss, of a window of so many steps."""
 
