@@ -34,6 +34,7 @@ from gradhpo.checkpoint import (
 )
 from gradhpo.datasets import from_loader
 from gradhpo.driver.identity import digest_of
+from gradhpo.driver.saving import Saver
 from gradhpo.utils.logging import CSVLogger, JSONLinesLogger, MultiLogger
 
 DATA = np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32)
@@ -457,6 +458,37 @@ def test_one_log_of_several_runs(tmp_path):
     assert script() == [*first, 2 * T]
 
 
+def test_a_log_after_a_run_that_went_on_and_was_cut_again(tmp_path):
+    """The process that took the checkpoint told no hook of a later episode; the next one did."""
+    opt, path = method("one_step"), tmp_path / "a.jsonl"
+    state = opt.init(*start())
+
+    def on(callback, seconds=1e6):
+        kept = Checkpoints(directory=tmp_path / "kept", seconds=seconds)
+        with JSONLinesLogger(path) as logger:
+            data = sources("resident", "resident")
+            run(opt, state, M=5, logger=logger, callback=callback, checkpoint=kept, **data)
+
+    def process(callback):
+        with pytest.MonkeyPatch.context() as patch:  # killed: it saves nothing on its way out
+            patch.setattr(Saver, "rescue", lambda saver: None)
+            with pytest.raises(Cut):
+                on(callback)
+
+    def cut_at(last):
+        def callback(episode, state):
+            if episode == last:
+                raise Cut
+
+        return callback
+
+    on(lambda episode, state: episode < 2)
+    process(cut_at(4))
+    on(lambda episode, state: True)
+    found = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert found == [T, 2 * T, 3 * T, 4 * T, 5 * T]
+
+
 def test_an_earlier_save_that_failed_is_a_warning_once_the_last_one_is_there(tmp_path, monkeypatch):
     opt, data = method("one_step"), sources("resident", "resident")
     real = Writer._write
@@ -533,6 +565,7 @@ def test_a_state_after_the_checkpoint_is_refused(tmp_path):
 
 
 def test_another_loop_is_another_run(tmp_path):
-    tuned(tmp_path, one_step(), loop="scan")
+    tuned(tmp_path, one_step(), loop="auto")
+    tuned(tmp_path, one_step(), loop="scan")  # what that means here
     with pytest.raises(CheckpointMismatch, match="loop: scan -> host"):
         tuned(tmp_path, one_step(), loop="host")

@@ -166,6 +166,18 @@ def test_14_15_a_signal_that_comes_as_a_run_ends_is_heard(
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
 
 
+def test_14_15_a_signal_is_heard_where_the_episode_ends_in_an_error(tmp_path, default_handlers):
+    def callback(episode, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("of the callback")
+
+    opt = method("one_step")
+    with pytest.raises(SystemExit) as raised:
+        run(opt, opt.init(*start()), **ALL, callback=callback, checkpoint=tmp_path, **RESIDENT)
+    assert isinstance(raised.value.__cause__, ValueError) and raised.value.code == 143
+    assert "of the callback" in str(raised.value.__notes__)
+
+
 def test_15_without_a_directory_sigterm_is_not_touched(default_handlers):
     """It ends the process at once, as ever: there is nothing to save."""
     opt, seen = method("one_step"), []

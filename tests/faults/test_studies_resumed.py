@@ -64,7 +64,7 @@ SETTINGS = {  # the smallest runs there are
         **{"seeds": 1, "ways": (3,), "updates": 4, "points": 2, "tests": 8},
         **{"method": ("greedy", "fo")},
     },
-    "cosine": {"family": "sinusoid", "seeds": 2, "tasks": 2, "checkpoints": 2, "every": 1},
+    "cosine": {"family": "sinusoid", "seeds": 2, "tasks": 4, "checkpoints": 2, "every": 1},
     "toy": {"seeds": 2, "steps": 5, "outer_rate": 0.1, "method": ("T1-T2, T=5", "full, T=5")},
     "many_shot": {
         **{**PIXELS, "ways": 2, "steps": 4, "batch_size": 10, "episodes": 2, "meta_batch": 2},

@@ -58,10 +58,7 @@ class Writer:
             TypeError, ValueError: the state, or what is said of it, cannot be saved.
             CheckpointError: the save before this one has failed. This one is on.
         """
-        if step is not None:
-            step = check_count("step", step, minimum=0)
-        elif not isinstance(state, BilevelState):
-            raise TypeError(f"a {type(state).__name__} does not know its step: give step=.")
+        step = _number(state, step)
         state = held(state)
         facts = as_json(about or {}, "about"), as_json(position or {}, "position")
         here = environment()  # of this thread: `with jax.enable_x64(True)` is of one alone
@@ -126,6 +123,15 @@ class Writer:
             except OSError as error:
                 path = folder.path_of(self.directory, number)
                 complain(f"{path} cannot be removed: {one_line(error)}.", strict=False)
+
+
+def _number(state: Any, step: int | None) -> int | None:
+    """Under which a state is saved; None: as it says when it has been computed."""
+    if step is not None:
+        return check_count("step", step, minimum=0)
+    if not isinstance(state, BilevelState):
+        raise TypeError(f"a {type(state).__name__} does not know its step: give step=.")
+    return None
 
 
 def _check_same(newest: Path, step: int, leaves: list) -> None:
@@ -216,7 +222,8 @@ def save(
     Raises:
         FileExistsError: there is one of this step.
     """
-    number = int(state.step) if step is None else check_count("step", step, minimum=0)
+    number = _number(state, step)
+    number = int(state.step) if number is None else number
     with writing(directory, keep=None) as writer:
         path = folder.path_of(writer.directory, number)
         if path.exists():

@@ -50,7 +50,6 @@ def identify(
         "decays over": (plan.episodes if plan.of is None else plan.of) if decays else None,
         "lr_reptile": plan.lr_reptile,
         "estimation_period": setup.period,
-        "loop": setup.loop,
         "start": digest_of(start)[:16],
         "first episode": int(state.episode),
         **setup.remember_shapes(_programs, state, window, plan.lr_hyper, drawn.draw, *own),

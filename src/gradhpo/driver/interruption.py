@@ -123,8 +123,8 @@ def patient_signals(signals: Signals, terminations: bool = False) -> Iterator[No
         signals.twice, signals.heard = signals.heard is not None, own[number][1]
         if signals.twice:
             signals.obey()
-        if sys.stderr is not None and sys.stderr.isatty():
-            with suppress(OSError):  # `print` might be in the middle of a line, and raise
+        with suppress(OSError, ValueError):  # `print` might be in the middle of a line, and raise
+            if sys.stderr is not None and sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), FINISHING)
 
     if not in_main:
@@ -133,7 +133,14 @@ def patient_signals(signals: Signals, terminations: bool = False) -> Iterator[No
         for number in ours:
             signal.signal(number, handle)
         yield
+    except Exception as error:  # a script that catches it would go on as if nobody had asked
+        try:
+            signals.obey()
+        except KeyboardInterrupt as heard:
+            heard.add_note(f"gradhpo: {type(error).__name__}: {error}")
+            raise heard from error
+        raise
     finally:
         for number in ours:
             signal.signal(number, own[number][0])
-    signals.obey()  # what has come too late for the run
+    signals.obey()

@@ -31,7 +31,7 @@ from gradhpo.core.step import strengthen, with_metrics
 from gradhpo.core.types import Hyper
 from gradhpo.driver._findings import complain_of, look
 from gradhpo.driver._memory import memory_explained
-from gradhpo.driver._programs import Programs, end_episode, programs
+from gradhpo.driver._programs import end_episode, programs
 from gradhpo.driver._recompilation import note_shapes
 from gradhpo.driver._spoilt import Spoilt
 from gradhpo.driver.data import Data, Drawn, in_one
@@ -41,7 +41,7 @@ from gradhpo.driver.identity import identify
 from gradhpo.driver.interruption import Kept, Signals, handing_back, patient_signals
 from gradhpo.driver.plan import Plan
 from gradhpo.driver.saving import Saver, saving
-from gradhpo.driver.setup import Setup, resolve
+from gradhpo.driver.setup import Loops, Setup, resolve
 from gradhpo.driver.summary import summarise
 from gradhpo.utils._partition import scalar_dtype
 from gradhpo.utils.gradients import avals
@@ -90,7 +90,6 @@ def run(
         kept.wait()
         if saver is not None:
             saver.finish()
-        signals.obey()
     if failure is None:
         summarise(setup.name, kept.first, kept.good, spoilt.said)
     else:
@@ -121,14 +120,18 @@ def _episodes(
     layout, seen = avals(drawn[0]), set()
     shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
     state = _with_room(setup, state, shapes, seen)
-    state, T, compiled = _prepare(setup, plan, state, shapes)
+    state, T, loops = _prepare(setup, plan, state, shapes)
+    compiled = programs(setup, loops)
     done = 0
     if saver is not None:
         about = identify(setup, plan, data, kept.first, shapes.window, drawn[0])
+        about["loop"] = loops.episode
         found = saver.begin(about, state, first + plan.episodes)
         if found is not None:
             kept.begin(found)
             _tell(hooks, found, saver.cut)
+            if int(found.episode) < first + plan.episodes:
+                saver.go_on()
             data.go_on(position + T, int(found.drawn), T, saver.position)
             state, done, position = found, int(found.episode) - first, int(found.drawn)
             if done == plan.episodes:
@@ -205,8 +208,8 @@ def _shapes(setup: Setup, state: BilevelState, resident: Window, drawn: Drawn) -
 
 def _prepare(
     setup: Setup, plan: Plan, state: BilevelState, shapes: Shapes
-) -> tuple[BilevelState, int, Programs]:
-    """`(state, T, programs)` after a first look: a state of its final structure."""
+) -> tuple[BilevelState, int, Loops]:
+    """`(state, T, loops)` after a first look: a state of its final structure."""
     T = check_window(shapes.window)
     if plan.T not in (None, T):
         raise ValueError(
@@ -223,7 +226,7 @@ def _prepare(
     findings = setup.remember_shapes(look, state, shapes.window, shapes.origin)
     complain_of(setup, findings)
     state = with_metrics(strengthen(state), findings.metrics)
-    return state, T, programs(setup, resolve(setup.loop, findings.convolves))
+    return state, T, resolve(setup.loop, findings.convolves)
 
 
 def _tell(hooks: tuple[Any, ...], found: BilevelState, cut: bool) -> None:

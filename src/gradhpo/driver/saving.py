@@ -13,9 +13,12 @@ from gradhpo.checkpoint.writer import Writer, writing
 from gradhpo.core.state import BilevelState
 from gradhpo.driver.data import Data
 from gradhpo.driver.interruption import Signals
+from gradhpo.utils._files import publish
 from gradhpo.utils.validation import complain
 
 __all__ = ["Saver", "saving"]
+
+GOING_ON = ".going-on"  # the name of a checkpoint that a process has begun with
 
 
 class Saver:
@@ -99,8 +102,22 @@ class Saver:
 
     @property
     def cut(self) -> bool:
-        """Whether the process that took the checkpoint may have gone on after it."""
-        return not self._position["last"]
+        """Whether a process may have gone on after the checkpoint: the one that took it, or another
+        that began with it."""
+        try:
+            begun = (self._writer.directory / GOING_ON).read_text() == self._name
+        except (OSError, ValueError):
+            begun = False
+        return begun or not self._position.get("last", False)
+
+    def go_on(self) -> None:
+        """Leave word that this process goes on after the checkpoint."""
+        publish(self._writer.directory / GOING_ON, lambda path: path.write_text(self._name))
+
+    @property
+    def _name(self) -> str:
+        assert self.found is not None
+        return self.found.path.name
 
     @property
     def _position(self) -> dict[str, Any]:

@@ -112,8 +112,9 @@ class Parts:
             if self.begun:
                 return
             if not self._resume:
-                for path in unfinished_parts(self.out):
-                    path.unlink()
+                results = [self.out / name for name in ("result.json", "curves.csv")]
+                for path in [*unfinished_parts(self.out), *results]:
+                    path.unlink(missing_ok=True)
             run_record.begin(self.out, self._run)
             self.begun = True
 

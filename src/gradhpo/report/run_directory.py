@@ -57,7 +57,11 @@ def _check_free(out: Path, names: Sequence[str] = ()) -> None:
             f"{out} holds a run of {run.command} that was cut off. Go on by --resume, choose "
             "another directory with --out, or begin anew with --overwrite."
         )
-    there = [file for file in out.iterdir() if file.suffix in RESULTS or file.name in names]
+    there = [
+        file
+        for file in out.iterdir()
+        if file.name in names or (file.suffix in RESULTS and not file.name.startswith("."))
+    ]
     if results := sorted(file.name for file in there):
         more = ", ..." if len(results) > 3 else ""
         raise FileExistsError(

@@ -83,11 +83,10 @@ class RunDirectory:
         command that cannot run destroys no results."""
         if self.begun:
             return
-        if self.keeps:
-            run_record.begin(self.out, self._run)
         if self._overwrite:
             clear(self.out)
         if self.keeps:
+            run_record.begin(self.out, self._run)
             _settle(self.out)
         else:
             (self.out / run_record.RUN).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -88,15 +89,23 @@ class Journal(Generic[T]):
     def add(self, row: T) -> None:
         """One more row. If it cannot be written, no more are: a file has no gaps."""
         self.rows.append(row)
+        if self._damaged or not self._size:
+            self._try(self._write)
+        else:
+            self._try(partial(self._append, _line(row._asdict())))
+
+    def cut(self, rows: int) -> None:
+        """Keep so many rows, the first ones."""
+        dropped = self.rows[rows:]
+        del self.rows[rows:]
+        if dropped or self._damaged:
+            self._try(self._write)
+
+    def _try(self, write: Callable[[Path], None]) -> None:
         if self._path is None or self._broken:
             return
         try:
-            if self._damaged or not self._size:
-                self._write(self._path)
-            else:
-                line = _line(row._asdict())
-                _append(self._path, line, self._size)
-                self._size += len(line)
+            write(self._path)
         except OSError as error:
             self._broken = True
             complain(
@@ -105,12 +114,9 @@ class Journal(Generic[T]):
                 strict=False,
             )
 
-    def cut(self, rows: int) -> None:
-        """Keep so many rows, the first ones."""
-        dropped = self.rows[rows:]
-        del self.rows[rows:]
-        if self._path is not None and (dropped or self._damaged):
-            self._write(self._path)
+    def _append(self, line: bytes, path: Path) -> None:
+        _append(path, line, self._size)
+        self._size += len(line)
 
     def _write(self, path: Path) -> None:
         """All of it, and set aside what is damaged."""
