@@ -30,6 +30,10 @@ if QUICK and version("jaxlib").startswith("0.10."):
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
     )
 
+# A shell lets what it runs in the background ignore Ctrl-C, and all processes below inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A process holds millions of objects that JAX has traced, and would go through them all time and
 # again in search of cycles.
 gc.set_threshold(200_000, 20, 100)

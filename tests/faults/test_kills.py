@@ -219,10 +219,11 @@ def test_14_15_a_script_ends_with_the_status_of_the_signal(tmp_path, number, sta
     """-2: the process has died of SIGINT, which a shell calls 130."""
     paths = [str(HERE.parent), str(HERE.parent / "algorithms")]
     script = SCRIPT.format(paths=paths, directory=str(tmp_path))
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    while child.stdout.readline() != "3\n":
-        pass
-    child.send_signal(number)
-    printed = child.stdout.read().split()  # `communicate` would lose what `readline` read ahead
-    assert child.wait(timeout=60) == status
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        while child.stdout.readline() != "3\n":
+            pass
+        child.send_signal(number)
+        printed = child.stdout.read().split()  # `communicate` would lose what `readline` read ahead
+    assert child.returncode == status
     assert checkpoint.steps(tmp_path) == [T * int(printed[-1] if printed else 3)]
