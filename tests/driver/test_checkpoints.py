@@ -350,7 +350,7 @@ def test_a_callback_that_stops_by_an_exception_is_saved(tmp_path):
 
 def test_records_of_another_run_in_a_log_stay(tmp_path):
     path = tmp_path / "a.jsonl"
-    for steps in ((10, 20, 30), (10, 20, 30, 40)):
+    for steps in ((10, 20, 30), (10, 20, 40)):
         with JSONLinesLogger(path) as logger:
             for step in steps:
                 logger.log({"x": 1.0}, step)
