@@ -240,14 +240,16 @@ def test_65_link_within_a_checkpoint_is_damage_and_is_not_followed(run, outside,
 
 
 def test_65_links_among_what_is_swept_and_removed_are_not_followed(run, outside):
-    for name in (".unfinished-a", ".unfinished-step-0000000060-x"):
+    for name in (".unfinished-a", ".unfinished-step-0000000060-x", ".7..going-on"):
         (run / name).symlink_to(outside)
+    (run / ".8..going-on").touch()
     (run / ".unfinished-b").mkdir()
     (run / ".unfinished-b" / "link").symlink_to(outside)
     (run / "step-0000000020" / "link").symlink_to(outside)
     with checkpoint.writing(run, keep=1) as writer:
         writer.save(tree(60), step=60)
-    assert not (run / ".unfinished-b").exists() and (run / ".unfinished-a").is_symlink()
+    assert not (run / ".unfinished-b").exists() and not (run / ".8..going-on").exists()
+    assert (run / ".unfinished-a").is_symlink() and (run / ".7..going-on").is_symlink()
     assert checkpoint.steps(run) == [60]
 
 

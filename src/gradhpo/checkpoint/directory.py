@@ -6,6 +6,7 @@
     step-0000000040.damaged/  set aside
     .unfinished-...           a save that is on, or was cut off; swept away by the next writer
     .lock, holder.json        who writes here, see `lock`
+    .going-on                 the name of the checkpoint that a run has gone on from
 
 A checkpoint is written under another name, its files are flushed to the disk, and then it is
 renamed; so whatever is cut off at any point, the checkpoints before it are untouched.
@@ -24,9 +25,10 @@ from pathlib import Path
 
 from gradhpo.checkpoint.errors import CheckpointDamaged
 from gradhpo.checkpoint.lock import HOLDER, LOCK
-from gradhpo.utils._files import flush, name_aside
+from gradhpo.utils._files import flush, name_aside, whose
 
 __all__ = [
+    "GOING_ON",
     "is_own",
     "numbers",
     "path_of",
@@ -38,7 +40,7 @@ __all__ = [
     "verify",
 ]
 
-SUMS, UNFINISHED = "SHA256SUMS", ".unfinished-"
+SUMS, UNFINISHED, GOING_ON = "SHA256SUMS", ".unfinished-", ".going-on"
 NAME = re.compile(r"step-([0-9]{10,})")
 OWN = re.compile(rf"{NAME.pattern}(\.damaged(-\d+)?)?")
 MOST = 1 << 26  # bytes of a list of files or a manifest: those of 200 000 leaves
@@ -187,8 +189,8 @@ def set_aside(directory: Path, step: int) -> Path:
 
 def is_own(path: Path) -> bool:
     """Whether a writer has left this in its directory: a checkpoint, one that is set aside or cut
-    off, a file of the lock. Links and what belongs to others are none."""
-    if path.name in (LOCK, HOLDER):
+    off, or a file of its own. Links and what belongs to others are none."""
+    if whose(path) in (LOCK, HOLDER, GOING_ON):
         return not path.is_dir()
     found = OWN.fullmatch(path.name) or path.name.startswith(UNFINISHED)
     return bool(found) and path.is_dir() and not path.is_symlink()
@@ -198,3 +200,6 @@ def sweep(directory: Path) -> None:
     """Remove what saves and removals that were cut off have left. For the one writer alone."""
     for path in directory.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)  # which follows no link
+    for path in directory.glob(f".*{GOING_ON}"):
+        if is_own(path):
+            path.unlink(missing_ok=True)

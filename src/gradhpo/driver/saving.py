@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gradhpo.checkpoint.directory import GOING_ON
 from gradhpo.checkpoint.errors import CheckpointError, CheckpointMismatch
 from gradhpo.checkpoint.manifest import as_json
 from gradhpo.checkpoint.reader import check_about, compare_environments
@@ -17,8 +18,6 @@ from gradhpo.utils._files import publish
 from gradhpo.utils.validation import complain
 
 __all__ = ["Saver", "saving"]
-
-GOING_ON = ".going-on"  # the name of a checkpoint that a process has begun with
 
 
 class Saver:

@@ -23,7 +23,7 @@ from gradhpo.checkpoint import Checkpoints, restore, steps
 from gradhpo.checkpoint.directory import is_own, set_aside
 from gradhpo.core.state import BilevelState
 from gradhpo.tuning.journal import Done, Journal, LogRow
-from gradhpo.utils._files import not_a_link
+from gradhpo.utils._files import not_a_link, whose
 from gradhpo.utils.validation import complain
 
 __all__ = ["NOWHERE", "Place", "Sequence"]
@@ -57,7 +57,7 @@ class Place:
         """Whether it holds a state or a line of any training."""
         return (
             self.there
-            or any(map(_is_journal, self._own()))
+            or any(JOURNAL.fullmatch(path.name) for path in self._own())
             or any(self._at(path).used for path in self._parts())
         )
 
@@ -145,7 +145,7 @@ class Place:
 
 
 def _is_journal(path: Path) -> bool:
-    return JOURNAL.fullmatch(path.name) is not None and not path.is_dir()
+    return JOURNAL.fullmatch(whose(path)) is not None and not path.is_dir()
 
 
 NOWHERE = Place()

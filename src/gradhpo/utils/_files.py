@@ -1,10 +1,11 @@
 """Files that are there whole, old or new, whatever is cut off."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["flush", "name_aside", "not_a_link", "publish"]
+__all__ = ["flush", "name_aside", "not_a_link", "publish", "whose"]
 
 
 def publish(path: Path, make: Callable[[Path], object]) -> None:
@@ -29,6 +30,11 @@ def publish(path: Path, make: Callable[[Path], object]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names none
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def whose(path: Path) -> str:
+    """The name of a file, or of the one that `publish` was writing when it was cut off."""
+    return re.sub(r"^\.\d+\.", "", path.name)
 
 
 def flush(path: Path) -> None:
