@@ -106,6 +106,30 @@ def test_the_data_go_on(tmp_path, train, val):
         assert found["get_train_batch"].position == unbroken["get_train_batch"].position
 
 
+class Sized(Source):
+    """Batches of three rows and of two, from episode to episode."""
+
+    def __call__(self):
+        rows = super().__call__()
+        return rows[: 3 - (self.calls - 1) // T % 2]
+
+
+@pytest.mark.filterwarnings("ignore:.*shapes:gradhpo.GradhpoWarning")
+@pytest.mark.parametrize("name", ["one_step", "hyperdistill"])
+@pytest.mark.parametrize("episode", [2, 3, 4])  # one is done, or two, or three
+def test_batches_of_other_sizes_go_on(tmp_path, name, episode):
+    """HyperDistill keeps a batch, and its shape is that of the latest episode."""
+    opt = method(name)
+    state = opt.init(*start())
+
+    def sides():
+        return {"get_train_batch": Sized(1), "get_val_batch": Source(2)}
+
+    whole = run(opt, state, M=5, **sides())
+    cut(tmp_path, opt, state, episode=episode, M=5, **sides())
+    assert digest_of(run(opt, state, M=5, checkpoint=tmp_path, **sides())) == digest_of(whole)
+
+
 def test_sources_of_the_same_process_go_back(tmp_path):
     """As in a notebook, where the cell of a run is executed again."""
     opt, found = method("one_step"), sources("by epoch", "resident")

@@ -129,7 +129,7 @@ def test_14_a_second_interrupt_stops_while_compiled_code_runs(here):
     options = ("--steps", "2000000", *LONG[2:], "--out", "a")
     process = start(*options)
     wait_for(lambda: (here / "a/checkpoints").is_dir())
-    wait_for(lambda: (here / "a/checkpoints/seed0-tuned/holder.json").exists())
+    wait_for(lambda: (here / "a/checkpoints/seed0-tuned/.gradhpo.holder").exists())
     time.sleep(10.0)  # to compile
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)

@@ -68,12 +68,8 @@ def edited(here, old, new):
 
 
 def content(folder):
-    """Of all files, but for those of locks."""
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".lock", "holder.json")
-    }
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def found(out):

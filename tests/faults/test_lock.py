@@ -46,7 +46,7 @@ def test_10_11_second_process_is_refused_and_a_killed_one_is_no_obstacle(tmp_pat
         before = sorted(tmp_path.iterdir())
         with pytest.raises(DirectoryBusy) as error, checkpoint.writing(tmp_path):
             pass
-        since = json.loads((tmp_path / "holder.json").read_text())["since"]
+        since = json.loads((tmp_path / ".gradhpo.holder").read_text())["since"]
         for part in (f"process {process.pid} on {platform.node()}", str(tmp_path), since):
             assert part in str(error.value)
         assert "remove" not in str(error.value)  # which would not help: the process lives
@@ -58,7 +58,7 @@ def test_10_11_second_process_is_refused_and_a_killed_one_is_no_obstacle(tmp_pat
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    assert (tmp_path / "holder.json").exists()
+    assert (tmp_path / ".gradhpo.holder").exists()
     with checkpoint.writing(tmp_path) as writer:
         writer.save(tree(40), step=40)
     assert checkpoint.steps(tmp_path) == [20, 40]
@@ -71,7 +71,7 @@ def test_10_second_writer_in_one_process_is_refused(tmp_path):
         writer.save(tree(2), step=2)
     checkpoint.save(tmp_path, tree(3), step=3)  # and it is free afterwards
     assert checkpoint.steps(tmp_path) == [2, 3]
-    assert not (tmp_path / "holder.json").exists()
+    assert not list(tmp_path.glob(".gradhpo*"))
 
 
 def alive():
@@ -82,9 +82,9 @@ def alive():
 
 def enter(directory, content, **settings):
     text = content if isinstance(content, str) else json.dumps(content)
-    (directory / "holder.json").write_text(text)
+    (directory / ".gradhpo.holder").write_text(text)
     with only_writer(directory, **settings):
-        return json.loads((directory / "holder.json").read_text())["pid"] == os.getpid()
+        return json.loads((directory / ".gradhpo.holder").read_text())["pid"] == os.getpid()
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -122,9 +122,9 @@ def test_11_holder_that_lives_is_respected_even_if_its_lock_was_removed(tmp_path
 
 def test_11_holder_on_another_machine_is_taken_over_only_if_told(tmp_path):
     foreign = alive() | {"host": "elsewhere", "boot": "another", "since": "2001-01-01T00:00:00"}
-    with pytest.raises(DirectoryBusy, match="on elsewhere .* since 2001.*remove .*holder.json"):
+    with pytest.raises(DirectoryBusy, match="on elsewhere .* since 2001.*remove .*gradhpo.holder"):
         enter(tmp_path, foreign)  # whatever its age
-    assert json.loads((tmp_path / "holder.json").read_text()) == foreign
+    assert json.loads((tmp_path / ".gradhpo.holder").read_text()) == foreign
     with checkpoint.writing(tmp_path, takeover=True) as writer:
         writer.save(tree(1), step=1)
 
@@ -134,12 +134,11 @@ def test_65_links_in_place_of_the_lock_are_not_followed(tmp_path):
     outside.write_text("precious")
     directory = tmp_path / "run"
     directory.mkdir()
-    (directory / "holder.json").symlink_to(outside)
+    (directory / ".gradhpo.holder").symlink_to(outside)
     with only_writer(directory):
-        assert not (directory / "holder.json").is_symlink()
-    (directory / ".lock").unlink()
-    (directory / ".lock").symlink_to(outside)
-    with pytest.raises(OSError, match=r"cannot lock .*\.lock"), only_writer(directory):
+        assert not (directory / ".gradhpo.holder").is_symlink()
+    (directory / ".gradhpo.lock").symlink_to(outside)
+    with pytest.raises(OSError, match=r"cannot lock .*gradhpo\.lock"), only_writer(directory):
         pass
     assert outside.read_text() == "precious"
 
@@ -147,7 +146,7 @@ def test_65_links_in_place_of_the_lock_are_not_followed(tmp_path):
 @pytest.mark.parametrize("what", ["mkdir", "mkfifo"])
 def test_65_holder_that_is_no_file_is_not_read(tmp_path, what):
     """Reading a pipe would wait for ever."""
-    getattr(os, what)(tmp_path / "holder.json")
+    getattr(os, what)(tmp_path / ".gradhpo.holder")
     if what == "mkdir":
         with pytest.raises(OSError), only_writer(tmp_path):
             pass

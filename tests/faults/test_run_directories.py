@@ -306,7 +306,7 @@ def test_10_a_second_process_in_the_directory_is_refused(cut, capsys, counting):
     """By the lock of the first, at once; whatever it was to do there."""
     from gradhpo.checkpoint.lock import only_writer
 
-    with only_writer(cut / "unfinished"):
+    with only_writer(cut):
         for option in ("--resume", "--overwrite"):
             status, out, err = gradhpo(capsys, "--out", "d", option)
             assert (status, out, len(err.splitlines())) == (1, "", 1)

@@ -71,7 +71,7 @@ def here(tmp_path, monkeypatch):
 def gradhpo(here, capsys, monkeypatch):
     """`gradhpo("tune", "small:task") -> (status, stdout, stderr)`; as without the extra
     `checkpoint`, for these trainings are shorter than a save."""
-    monkeypatch.setitem(sys.modules, "filelock", None)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
 
     def call(*arguments):
         status = cli.main(list(arguments))

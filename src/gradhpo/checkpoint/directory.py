@@ -5,7 +5,7 @@
         ...
     step-0000000040.damaged/  set aside
     .unfinished-...           a save that is on, or was cut off; swept away by the next writer
-    .lock, holder.json        who writes here, see `lock`
+    .gradhpo.lock, .gradhpo.holder   who writes here, see `lock`
     .going-on                 the name of the checkpoint that a run has gone on from
 
 A checkpoint is written under another name, its files are flushed to the disk, and then it is

@@ -18,7 +18,7 @@ from gradhpo.checkpoint.errors import DirectoryBusy
 
 __all__ = ["only_writer"]
 
-LOCK, HOLDER = ".lock", "holder.json"
+LOCK, HOLDER = ".gradhpo.lock", ".gradhpo.holder"
 
 
 @contextmanager
@@ -50,8 +50,9 @@ def only_writer(directory: Path, takeover: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):
-                holder.unlink()
+            for path in (holder, directory / LOCK):  # who has opened it meanwhile opens another
+                with suppress(OSError):
+                    path.unlink()
     finally:
         lock.release()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.checkpoint import directory as folder
@@ -17,7 +18,7 @@ from gradhpo.checkpoint.manifest import Manifest, as_json, read_manifest
 from gradhpo.core.state import BilevelState
 from gradhpo.utils._differences import differences
 from gradhpo.utils.settings import check_count
-from gradhpo.utils.validation import complain
+from gradhpo.utils.validation import complain, leaves_with_names
 
 __all__ = [
     "ARRAYS",
@@ -83,6 +84,20 @@ class Found(NamedTuple):
                 )
             arrays.append(unpacked(array, leaf))
         return arrays
+
+    def with_kept_batch(self, state: BilevelState) -> BilevelState:
+        """A template for a method that keeps a batch: of the shape that it had when it was saved,
+        which follows the data."""
+        shapes = {leaf.path: leaf.shape for leaf in self.manifest.leaves}
+
+        def sized(path: str, leaf: Any) -> Any:
+            shape = shapes.get(path, np.shape(leaf)) if path.startswith(".memory") else None
+            if shape in (None, np.shape(leaf)) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+                return leaf
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+        named = leaves_with_names(state)
+        return jax.tree.unflatten(jax.tree.structure(state), [sized(*each) for each in named])
 
     def _with_metrics(self, state: BilevelState) -> BilevelState:
         """A template with the metrics of the saved state: `run` has made room for what the losses

@@ -126,7 +126,7 @@ def _episodes(
     if saver is not None:
         about = identify(setup, plan, data, kept.first, shapes.window, drawn[0])
         about["loop"] = loops.episode
-        found = saver.begin(about, state, first + plan.episodes)
+        found = saver.begin(about, state, first + plan.episodes, estimator.room is not None)
         if found is not None:
             kept.begin(found)
             _tell(hooks, found, saver.cut)
@@ -136,9 +136,13 @@ def _episodes(
             state, done, position = found, int(found.episode) - first, int(found.drawn)
             if done == plan.episodes:
                 return
-            drawn = [data.draw(position, plan.T)]
+            drawn, layout = [data.draw(position, plan.T)], None  # that of the latest episode
     room = 1 if keep_phi or compiled.episodes is None else data.at_once(T)
     while True:
+        if avals(drawn[0]) != layout:
+            layout = avals(drawn[0])
+            shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
+            state = _with_room(setup, state, shapes, seen)
         called, n, (window, draw) = time.monotonic(), len(drawn), drawn[0]
         with nullcontext() if done else line.compiling():
             if estimator.start is not None and (first + done) % setup.period == 0:
@@ -171,10 +175,6 @@ def _episodes(
                 n = min(n, setup.period - (first + done) % setup.period)
             drawn += [data.draw(position + k * T, plan.T) for k in range(1, n)]
         state = kept.good
-        if avals(drawn[0]) != layout:
-            layout = avals(drawn[0])
-            shapes = setup.remember_shapes(_shapes, state, resident, drawn[0])
-            state = _with_room(setup, state, shapes, seen)
 
 
 def _with_room(setup: Setup, state: BilevelState, shapes: "Shapes", seen: set) -> BilevelState:

@@ -47,7 +47,7 @@ class Saver:
         self._told = False
 
     def begin(
-        self, about: dict[str, Any], template: BilevelState, episodes: int
+        self, about: dict[str, Any], template: BilevelState, episodes: int, keeps_batch: bool
     ) -> BilevelState | None:
         """The state to go on from, now that the run knows itself; None: it begins.
 
@@ -55,6 +55,7 @@ class Saver:
             about: What it is, by name.
             template: A state of its final structure, before the first episode.
             episodes: After how many it ends, counted from `init`.
+            keeps_batch: Whether the memory holds one, of the shape of the latest episode.
 
         Raises:
             CheckpointMismatch: the checkpoint is of another run, or none between its beginning and
@@ -71,6 +72,8 @@ class Saver:
             if not self._settings.accept_changes:
                 raise
             complain(f"{error} It goes on, as accept_changes=True says.", strict=False)
+        if keeps_batch:
+            template = self.found.with_kept_batch(template)
         state = self.found.restore(template)
         first, now = int(template.episode), int(state.episode)
         if now < first:

@@ -116,6 +116,7 @@ class Parts:
                 for path in [*unfinished_parts(self.out), *results]:
                     path.unlink(missing_ok=True)
             run_record.begin(self.out, self._run)
+            (self.out / UNFINISHED).mkdir(exist_ok=True)
             self.begun = True
 
     def _read(self, path: Path, name: str) -> dict[str, Any]:

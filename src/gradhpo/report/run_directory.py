@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gradhpo.checkpoint.lock import only_writer
+from gradhpo.checkpoint.lock import LOCK, only_writer
 from gradhpo.report.run_record import RUN, Run, read, resumed
 from gradhpo.utils._files import not_a_link
 
@@ -23,7 +23,7 @@ RESULTS = (
 ROOM = 16 << 20  # bytes; few runs write more
 
 
-def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[str] = ()) -> Path:
+def output_directory(path: str | Path, overwrite: bool = False) -> Path:
     """Create the directory a study writes to, try it out, and return it as an absolute path.
 
     Called before the work starts, so that a long run does not end in an error that was
@@ -32,7 +32,6 @@ def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[
     Args:
         path: The directory. It may hold other files, but none of the kinds that studies write
             (.json, .jsonl, .csv, .png, .html).
-        names: Other files that are going to be written, which it may not hold either.
         overwrite: Whether it may hold those too; they are replaced where the names agree.
 
     Raises:
@@ -46,7 +45,7 @@ def output_directory(path: str | Path, overwrite: bool = False, names: Sequence[
     """
     out = _tried(path)
     if not overwrite:
-        _check_free(out, names)
+        _check_free(out)
     return out
 
 
@@ -87,11 +86,11 @@ def held(
     Args:
         out: Absolute.
         run: What is asked for.
-        folder: Where the command keeps a run that is not finished, and the lock.
+        folder: Where the command keeps a run that is not finished.
         used: Whether it keeps anything there.
         overwrite, resume: Whether it may hold another run, which is still there at the beginning;
             or goes on with this one.
-        names: See `output_directory`.
+        names: Other files that are going to be written, which it may not hold either.
         defaults: See `resumed`.
 
     Yields:
@@ -112,10 +111,9 @@ def held(
     _tried(out)
     own = not_a_link(out / folder)
     free = not (overwrite or resume)
-    if free and not own.is_dir():
+    if free and not (out / LOCK).exists():  # leave no lock where there are other results
         _check_free(out, names)
-    own.mkdir(exist_ok=True)
-    with only_writer(own):
+    with only_writer(out):
         if free:  # who works there is told first
             _check_free(out, names)
             if used():

@@ -1,7 +1,7 @@
 """The directory of `gradhpo tune` and `gradhpo compare`: what in it is ours, and what run it holds.
 
 `run.json` says what was asked for, and whether it has been done to the end; `checkpoints/` has the
-trainings, see `places`, and the lock that one command at a time holds. Links are never followed.
+trainings, see `places`. Links are never followed.
 
 A command that overwrites an earlier run finds its trainings out of the way, in
 `checkpoints/.earlier-ID`: they go when `run.json` says that the new run has begun, and go back if
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gradhpo.report import run_record
 from gradhpo.report.config import Progress
-from gradhpo.report.run_directory import held, output_directory
+from gradhpo.report.run_directory import held
 from gradhpo.report.run_record import Run, settings_of
 from gradhpo.tuning.config import TaskConfig
 from gradhpo.tuning.places import Place
@@ -113,11 +113,9 @@ def opened(command: str, config: TaskConfig, tell: Progress) -> Iterator[RunDire
     """
     out, overwrite, resume = config.out.absolute(), config.overwrite, config.resume
     asked = Run(f"gradhpo {command}", settings_of(config, FREE), config.seeds)
-    if not all(map(_installed, ("filelock", "orbax.checkpoint"))):
-        if resume:
-            raise ImportError('--resume needs more packages: pip install ".[checkpoint]"')
-        yield RunDirectory(output_directory(out, overwrite, OURS), asked, config, False, tell)
-        return
+    keeps = _installed("orbax.checkpoint")
+    if resume and not keeps:
+        raise ImportError('--resume needs more packages: pip install ".[checkpoint]"')
     with held(
         out,
         asked,
@@ -128,8 +126,8 @@ def opened(command: str, config: TaskConfig, tell: Progress) -> Iterator[RunDire
         names=OURS,
         defaults=settings_of(type(config)(task=config.task), FREE),
     ) as run:
-        directory = RunDirectory(out, run, config, True, tell)
-        if run.finished:
+        directory = RunDirectory(out, run, config, keeps, tell)
+        if run.finished or not keeps:
             yield directory
             return
         _settle(out)
@@ -180,5 +178,7 @@ def _aside(out: Path) -> str:
 
 
 def _trainings(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     found = (path for path in folder.iterdir() if TRAINING.fullmatch(path.name))
     return [path for path in found if not path.is_symlink()]
