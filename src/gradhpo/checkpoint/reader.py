@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradhpo.checkpoint import directory as folder
@@ -88,16 +87,15 @@ class Found(NamedTuple):
     def with_kept_batch(self, state: BilevelState) -> BilevelState:
         """A template for a method that keeps a batch: of the shape that it had when it was saved,
         which follows the data."""
-        shapes = {leaf.path: leaf.shape for leaf in self.manifest.leaves}
-
-        def sized(path: str, leaf: Any) -> Any:
-            shape = shapes.get(path, np.shape(leaf)) if path.startswith(".memory") else None
-            if shape in (None, np.shape(leaf)) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-                return leaf
-            return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-        named = leaves_with_names(state)
-        return jax.tree.unflatten(jax.tree.structure(state), [sized(*each) for each in named])
+        plain = (leaf for leaf in self.manifest.leaves if leaf.key is None)
+        shapes = {leaf.path: leaf.shape for leaf in plain if leaf.path.startswith(".memory")}
+        sized = [
+            leaf
+            if shapes.get(path, np.shape(leaf)) == np.shape(leaf)
+            else jax.ShapeDtypeStruct(shapes[path], leaf.dtype)
+            for path, leaf in leaves_with_names(state)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(state), sized)
 
     def _with_metrics(self, state: BilevelState) -> BilevelState:
         """A template with the metrics of the saved state: `run` has made room for what the losses

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gradhpo.checkpoint.lock import LOCK, only_writer
+from gradhpo.checkpoint.lock import only_writer
 from gradhpo.report.run_record import RUN, Run, read, resumed
 from gradhpo.utils._files import not_a_link
 
@@ -110,11 +110,8 @@ def held(
             return
     _tried(out)
     own = not_a_link(out / folder)
-    free = not (overwrite or resume)
-    if free and not (out / LOCK).exists():  # leave no lock where there are other results
-        _check_free(out, names)
     with only_writer(out):
-        if free:  # who works there is told first
+        if not (overwrite or resume):
             _check_free(out, names)
             if used():
                 raise FileExistsError(
