@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from facade_cases import Source, T, method, run, start, train_loss, val_loss
+from facade_cases import Source, T, method, run, sgd, start, train_loss, val_loss
 
 from gradhpo import (
     BilevelProblem,
@@ -106,24 +106,46 @@ def test_the_data_go_on(tmp_path, train, val):
         assert found["get_train_batch"].position == unbroken["get_train_batch"].position
 
 
-class Sized(Source):
-    """Batches of three rows and of two, from episode to episode."""
+class Changing(Source):
+    """Batches of another size, or of another type, in every second episode."""
+
+    def __init__(self, seed, what):
+        super().__init__(seed)
+        self.what = what
 
     def __call__(self):
         rows = super().__call__()
-        return rows[: 3 - (self.calls - 1) // T % 2]
+        other = (self.calls - 1) // T % 2
+        if self.what == "type":
+            return rows.astype(np.float16 if other else np.float32)
+        rows = rows[: 3 - other]
+        if self.what == "rows":
+            return rows
+        return rows, jax.random.split(jax.random.key(self.calls), len(rows))
+
+
+def noisy(w, lam, batch):
+    """The training loss, for rows that come with keys as well."""
+    rows = batch
+    if isinstance(batch, tuple):
+        rows = batch[0] + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (2,)))(batch[1])
+    return train_loss(w, lam, rows)
 
 
 @pytest.mark.filterwarnings("ignore:.*shapes:gradhpo.GradhpoWarning")
-@pytest.mark.parametrize("name", ["one_step", "hyperdistill"])
-@pytest.mark.parametrize("episode", [2, 3, 4])  # one is done, or two, or three
-def test_batches_of_other_sizes_go_on(tmp_path, name, episode):
-    """HyperDistill keeps a batch, and its shape is that of the latest episode."""
-    opt = method(name)
+@pytest.mark.parametrize(
+    "name, what, episode",
+    [("one_step", "rows", 3), ("hyperdistill", "type", 3), ("hyperdistill", "keys", 3)]
+    + [("hyperdistill", "rows", episode) for episode in (2, 3, 4)],
+)
+def test_batches_that_change_go_on(tmp_path, name, what, episode):
+    """HyperDistill keeps a batch, which looks as those of the latest episode."""
+    opt = method(name, inner_optimizer=sgd)
     state = opt.init(*start())
 
     def sides():
-        return {"get_train_batch": Sized(1), "get_val_batch": Source(2)}
+        data = {"get_train_batch": Changing(1, what), "get_val_batch": Source(2)}
+        return {**data, "losses": (noisy, val_loss)}
 
     whole = run(opt, state, M=5, **sides())
     cut(tmp_path, opt, state, episode=episode, M=5, **sides())
@@ -328,8 +350,12 @@ def test_wrong_arguments(tmp_path):
     opt, data = method("one_step"), sources("resident", "resident")
     with pytest.raises(TypeError, match="path of a directory or a gradhpo.checkpoint.Checkpoints"):
         run(opt, opt.init(*start()), checkpoint=3, **data)
-    for wrong in ({"keep": 0}, {"seconds": -1}, {"on_error": "no"}, {"seconds": float("nan")}):
+    seconds = ({"seconds": value} for value in (-1, float("nan"), None))
+    for wrong in ({"keep": 0}, {"on_error": "no"}, *seconds):
         with pytest.raises(ValueError, match=next(iter(wrong))):
+            Checkpoints(directory=tmp_path, **wrong)
+    for wrong in ({"takeover": "no"}, {"accept_changes": 1}):
+        with pytest.raises(TypeError, match=next(iter(wrong))):
             Checkpoints(directory=tmp_path, **wrong)
     with pytest.raises(TypeError, match="directory"):
         Checkpoints(directory=3)
@@ -370,6 +396,58 @@ def test_a_callback_that_stops_by_an_exception_is_saved(tmp_path):
     kept = Checkpoints(directory=tmp_path)
     got = run(opt, opt.init(*start()), M=5, callback=callback, checkpoint=kept, **data)
     assert checkpoint.steps(tmp_path) == [int(got.step)] == [3 * T]
+
+
+def test_a_position_may_be_a_number(tmp_path):
+    class Counting(Source):
+        position = property(lambda self: self.calls)
+
+        def go_to(self, position):
+            self.calls = position
+
+    def sides():
+        return {"get_train_batch": Counting(1), "get_val_batch": Counting(2)}
+
+    opt = method("one_step")
+    state = opt.init(*start())
+    cut(tmp_path, opt, state, **sides())
+    again = run(opt, state, M=4, checkpoint=tmp_path, **sides())
+    assert digest_of(again) == digest_of(run(opt, state, M=4, **sides()))
+
+
+def test_a_log_that_has_been_closed_is_named(tmp_path):
+    opt, data = method("one_step"), sources("resident", "resident")
+    state = opt.init(*start())
+    with CSVLogger(tmp_path / "a.csv") as logger:
+        cut(tmp_path, opt, state, logger=logger, **data)
+    with pytest.raises(ValueError, match=r"the logger of .*a.csv is closed: make another"):
+        run(opt, state, M=4, logger=logger, checkpoint=tmp_path, **data)
+
+
+def test_a_log_goes_back_beyond_the_checkpoint_that_a_killed_run_began_with(tmp_path):
+    """Two runs end; a third is killed, and what it began with is damaged."""
+    opt, data = method("one_step"), sources("resident", "resident")
+    state = opt.init(*start())
+
+    def logged(M, killed=None):
+        with CSVLogger(tmp_path / "a.csv") as logger, pytest.MonkeyPatch.context() as patch:
+            if killed:  # from that episode on nothing is saved
+                patch.setattr(Saver, "after", lambda *_, **__: None)
+                patch.setattr(Saver, "rescue", lambda self: None)
+            try:
+                end = lambda episode, state: 1 / (episode != killed)  # noqa: E731
+                run(opt, state, M, callback=end, logger=logger, checkpoint=tmp_path, of=6, **data)
+            except ZeroDivisionError:
+                pass
+        _, *rows = (tmp_path / "a.csv").read_text().splitlines()
+        return [int(row.split(",")[0]) for row in rows]
+
+    for M in (2, 3):
+        assert logged(M) == [T * i for i in range(1, M + 1)]
+    assert logged(6, killed=5) == [T * i for i in range(1, 6)]
+    (tmp_path / f"step-{3 * T:010d}/manifest.json").write_text("{}")
+    with pytest.warns(GradhpoWarning, match="An earlier one is taken"):
+        assert logged(6) == [T * i for i in range(1, 7)]
 
 
 def test_records_of_another_run_in_a_log_stay(tmp_path):

@@ -239,17 +239,22 @@ def test_65_link_within_a_checkpoint_is_damage_and_is_not_followed(run, outside,
     assert checkpoint.steps(run) == [60]
 
 
+LEFT = ".unfinished-step-0000000060-0123456{}"
+
+
 def test_65_links_among_what_is_swept_and_removed_are_not_followed(run, outside):
-    for name in (".unfinished-a", ".unfinished-step-0000000060-x", ".7..going-on"):
+    for name in (LEFT.format("1"), LEFT.format("2"), ".7..going-on"):
         (run / name).symlink_to(outside)
     (run / ".8..going-on").touch()
-    (run / ".unfinished-b").mkdir()
-    (run / ".unfinished-b" / "link").symlink_to(outside)
+    for name in (LEFT.format("3"), ".unfinished-thesis"):
+        (run / name).mkdir()
+        (run / name / "link").symlink_to(outside)
     (run / "step-0000000020" / "link").symlink_to(outside)
     with checkpoint.writing(run, keep=1) as writer:
         writer.save(tree(60), step=60)
-    assert not (run / ".unfinished-b").exists() and not (run / ".8..going-on").exists()
-    assert (run / ".unfinished-a").is_symlink() and (run / ".7..going-on").is_symlink()
+    assert not (run / LEFT.format("3")).exists() and not (run / ".8..going-on").exists()
+    assert (run / LEFT.format("1")).is_symlink() and (run / ".7..going-on").is_symlink()
+    assert (run / ".unfinished-thesis").is_dir()  # somebody else's
     assert checkpoint.steps(run) == [60]
 
 

@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,19 @@ def test_11_holder_on_another_machine_is_taken_over_only_if_told(tmp_path):
     assert json.loads((tmp_path / ".gradhpo.holder").read_text()) == foreign
     with checkpoint.writing(tmp_path, takeover=True) as writer:
         writer.save(tree(1), step=1)
+
+
+def test_11_who_was_taken_over_removes_nothing_of_the_successor(tmp_path):
+    """Where the lock does not reach: as if it had been removed by hand."""
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(only_writer(tmp_path))
+        (tmp_path / ".gradhpo.lock").unlink()
+        foreign = json.loads((tmp_path / ".gradhpo.holder").read_text()) | {"host": "elsewhere"}
+        second.enter_context(only_writer(tmp_path, takeover=True))
+        (tmp_path / ".gradhpo.holder").write_text(json.dumps(foreign))
+        first.close()
+        with pytest.raises(DirectoryBusy), only_writer(tmp_path):
+            pass
 
 
 def test_65_links_in_place_of_the_lock_are_not_followed(tmp_path):

@@ -6,7 +6,7 @@
     step-0000000040.damaged/  set aside
     .unfinished-...           a save that is on, or was cut off; swept away by the next writer
     .gradhpo.lock, .gradhpo.holder   who writes here, see `lock`
-    .going-on                 the name of the checkpoint that a run has gone on from
+    .going-on                 the step of the checkpoint that a run has gone on from
 
 A checkpoint is written under another name, its files are flushed to the disk, and then it is
 renamed; so whatever is cut off at any point, the checkpoints before it are untouched.
@@ -42,7 +42,8 @@ __all__ = [
 
 SUMS, UNFINISHED, GOING_ON = "SHA256SUMS", ".unfinished-", ".going-on"
 NAME = re.compile(r"step-([0-9]{10,})")
-OWN = re.compile(rf"{NAME.pattern}(\.damaged(-\d+)?)?")
+CUT = re.compile(rf"{re.escape(UNFINISHED)}((removed-)?{NAME.pattern}-)?[0-9a-f]{{8}}")
+OWN = re.compile(rf"{NAME.pattern}(\.damaged(-\d+)?)?|{CUT.pattern}")
 MOST = 1 << 26  # bytes of a list of files or a manifest: those of 200 000 leaves
 
 
@@ -190,16 +191,17 @@ def set_aside(directory: Path, step: int) -> Path:
 def is_own(path: Path) -> bool:
     """Whether a writer has left this in its directory: a checkpoint, one that is set aside or cut
     off, or a file of its own. Links and what belongs to others are none."""
+    if path.is_symlink():
+        return False
     if whose(path) in (LOCK, HOLDER, GOING_ON):
-        return not path.is_dir()
-    found = OWN.fullmatch(path.name) or path.name.startswith(UNFINISHED)
-    return bool(found) and path.is_dir() and not path.is_symlink()
+        return path.is_file()
+    return OWN.fullmatch(path.name) is not None and path.is_dir()
 
 
 def sweep(directory: Path) -> None:
     """Remove what saves and removals that were cut off have left. For the one writer alone."""
-    for path in directory.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)  # which follows no link
-    for path in directory.glob(f".*{GOING_ON}"):
-        if is_own(path):
+    for path in filter(is_own, directory.glob(".*")):
+        if CUT.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)  # which follows no link
+        elif path.name != whose(path):
             path.unlink(missing_ok=True)

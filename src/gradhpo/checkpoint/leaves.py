@@ -20,6 +20,7 @@ __all__ = [
     "held",
     "is_storable",
     "packed",
+    "template_of",
     "unpacked",
 ]
 
@@ -143,6 +144,13 @@ def packed(array: np.ndarray) -> np.ndarray:
 def unpacked(array: np.ndarray, leaf: Leaf) -> np.ndarray:
     """Inverse of `packed`."""
     return array.view(jnp.dtype(leaf.dtype))
+
+
+def template_of(leaf: Leaf) -> Any:
+    """Something of the type of what was saved, for a template."""
+    if leaf.key is None:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype))
+    return jax.random.wrap_key_data(np.zeros(leaf.shape, leaf.dtype), impl=leaf.key)
 
 
 def _wanted(tree: Any) -> list[Leaf]:

@@ -46,13 +46,15 @@ def only_writer(directory: Path, takeover: bool = False) -> Iterator[None]:
                 f"{_who(directory, found)} {_OTHER} If that process is known to have ended, "
                 f"remove {holder}, or in Python give takeover=True."
             )
-        _write(holder, _me())
+        me = _me()
+        _write(holder, me)
         try:
             yield
         finally:
-            for path in (holder, directory / LOCK):  # who has opened it meanwhile opens another
-                with suppress(OSError):
-                    path.unlink()
+            if _read(holder) == me:  # else another was told to take over
+                for path in (holder, directory / LOCK):  # who has opened the latter opens another
+                    with suppress(OSError):
+                        path.unlink()
     finally:
         lock.release()
 

@@ -12,7 +12,7 @@ from gradhpo.checkpoint import directory as folder
 from gradhpo.checkpoint.arrays import read_arrays
 from gradhpo.checkpoint.environment import TRACING, environment
 from gradhpo.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
-from gradhpo.checkpoint.leaves import check_matches, decoded, digest, packed, unpacked
+from gradhpo.checkpoint.leaves import check_matches, decoded, digest, packed, template_of, unpacked
 from gradhpo.checkpoint.manifest import Manifest, as_json, read_manifest
 from gradhpo.core.state import BilevelState
 from gradhpo.utils._differences import differences
@@ -84,18 +84,20 @@ class Found(NamedTuple):
             arrays.append(unpacked(array, leaf))
         return arrays
 
-    def with_kept_batch(self, state: BilevelState) -> BilevelState:
-        """A template for a method that keeps a batch: of the shape that it had when it was saved,
-        which follows the data."""
-        plain = (leaf for leaf in self.manifest.leaves if leaf.key is None)
-        shapes = {leaf.path: leaf.shape for leaf in plain if leaf.path.startswith(".memory")}
-        sized = [
-            leaf
-            if shapes.get(path, np.shape(leaf)) == np.shape(leaf)
-            else jax.ShapeDtypeStruct(shapes[path], leaf.dtype)
-            for path, leaf in leaves_with_names(state)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(state), sized)
+    def with_kept_batch(self, state: BilevelState, field: str) -> BilevelState:
+        """A template for a method that keeps a batch in this field of its memory: of the types that
+        the saved one had, which follow the data."""
+        first = f".memory.{field}"
+        saved = {leaf.path: leaf for leaf in self.manifest.leaves if leaf.path.startswith(first)}
+
+        def fitting(path: str, leaf: Any) -> Any:
+            if path not in saved:
+                return leaf
+            own = template_of(saved[path])
+            return leaf if (own.shape, own.dtype) == (leaf.shape, leaf.dtype) else own
+
+        leaves = [fitting(*each) for each in leaves_with_names(state)]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
     def _with_metrics(self, state: BilevelState) -> BilevelState:
         """A template with the metrics of the saved state: `run` has made room for what the losses
@@ -244,7 +246,7 @@ def _read(directory: str | os.PathLike, step: int | None, use: Callable[[Found],
         try:
             return use(found)
         except CheckpointDamaged:
-            if step is not None or found.path.exists():
+            if found.path.exists():
                 raise
 
 

@@ -3,9 +3,8 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from gradhpo.utils.settings import check_choice, check_count
 
@@ -42,10 +41,13 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if not isinstance(self.directory, str | os.PathLike):
             raise TypeError(f"directory must be a path, got {type(self.directory).__name__}.")
-        if not (np.isreal(self.seconds) and self.seconds >= 0):
-            raise ValueError(f"seconds must be at least 0, got {self.seconds!r}.")
+        if not (isinstance(self.seconds, Real) and self.seconds >= 0):
+            raise ValueError(f"seconds must be a number of at least 0, got {self.seconds!r}.")
         check_count("keep", self.keep)
         check_choice("on_error", self.on_error, ("warn", "raise"))
+        for name in ("accept_changes", "takeover"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
 CheckpointArgument = str | os.PathLike | Checkpoints | None

@@ -74,6 +74,7 @@ class Room(NamedTuple):
     missing: Callable[[Memory], bool]
     make: Callable[[Memory, Window], Memory]  # zeros shaped like the batches of a window of shapes;
     # the same memory where it has that room already
+    field: str  # of the memory, where they are
 
 
 class _Method(NamedTuple):

@@ -86,10 +86,10 @@ class Data(NamedTuple):
         each = T * (self.train.bytes_per_step + self.val.bytes_per_step)
         return max(1, min(AT_ONCE, INDEX_BYTES // each))
 
-    def positions(self) -> dict[str, list[int]]:
+    def positions(self) -> dict[str, int | list[int]]:
         """Where the sources stand that can go to any position again, by side."""
         return {
-            side: [int(x) for x in source.position]  # type: ignore[union-attr]
+            side: np.asarray(source.position, int).tolist()  # type: ignore[union-attr]
             for side, source in self.sides.items()
             if hasattr(source, "go_to") and getattr(source, "repeats", True)
         }

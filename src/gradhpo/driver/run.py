@@ -126,7 +126,7 @@ def _episodes(
     if saver is not None:
         about = identify(setup, plan, data, kept.first, shapes.window, drawn[0])
         about["loop"] = loops.episode
-        found = saver.begin(about, state, first + plan.episodes, estimator.room is not None)
+        found = saver.begin(about, state, first + plan.episodes, estimator.room)
         if found is not None:
             kept.begin(found)
             _tell(hooks, found, saver.cut)

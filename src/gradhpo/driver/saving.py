@@ -11,6 +11,7 @@ from gradhpo.checkpoint.manifest import as_json
 from gradhpo.checkpoint.reader import check_about, compare_environments
 from gradhpo.checkpoint.settings import Checkpoints
 from gradhpo.checkpoint.writer import Writer, writing
+from gradhpo.core.estimator import Room
 from gradhpo.core.state import BilevelState
 from gradhpo.driver.data import Data
 from gradhpo.driver.interruption import Signals
@@ -47,7 +48,7 @@ class Saver:
         self._told = False
 
     def begin(
-        self, about: dict[str, Any], template: BilevelState, episodes: int, keeps_batch: bool
+        self, about: dict[str, Any], template: BilevelState, episodes: int, room: Room | None
     ) -> BilevelState | None:
         """The state to go on from, now that the run knows itself; None: it begins.
 
@@ -55,7 +56,7 @@ class Saver:
             about: What it is, by name.
             template: A state of its final structure, before the first episode.
             episodes: After how many it ends, counted from `init`.
-            keeps_batch: Whether the memory holds one, of the shape of the latest episode.
+            room: Where the memory keeps a batch, which looks as those of the latest episode.
 
         Raises:
             CheckpointMismatch: the checkpoint is of another run, or none between its beginning and
@@ -72,8 +73,8 @@ class Saver:
             if not self._settings.accept_changes:
                 raise
             complain(f"{error} It goes on, as accept_changes=True says.", strict=False)
-        if keeps_batch:
-            template = self.found.with_kept_batch(template)
+        if room is not None:
+            template = self.found.with_kept_batch(template, room.field)
         state = self.found.restore(template)
         first, now = int(template.episode), int(state.episode)
         if now < first:
@@ -105,21 +106,21 @@ class Saver:
     @property
     def cut(self) -> bool:
         """Whether a process may have gone on after the checkpoint: the one that took it, or another
-        that began with it."""
+        that began with it, or with a later one."""
         try:
-            begun = (self._writer.directory / GOING_ON).read_text() == self._name
+            begun = int((self._writer.directory / GOING_ON).read_text())
         except (OSError, ValueError):
-            begun = False
-        return begun or not self._position.get("last", False)
+            begun = -1
+        return begun >= self._step or not self._position.get("last", False)
 
     def go_on(self) -> None:
         """Leave word that this process goes on after the checkpoint."""
-        publish(self._writer.directory / GOING_ON, lambda path: path.write_text(self._name))
+        publish(self._writer.directory / GOING_ON, lambda path: path.write_text(f"{self._step}"))
 
     @property
-    def _name(self) -> str:
+    def _step(self) -> int:
         assert self.found is not None
-        return self.found.path.name
+        return self.found.manifest.step
 
     @property
     def _position(self) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def hyperdistill(
         pools=True,
         reset=reset,
         advance=advance,
-        room=Room(_has_no_room, _room),
+        room=Room(_has_no_room, _room, "data"),
         price=lambda size: Cost(2, 1),
         # T + 1 gradients forwards, T gradients and 2 T products on the way back
         start_price=None if fit_theta is None else lambda steps: Cost(2 * steps + 1, 2 * steps),

@@ -13,10 +13,9 @@ process that goes on there takes it instead of computing it:
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from gradhpo.report.provenance import versions
 from gradhpo.report.run_directory import held
 from gradhpo.report.run_record import Run
 from gradhpo.utils._differences import differences
-from gradhpo.utils._files import publish
+from gradhpo.utils._files import publish, whose
 
 __all__ = ["Parts", "keeping", "once", "unfinished_parts"]
 
@@ -38,6 +37,7 @@ T = TypeVar("T")
 Types = tuple[type, ...]
 
 UNFINISHED = "unfinished"
+PART = re.compile(r"[A-Za-z0-9._]{0,80}-[0-9a-f]{8}\.json")
 WHERE = ("out", "overwrite", "resume")  # settings that no number depends on
 
 
@@ -112,9 +112,9 @@ class Parts:
             if self.begun:
                 return
             if not self._resume:
-                results = [self.out / name for name in ("result.json", "curves.csv")]
-                for path in [*unfinished_parts(self.out), *results]:
-                    path.unlink(missing_ok=True)
+                _leave(self.out)
+                for name in ("result.json", "curves.csv"):
+                    (self.out / name).unlink(missing_ok=True)
             run_record.begin(self.out, self._run)
             (self.out / UNFINISHED).mkdir(exist_ok=True)
             self.begun = True
@@ -130,8 +130,8 @@ class Parts:
 
     def finish(self) -> None:
         """The results are written: what was asked for stays, the parts go."""
-        run_record.finish(self.out, self._run)
-        shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
+        run_record.finish(self.out, self._run, ["result.json"])
+        _leave(self.out)
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def keeping(study: str, config: StudyConfig, tell: Progress) -> Iterator[Parts]:
             yield parts
         except BaseException:
             if not there():
-                shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # in nobody's way
+                _leave(out)
             elif resume or parts.begun:  # else they are of another run
                 tell(f"{len(there())} finished parts are kept in {out}: go on with --resume")
             raise
@@ -177,7 +177,21 @@ def _tell_of(out: Path, run: Run, tell: Progress) -> None:
 
 def unfinished_parts(out: Path) -> list[Path]:
     """The files of finished parts in this directory."""
-    return sorted((out / UNFINISHED).glob("[!.]*-????????.json"))
+    return sorted(path for path in _own(out) if path.name == whose(path))
+
+
+def _own(out: Path) -> list[Path]:
+    """Of this module, those that were cut off among them."""
+    found = (out / UNFINISHED).glob("*.json")
+    return [path for path in found if PART.fullmatch(whose(path)) and not path.is_dir()]
+
+
+def _leave(out: Path) -> None:
+    """Remove what is ours. Files of others stay, and so does the directory then."""
+    for path in _own(out):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (out / UNFINISHED).rmdir()
 
 
 def _digest(content: Any) -> str:

@@ -103,22 +103,23 @@ def held(
         DirectoryBusy: another process is at work there; names it.
         OSError: the directory cannot be written to, or its folder is a link.
     """
-    if resume:
-        run = resumed(out, run, defaults)
-        if run.finished:
-            yield run
-            return
+    found = resumed(out, run, defaults) if resume else run
+    if found.finished:
+        yield found
+        return
     _tried(out)
     own = not_a_link(out / folder)
     with only_writer(out):
-        if not (overwrite or resume):
+        if resume:  # another command may have been at work since
+            found = resumed(out, run, defaults)
+        elif not overwrite:
             _check_free(out, names)
             if used():
                 raise FileExistsError(
                     f"{own} holds what is left of a run whose {RUN} is missing. Choose another "
                     "directory with --out, or begin anew with --overwrite."
                 )
-        yield run
+        yield found
 
 
 def _tried(path: str | Path) -> Path:

@@ -8,7 +8,7 @@ other.
 import dataclasses
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Run:
     finished: bool = False
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
     versions: dict[str, Any] = dataclasses.field(default_factory=versions)  # that it began with
+    files: list[str] = dataclasses.field(default_factory=list)  # its results, when finished
 
 
 def settings_of(config: Any, free: Collection[str]) -> dict[str, Any]:
@@ -44,9 +45,9 @@ def begin(out: Path, run: Run) -> None:
     _write(out, dataclasses.replace(run, finished=False))
 
 
-def finish(out: Path, run: Run) -> None:
-    """All is done, and the results are written."""
-    _write(out, dataclasses.replace(run, finished=True))
+def finish(out: Path, run: Run, files: Iterable[str]) -> None:
+    """All is done, and the results are written, to these files."""
+    _write(out, dataclasses.replace(run, finished=True, files=sorted(files)))
 
 
 def _write(out: Path, run: Run) -> None:
@@ -64,7 +65,7 @@ def read(out: Path) -> Run | None:
         found = json.loads((out / RUN).read_bytes())
         if found.pop("format") == FORMAT:
             run = Run(**found)
-            kinds = (str, dict, int | None, bool, str, dict)
+            kinds = (str, dict, int | None, bool, str, dict, list)
             if all(map(isinstance, dataclasses.astuple(run), kinds)):
                 return run
     except FileNotFoundError:
@@ -104,7 +105,8 @@ def resumed(out: Path, run: Run, defaults: Mapping[str, Any] | None = None) -> R
             f"the run in {out} is another one, and runs do not mix: {'; '.join(changed)}. Give "
             "what it was begun with, or begin this one in another directory with --out."
         )
-    whole = found.finished and found.seeds == run.seeds and (out / "result.json").is_file()
+    there = all((out / name).is_file() for name in found.files)
+    whole = found.finished and found.seeds == run.seeds and there
     return dataclasses.replace(run, id=found.id, versions=found.versions, finished=whole)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+from gradhpo.checkpoint.errors import CheckpointMismatch
 from gradhpo.core.estimator import Cost
 from gradhpo.report.config import Progress, silent
 from gradhpo.tuning.comparing import OUTER
@@ -197,6 +198,8 @@ def _searched(
         try:
             by_search(target.make, config.method, *how)
             best = with_trial(lowest(done), target.make, length, seed)
+        except CheckpointMismatch:
+            raise
         except (Exception, KeyboardInterrupt) as raised:
             # What an earlier process has found counts again when the search is done.
             at_hand = [each for each in done if each.trained is not None]

@@ -28,7 +28,7 @@ from gradhpo.tuning.sequences import (
     Training,
     by_hypergradients,
     by_search,
-    check_paid,
+    check_pays,
     cost,
     lowest,
 )
@@ -105,7 +105,9 @@ def compare(
     if isinstance(task, Task):
         check_begins_anew("the task", task)
     make = (lambda seed: task) if isinstance(task, Task) else task
-    length = Length(check_count("episodes", episodes), check_count("steps", steps)).of(make(0))
+    length = Length(check_count("episodes", episodes), check_count("steps", steps))
+    first = make(0)
+    length = length.of(first)
     names = tuple(methods)
     budget, rate = check_positive("budget", budget), check_positive("outer_rate", outer_rate)
     by = OUTER[check_choice("outer", outer, tuple(OUTER))]
@@ -113,6 +115,8 @@ def compare(
         raise ValueError("compare needs at least one method.")
     if {chosen(name).name for name in names} & set(SEARCHES):
         require_optuna()
+    for name in names:
+        check_pays(budget, first, chosen(name), length)
     began, earlier = time.monotonic(), 0.0
     values: list[dict[str, dict[str, Any]]] = []  # of a seed, by method
     costs: dict[str, tuple[float, float]] = {}
@@ -166,9 +170,8 @@ def _trainings(
     if name not in SEARCHES:
         outer = _outer(by, method.outer_rate or rate)
         return by_hypergradients(make, method, outer, length, budget, seed, on_failure, place)
-    price = length.episodes * length.steps
-    check_paid(budget // price, price, budget, name)
-    return by_search(make, name, length, int(budget // price), seed, width, place=place)
+    trials = int(budget // (length.episodes * length.steps))
+    return by_search(make, name, length, trials, seed, width, place=place)
 
 
 @cached

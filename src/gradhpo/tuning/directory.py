@@ -9,12 +9,12 @@ it never does.
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from gradhpo.checkpoint.lock import only_writer
 from gradhpo.report import run_record
 from gradhpo.report.config import Progress
 from gradhpo.report.run_directory import held
@@ -30,6 +30,7 @@ OURS = (
     *("losses.png", "hyperparams.png", "hypergradient.png", "compare.png"),
 )
 KEPT, EARLIER = "checkpoints", ".earlier-"
+ASIDE = re.compile(rf"{re.escape(EARLIER)}([0-9a-f]{{16}}|unknown)")
 LOG = re.compile(r"seed\d+\.(csv|jsonl)")
 TRAINING = re.compile(r"seed\d+-\w+(-\w+)?")
 FREE = ("out", "overwrite", "resume", "tensorboard", "seeds")  # may differ in a run that goes on
@@ -38,15 +39,18 @@ FREE = ("out", "overwrite", "resume", "tensorboard", "seeds")  # may differ in a
 def clear(out: Path) -> None:
     """Remove what an earlier run of `tune` or `compare` has left, and nothing else: not what is
     kept of its trainings."""
-    logs = [path for path in out.glob("seed*") if LOG.fullmatch(path.name)]
     written = [
         path
         for path in out.glob("tensorboard/seed*/events.*")
         if path.parent.name[4:].isdecimal()
         and not (path.parent.is_symlink() or path.parent.parent.is_symlink())
     ]
-    for path in [*logs, *written, *(out / name for name in OURS)]:
+    for path in [*_results(out), *written]:
         path.unlink(missing_ok=True)
+
+
+def _results(out: Path) -> list[Path]:
+    return [path for path in out.iterdir() if path.name in OURS or LOG.fullmatch(path.name)]
 
 
 def events(out: Path, seed: int) -> Path:
@@ -96,7 +100,7 @@ class RunDirectory:
     def end(self) -> None:
         """All is done, and the results are written."""
         if self.keeps:
-            run_record.finish(self.out, self._run)
+            run_record.finish(self.out, self._run, (path.name for path in _results(self.out)))
 
 
 @contextmanager
@@ -116,6 +120,9 @@ def opened(command: str, config: TaskConfig, tell: Progress) -> Iterator[RunDire
     keeps = _installed("orbax.checkpoint")
     if resume and not keeps:
         raise ImportError('--resume needs more packages: pip install ".[checkpoint]"')
+    if resume and _set_aside(out):  # by a command that was killed before it began
+        with only_writer(out):
+            _settle(out)
     with held(
         out,
         asked,
@@ -162,12 +169,19 @@ def _make_room(out: Path) -> None:
 def _settle(out: Path) -> None:
     """Trainings that were set aside go back where they were, if the directory still holds their
     run; else another one has begun, and they go."""
-    for aside in (out / KEPT).glob(f"{EARLIER}*"):
-        if not aside.is_symlink():
+    for aside in _set_aside(out):
+        for path in _trainings(aside):
             if aside.name == _aside(out):
-                for path in _trainings(aside):
-                    Place(path).move(out / KEPT / path.name)
-            shutil.rmtree(aside, ignore_errors=True)
+                Place(path).move(out / KEPT / path.name)
+            else:
+                Place(path).remove()
+        with suppress(OSError):  # something of others is in there
+            aside.rmdir()
+
+
+def _set_aside(out: Path) -> list[Path]:
+    found = (path for path in (out / KEPT).glob(f"{EARLIER}*") if ASIDE.fullmatch(path.name))
+    return [path for path in found if not path.is_symlink()]
 
 
 def _aside(out: Path) -> str:

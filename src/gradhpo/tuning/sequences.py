@@ -6,6 +6,7 @@ within a box around where the others start.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,17 +17,20 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from gradhpo.checkpoint.errors import CheckpointMismatch
 from gradhpo.core.state import BilevelState
 from gradhpo.core.step import init_state
 from gradhpo.core.task import Task
 from gradhpo.core.types import Hyper
 from gradhpo.driver.failure import OnFailure
+from gradhpo.tuning.history import History
 from gradhpo.tuning.journal import Done
 from gradhpo.tuning.judging import judged
 from gradhpo.tuning.methods import Chosen, method_of
 from gradhpo.tuning.places import NOWHERE, Place, Sequence
-from gradhpo.tuning.searches import as_gradients, search_box
+from gradhpo.tuning.searches import SEARCHES, as_gradients, search_box
 from gradhpo.tuning.training import Length, Method, Trial, holding, left_alone, trained
+from gradhpo.utils._differences import differences
 
 __all__ = [
     "WIDTH",
@@ -36,7 +40,7 @@ __all__ = [
     "best",
     "by_hypergradients",
     "by_search",
-    "check_paid",
+    "check_pays",
     "cost",
     "ended",
     "lowest",
@@ -101,9 +105,6 @@ def by_hypergradients(
 
     Args:
         place: Where they are kept; those that have been there go on, in this very order.
-
-    Raises:
-        ValueError: the budget does not pay for one.
     """
     sequence, estimator, spent = Sequence(place), method_of(method, length.steps), 0.0
 
@@ -142,7 +143,6 @@ def by_hypergradients(
     for i in itertools.count():
         price = _price(make(seed), estimator, length)
         if spent + price > budget:
-            check_paid(spent, price, budget, method.name)
             return
         spent += price
         known = sequence.done(i)
@@ -181,6 +181,7 @@ def by_search(
             of them again.
 
     Raises:
+        CheckpointMismatch: what is kept was found with other hyperparameters.
         KeyboardInterrupt: at the first Ctrl-C.
     """
     first, price = make(seed), length.episodes * length.steps
@@ -194,12 +195,13 @@ def by_search(
         if task.declared is not None:
             drawn = task.declared.project(drawn)
         i, spent = len(done), price * (len(done) + 1)
-        known = sequence.done(i)
+        held, known = holding(task, task.settled(drawn)), sequence.done(i)
+        if known is not None:
+            _check_drawn(i, known, History(held).named(held.stored.hyperparams))
         if known is not None and not sequence.kept(i):
             done.append(Training(spent, known, None, drawn))
         else:
-            held, own = holding(task, task.settled(drawn)), sequence.place(i)
-            trial = _whole(left_alone(held, length, seed=seed, place=own))
+            trial = _whole(left_alone(held, length, seed=seed, place=sequence.place(i)))
             done.append(ended(spent, trial, drawn))
             sequence.add(i, done[-1].done, needed=best(done))
         seen(done[-1])
@@ -207,6 +209,25 @@ def by_search(
 
     search_box(name, np.asarray(flat, float), width, judge, trials, seed)
     return done
+
+
+def _check_drawn(i: int, known: Done, named: dict[str, float]) -> None:
+    """Refuse what an earlier process has found with other hyperparameters. On another machine the
+    last bits of these may differ.
+
+    Raises:
+        CheckpointMismatch: names them.
+    """
+    before = known.hyperparams
+    near = before.keys() == named.keys() and all(
+        math.isclose(value, named[name], rel_tol=1e-4) for name, value in before.items()
+    )
+    if not near:
+        raise CheckpointMismatch(
+            f"training {i} of the search was one with {'; '.join(differences(before, named))}: the "
+            "task's space, or what the search draws by, is another now. Go on with what it was "
+            "begun with, or begin anew in another directory."
+        )
 
 
 def with_trial(training: Training, make: Make, length: Length, seed: int) -> Training:
@@ -257,10 +278,14 @@ def _price(task: Task, method: Method, length: Length) -> float:
     return as_gradients(method("scan").cost(length.steps, size, episodes=length.episodes))
 
 
-def check_paid(done: float, price: float, budget: float, name: str) -> None:
-    if not done:
+def check_pays(budget: float, task: Task, method: Chosen, length: Length) -> None:
+    """Raises ValueError: the budget does not pay for one training."""
+    price = float(length.episodes * length.steps)
+    if method.name not in SEARCHES:
+        price = _price(task, method_of(method, length.steps), length)
+    if price > budget:
         raise ValueError(
-            f"one training by {name} takes {price:,.0f} gradients, more than the budget of "
+            f"one training by {method.name} takes {price:,.0f} gradients, more than the budget of "
             f"{budget:,.0f}: raise the budget, or shorten the training."
         )
 

@@ -176,9 +176,9 @@ class _Look:
         self._lowest, self._since = math.inf, 0
 
     def __call__(self, episode: int, state: BilevelState) -> bool:
+        self._begun()  # what is written from now on, is of this run; if that fails, nothing is
         self.history(episode, state)
         row = self.history.rows[-1]._replace(seconds=self.seconds)
-        self._begun()  # what is written from now on, is of this run
         self._journal.add(row)
         self._see(row)
         return not self.early

@@ -47,8 +47,7 @@ class Logger:
             TypeError: a value is not a number; the message names its key.
             ValueError: a metric is called "step", or the logger is closed.
         """
-        if self._closed:
-            raise ValueError(f"the logger of {self._target} is closed.")
+        self._check_open()
         if "step" in metrics:
             raise ValueError('"step" is the name of the step itself; rename the metric.')
         record = {"step": int(step)}
@@ -71,6 +70,10 @@ class Logger:
             except OSError as error:
                 if not self.records:
                     self._warn(error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"the logger of {self._target} is closed: make another.")
 
     def _write(self, record: Record) -> None:
         raise NotImplementedError
@@ -120,8 +123,10 @@ class FileLogger(Logger):
         step. What another run has written before them stays.
 
         Raises:
+            ValueError: the logger is closed.
             OSError: the file cannot be read or cut.
         """
+        self._check_open()
         if not self.path.is_file():  # a pipe, a device
             return
         end, last, position = None, math.inf, 0  # where the later ones begin that end the file
