@@ -1,6 +1,7 @@
 """What `gradhpo tune` and `compare` keep of their trainings: lines that are damaged, of another run
 or release, links, and directories that are used again."""
 
+import errno
 import importlib
 import json
 import sys
@@ -10,7 +11,8 @@ import pytest
 from test_commands import TASK
 
 from gradhpo import GradhpoWarning, cli
-from gradhpo.tuning import command, directory, journal, places, training
+from gradhpo.report import run_record
+from gradhpo.tuning import command, directory, journal, places, sequences, training
 from gradhpo.tuning.journal import Done, Journal, LogRow
 from gradhpo.tuning.places import Place
 
@@ -117,6 +119,78 @@ def test_09_a_command_that_cannot_run_destroys_no_training(gradhpo, cut, tmp_pat
         if path.name == "episodes.jsonl":  # with the seconds that it took: it was not trained again
             first = b"".join(lines.splitlines(keepends=True)[:2])
             assert (tmp_path / "a" / path).read_bytes().startswith(first)
+
+
+def test_09_what_a_killed_command_has_set_aside_comes_back(gradhpo, tmp_path, monkeypatch):
+    """Also where the run that it was to overwrite is finished; files of others stay."""
+    assert gradhpo(*ALONE, "--out", "a")[0] == 0
+    before = content(tmp_path / "a")
+
+    def killed(*_, **__):
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(training, "tune", killed)
+        patch.setattr(directory, "_settle", lambda out: None)
+        gradhpo(*ALONE, "--out", "a", "--overwrite")
+    (aside,) = (tmp_path / "a/checkpoints").glob(f"{directory.EARLIER}*")
+    (aside / "mine.txt").write_text("mine")
+    (tmp_path / "a/checkpoints/.earlier-drafts").mkdir()
+    status, _ = gradhpo(*ALONE, "--out", "a", "--resume")
+    assert status == 0 and before.items() <= content(tmp_path / "a").items()
+    assert (aside / "mine.txt").read_text() == "mine" and len(list(aside.iterdir())) == 1
+    assert (tmp_path / "a/checkpoints/.earlier-drafts").is_dir()
+
+
+def test_09_what_cannot_begin_writes_no_results(gradhpo, tmp_path, monkeypatch):
+    """`run.json` cannot be written when the first episode is done: no result of one episode."""
+    assert gradhpo(*ALONE, "--out", "a")[0] == 0
+
+    def full(out, run):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out / "run.json"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_record, "_write", full)
+        status, err = gradhpo(*ALONE, "--out", "a", "--overwrite")
+    assert status == 1 and "No space left on device" in err
+    assert not (tmp_path / "a/result.json").exists()
+    assert gradhpo(*ALONE, "--out", "a", "--resume")[0] == 0
+    assert (tmp_path / "a/result.json").exists()
+
+
+@pytest.mark.parametrize("name", ["hyperparams.json", "seed0.csv", "result.json"])
+def test_16_a_result_that_was_removed_is_written_again(gradhpo, tmp_path, name):
+    assert gradhpo(*ALONE, "--out", "a")[0] == 0
+    before = (tmp_path / "a" / name).read_text()
+    (tmp_path / "a" / name).unlink()
+    assert gradhpo(*ALONE, "--out", "a", "--resume")[0] == 0
+    after = (tmp_path / "a" / name).read_text()
+    assert after == before or name == "result.json"  # which has times in it
+
+
+@pytest.mark.parametrize("changed", ["space", "sampler"])
+def test_18_what_a_search_has_found_is_of_what_it_draws(
+    gradhpo, cut, tmp_path, monkeypatch, changed
+):
+    """No training tells: without derivatives a space is in no program."""
+    pytest.importorskip("optuna")
+    search = (*ALONE, "--method", "random", "--trials", "4")
+    cut(6)
+    assert gradhpo(*search, "--out", "a")[0] == 130
+    before = content(tmp_path / "a")
+    if changed == "space":
+        other = '{"decay": gh.spaces.log(), "rate": gh.spaces.interval(0.001, 0.6)}'
+        edited(tmp_path, "gh.spaces.log()", other)
+    else:
+        drawn = sequences.search_box
+        monkeypatch.setattr(
+            sequences, "search_box", lambda *given: drawn(*given[:-1], seed=given[-1] + 1)
+        )
+    status, err = gradhpo(*search, "--out", "a", "--resume")
+    assert status == 1 and "training 1 of the search was one with hyperparams/" in err
+    assert "result.json" not in {
+        path.name for path in content(tmp_path / "a") if path not in before
+    }
 
 
 def test_18_a_warm_start_finds_out_that_the_task_has_changed(gradhpo, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from checkpoint_cases import ABOUT, bits, copied, edited, signed, template, tree
 
 from gradhpo import GradhpoWarning, checkpoint
-from gradhpo.checkpoint import CheckpointDamaged, CheckpointMismatch
+from gradhpo.checkpoint import CheckpointDamaged, CheckpointMismatch, reader
 
 MUSEUM = Path(__file__).parent / "museum"
 
@@ -186,3 +187,13 @@ def test_20_error_of_a_missing_step_lists_those_there_are(run):
     with pytest.raises(CheckpointDamaged, match="0020: manifest.json is missing"):
         (run / "step-0000000020" / "manifest.json").unlink()
         checkpoint.restore(run, template(), step=20)  # that one was asked for, and no other
+
+
+def test_05_one_that_its_writer_removes_meanwhile_is_missing_and_not_damaged(run, monkeypatch):
+    def removed(path, avals):
+        shutil.rmtree(run / "step-0000000020")
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(reader, "read_arrays", removed)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 20"):
+        checkpoint.restore(run, template(), step=20)

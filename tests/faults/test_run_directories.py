@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +19,14 @@ pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
 from gradhpo import cli  # noqa: E402
-from gradhpo.report import StudyResult, parts, provenance, run_record, summarize  # noqa: E402
+from gradhpo.report import (  # noqa: E402
+    StudyResult,
+    parts,
+    provenance,
+    run_directory,
+    run_record,
+    summarize,
+)
 from gradhpo.report.config import StudyConfig  # noqa: E402
 from gradhpo.report.parts import once  # noqa: E402
 from gradhpo.studies import registry  # noqa: E402
@@ -314,6 +321,31 @@ def test_10_a_second_process_in_the_directory_is_refused(cut, capsys, counting):
     assert counting() == ["0", "1"]
     assert gradhpo(capsys, "--out", "d", "--resume")[0] == 0  # nothing was lost
     assert files("d") == files("whole")
+
+
+def test_10_a_command_that_ended_meanwhile_is_seen(cut, monkeypatch):
+    """Another one has overwritten the run between the first look and the lock."""
+    tried, asked = run_directory._tried, run_record.read(cut)
+
+    def meanwhile(path):
+        other = replace(asked, id="f" * 16, settings=asked.settings | {"parts": 9})
+        run_record.finish(cut, other, [])
+        return tried(path)
+
+    monkeypatch.setattr(run_directory, "_tried", meanwhile)
+    how = {"overwrite": False, "resume": True}
+    with pytest.raises(ValueError, match="runs do not mix: --parts"):
+        with run_directory.held(cut, asked, "unfinished", lambda: False, **how):
+            pass
+
+
+def test_09_files_of_others_stay(cut, capsys):
+    for name in ("novel.txt", "notes.json"):
+        (cut / "unfinished" / name).write_text("mine")
+    (cut / "unfinished" / ".7.seed_0-0123abcd.json").touch()  # cut off
+    assert gradhpo(capsys, "--out", "d", "--resume")[0] == 0
+    left = {path.name for path in (cut / "unfinished").iterdir()}
+    assert left == {"novel.txt", "notes.json"}
 
 
 @pytest.mark.slow

@@ -108,6 +108,7 @@ def test_discrete_and_projected_hyperparameters_are_drawn_within_their_spaces(ma
     [
         (["reverse"], 10, "one training by reverse takes 42 gradients, more than the budget of 10"),
         (["random"], 9, "one training by random takes 10 gradients"),
+        (["random", "reverse"], 41, "one training by reverse takes 42 gradients"),
         (["sgd"], 100, "unknown method 'sgd'; known: fo, "),
         (["reverse:bar=1"], 100, "bar=1: the method reverse has the settings budget, memory"),
         ([], 100, "at least one method"),
@@ -115,8 +116,10 @@ def test_discrete_and_projected_hyperparameters_are_drawn_within_their_spaces(ma
     ],
 )
 def test_what_cannot_be_compared(make, methods, budget, message):
+    told = []
     with pytest.raises(ValueError, match=message):
-        compare(make, methods, budget, episodes=2, steps=5)
+        compare(make, methods, budget, episodes=2, steps=5, progress=told.append)
+    assert not told  # nothing was trained for it
 
 
 def test_on_the_command_line(gradhpo):
