@@ -246,6 +246,7 @@ def test_65_links_among_what_is_swept_and_removed_are_not_followed(run, outside)
     for name in (LEFT.format("1"), LEFT.format("2"), ".7..going-on"):
         (run / name).symlink_to(outside)
     (run / ".8..going-on").touch()
+    (run / ".9..going-on").symlink_to(run / "step-0000000020" / "manifest.json")
     for name in (LEFT.format("3"), ".unfinished-thesis"):
         (run / name).mkdir()
         (run / name / "link").symlink_to(outside)
@@ -254,6 +255,7 @@ def test_65_links_among_what_is_swept_and_removed_are_not_followed(run, outside)
         writer.save(tree(60), step=60)
     assert not (run / LEFT.format("3")).exists() and not (run / ".8..going-on").exists()
     assert (run / LEFT.format("1")).is_symlink() and (run / ".7..going-on").is_symlink()
+    assert (run / ".9..going-on").is_symlink()
     assert (run / ".unfinished-thesis").is_dir()  # somebody else's
     assert checkpoint.steps(run) == [60]
 

@@ -223,6 +223,7 @@ def test_overwrite_begins_anew_and_removes_what_is_ours(run, here):
     (kept / "seed0-tuned/notes.txt").write_text("mine")
     (kept / "seed3-tuned").symlink_to(other)
     (kept / "seed0-untuned/step-0000000009").symlink_to(other)
+    (kept / "seed0-untuned/.unfinished-thesis").mkdir()
     for name in (".going-on", ".7..going-on", ".7.episodes.jsonl"):  # the last two: cut off
         (kept / "seed0-untuned" / name).touch()
     run("tune", *SHORT, "--out", "whole", "--alone")
@@ -230,7 +231,7 @@ def test_overwrite_begins_anew_and_removes_what_is_ours(run, here):
     assert files(here / "a") == files(here / "whole")
     assert (other / "step-0000000010").is_dir() and (kept / "seed3-tuned").is_symlink()
     assert (kept / "seed0-tuned/notes.txt").read_text() == "mine"
-    assert os.listdir(kept / "seed0-untuned") == ["step-0000000009"]
+    assert sorted(os.listdir(kept / "seed0-untuned")) == [".unfinished-thesis", "step-0000000009"]
 
 
 def test_the_disk_is_tried_out_once(run, here, monkeypatch):
