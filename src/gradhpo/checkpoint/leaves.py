@@ -150,7 +150,7 @@ def template_of(leaf: Leaf) -> Any:
     """Something of the type of what was saved, for a template."""
     if leaf.key is None:
         return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype))
-    return jax.random.wrap_key_data(np.zeros(leaf.shape, leaf.dtype), impl=leaf.key)
+    return jax.random.wrap_key_data(jnp.zeros(leaf.shape, leaf.dtype), impl=leaf.key)
 
 
 def _wanted(tree: Any) -> list[Leaf]:
