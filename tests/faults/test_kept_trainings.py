@@ -12,7 +12,6 @@ import pytest
 from test_commands import TASK
 
 from gradhpo import GradhpoWarning, cli
-from gradhpo.report import run_record
 from gradhpo.tuning import command, directory, journal, places, sequences, training
 from gradhpo.tuning.journal import Done, Journal, LogRow
 from gradhpo.tuning.places import Place
@@ -143,20 +142,19 @@ def test_09_what_a_killed_command_has_set_aside_comes_back(gradhpo, tmp_path, mo
     assert (tmp_path / "a/checkpoints/.earlier-drafts").is_dir()
 
 
-def test_09_what_cannot_begin_writes_no_results(gradhpo, tmp_path, monkeypatch):
-    """`run.json` cannot be written when the first episode is done: no result of one episode."""
+def test_09_what_cannot_begin_destroys_no_results(gradhpo, tmp_path, monkeypatch):
+    """`run.json` cannot be written when the first episode is done, which is no result either."""
     assert gradhpo(*ALONE, "--out", "a")[0] == 0
+    before = content(tmp_path / "a")
 
-    def full(out, run):
-        raise OSError(errno.ENOSPC, "No space left on device", str(out / "run.json"))
+    def full(path, text, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_record, "_write", full)
+        patch.setattr(Path, "write_text", full)
         status, err = gradhpo(*ALONE, "--out", "a", "--overwrite")
-    assert status == 1 and "No space left on device" in err
-    assert not (tmp_path / "a/result.json").exists()
-    assert gradhpo(*ALONE, "--out", "a", "--resume")[0] == 0
-    assert (tmp_path / "a/result.json").exists()
+    assert status == 1 and "No space left on device" in err and "run.json" in err
+    assert content(tmp_path / "a") == before
 
 
 @pytest.mark.parametrize("name", ["hyperparams.json", "seed0.csv", "result.json"])

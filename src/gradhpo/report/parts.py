@@ -111,11 +111,10 @@ class Parts:
         with self._beginning:  # parts may be computed side by side
             if self.begun:
                 return
-            if not self._resume:
-                _leave(self.out)
-                for name in ("result.json", "curves.csv"):
-                    (self.out / name).unlink(missing_ok=True)
-            run_record.begin(self.out, self._run)
+            if self._resume:
+                run_record.begin(self.out, self._run)
+            else:
+                run_record.begin(self.out, self._run, partial(_clear, self.out))
             (self.out / UNFINISHED).mkdir(exist_ok=True)
             self.begun = True
 
@@ -184,6 +183,13 @@ def _own(out: Path) -> list[Path]:
     """Of this module, those that were cut off among them."""
     found = (out / UNFINISHED).glob("*.json")
     return [path for path in found if PART.fullmatch(whose(path)) and not path.is_dir()]
+
+
+def _clear(out: Path) -> None:
+    """Remove what another run has left."""
+    _leave(out)
+    for name in ("result.json", "curves.csv"):
+        (out / name).unlink(missing_ok=True)
 
 
 def _leave(out: Path) -> None:

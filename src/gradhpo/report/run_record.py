@@ -8,7 +8,7 @@ other.
 import dataclasses
 import json
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,13 @@ def settings_of(config: Any, free: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in plain(config).items() if name not in free}
 
 
-def begin(out: Path, run: Run) -> None:
-    """From now on the directory holds this run, and another one no more."""
-    _write(out, dataclasses.replace(run, finished=False))
+def begin(out: Path, run: Run, clear: Callable[[], object] = lambda: None) -> None:
+    """From now on the directory holds this run, and another one no more.
+
+    Args:
+        clear: Removes what another one has left; called when it is sure that this can be written.
+    """
+    _write(out, dataclasses.replace(run, finished=False), clear)
 
 
 def finish(out: Path, run: Run, files: Iterable[str]) -> None:
@@ -50,9 +54,14 @@ def finish(out: Path, run: Run, files: Iterable[str]) -> None:
     _write(out, dataclasses.replace(run, finished=True, files=sorted(files)))
 
 
-def _write(out: Path, run: Run) -> None:
+def _write(out: Path, run: Run, clear: Callable[[], object] = lambda: None) -> None:
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(run)}, indent=1) + "\n"
-    publish(out / RUN, lambda path: path.write_text(text, encoding="utf-8", newline=""))
+
+    def make(path: Path) -> None:
+        path.write_text(text, encoding="utf-8", newline="")
+        clear()
+
+    publish(out / RUN, make)
 
 
 def read(out: Path) -> Run | None:

@@ -11,6 +11,7 @@ it never does.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,12 +88,12 @@ class RunDirectory:
         command that cannot run destroys no results."""
         if self.begun:
             return
-        if self._overwrite:
-            clear(self.out)
+        old = partial(clear, self.out) if self._overwrite else lambda: None
         if self.keeps:
-            run_record.begin(self.out, self._run)
+            run_record.begin(self.out, self._run, old)
             _settle(self.out)
         else:
+            old()
             (self.out / run_record.RUN).unlink(missing_ok=True)
             self._tell('cannot go on if it is cut off: pip install ".[checkpoint]"')
         self.begun = True
