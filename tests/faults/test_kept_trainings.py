@@ -274,6 +274,21 @@ def test_19_lines_of_an_earlier_release_are_read_and_of_a_later_one_kept(tmp_pat
         assert Journal(Done, path, "a").rows == []
 
 
+def test_65_what_is_set_aside_beyond_a_link_stays(gradhpo, tmp_path):
+    assert gradhpo(*ALONE, "--out", "a")[0] == gradhpo(*ALONE, "--out", "b")[0] == 0
+    kept = tmp_path / "a/checkpoints"
+    aside = kept / f"{directory.EARLIER}{'0' * 16}"
+    aside.mkdir()
+    (kept / "seed0-tuned").rename(aside / "seed0-tuned")
+    before = content(kept)
+    (tmp_path / "b/result.json").unlink()  # else there is nothing to do
+    (tmp_path / "b/checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "b/checkpoints").symlink_to(kept)
+    status, err = gradhpo(*ALONE, "--out", "b", "--resume")
+    assert status == 1 and "checkpoints is a link" in err
+    assert content(kept) == before
+
+
 def test_65_links_among_kept_trainings_are_not_followed(gradhpo, tmp_path):
     mine, elsewhere = tmp_path / "mine.txt", tmp_path / "elsewhere"
     mine.write_text("mine")

@@ -339,6 +339,13 @@ def test_10_a_command_that_ended_meanwhile_is_seen(cut, monkeypatch):
             pass
 
 
+def test_09_a_file_where_parts_are_kept_is_told_before_any_is_computed(capsys, counting):
+    Path("d").mkdir()
+    Path("d/unfinished").write_text("mine")
+    status, _, err = gradhpo(capsys, "--out", "d")
+    assert status == 1 and "d/unfinished is a file: remove it" in err and counting() == []
+
+
 def test_09_files_of_others_stay(cut, capsys):
     for name in ("novel.txt", "notes.json"):
         (cut / "unfinished" / name).write_text("mine")

@@ -101,7 +101,7 @@ def held(
         FileNotFoundError: there is no run to go on with.
         ValueError: there is, but it is another one; names what differs.
         DirectoryBusy: another process is at work there; names it.
-        OSError: the directory cannot be written to, or its folder is a link.
+        OSError: the directory cannot be written to, or its folder is a link or a file.
     """
     found = resumed(out, run, defaults) if resume else run
     if found.finished:
@@ -109,6 +109,8 @@ def held(
         return
     _tried(out)
     own = not_a_link(out / folder)
+    if own.exists() and not own.is_dir():
+        raise NotADirectoryError(f"{own} is a file: remove it, or choose another with --out.")
     with only_writer(out):
         if resume:  # another command may have been at work since
             found = resumed(out, run, defaults)

@@ -198,7 +198,7 @@ def _searched(
         try:
             by_search(target.make, config.method, *how)
             best = with_trial(lowest(done), target.make, length, seed)
-        except CheckpointMismatch:
+        except CheckpointMismatch:  # no result: the directory holds another search
             raise
         except (Exception, KeyboardInterrupt) as raised:
             # What an earlier process has found counts again when the search is done.

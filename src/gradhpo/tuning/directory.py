@@ -181,8 +181,9 @@ def _settle(out: Path) -> None:
 
 
 def _set_aside(out: Path) -> list[Path]:
-    found = (path for path in (out / KEPT).glob(f"{EARLIER}*") if ASIDE.fullmatch(path.name))
-    return [path for path in found if not path.is_symlink()]
+    kept = out / KEPT
+    found = () if kept.is_symlink() else kept.glob(f"{EARLIER}*")
+    return [path for path in found if ASIDE.fullmatch(path.name) and not path.is_symlink()]
 
 
 def _aside(out: Path) -> str:

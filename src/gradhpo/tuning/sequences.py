@@ -279,7 +279,11 @@ def _price(task: Task, method: Method, length: Length) -> float:
 
 
 def check_pays(budget: float, task: Task, method: Chosen, length: Length) -> None:
-    """Raises ValueError: the budget does not pay for one training."""
+    """Refuse a budget that does not pay for one training.
+
+    Raises:
+        ValueError: names the price.
+    """
     price = float(length.episodes * length.steps)
     if method.name not in SEARCHES:
         price = _price(task, method_of(method, length.steps), length)
